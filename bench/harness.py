@@ -1,0 +1,286 @@
+"""Timing in interleaved rounds: one sample of every subject, then again, then again."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from time import perf_counter
+from types import FrameType, FunctionType
+from typing import Any, Self, cast
+
+from bench.arithmetic import calls_for
+from bench.subjects.model import ARGUMENT, BrokenError, Outcome, Subject, Work, counted, make_work
+
+WARM_UP_CALLS = 200
+"""Calls before anything is timed: they fill caches, open breakers and let the interpreter specialise."""
+
+CHECK_CALLS = 20
+
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s:()'\"]+/)+")
+
+
+class WrongBehaviourError(Exception):
+    """A subject does not do what its family is about, so its time would mean nothing."""
+
+
+@dataclass(slots=True)
+class Runner:
+    """A subject ready to be timed, and its samples so far.
+
+    Args:
+        subject: What is measured.
+        call: The guarded function.
+        loop: Calls it so many times, returns the seconds that took; awaited if the subject is.
+        frames: Python frames one call enters, the guarded function's included.
+        calls: Calls in one sample.
+        samples: Nanoseconds per call, one for each round.
+    """
+
+    subject: Subject
+    call: Work
+    loop: Callable[[Work, int], Any]
+    frames: int = 0
+    calls: int = 1
+    samples: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A subject that could not be measured, and why."""
+
+    subject: Subject
+    reason: str
+
+
+class Harness:
+    """Prepare subjects and take their samples, the asynchronous ones on one event loop.
+
+    Args:
+        sample: Seconds one sample takes, > 0.
+    """
+
+    def __init__(self, sample: float) -> None:
+        self._sample = sample
+        self._asyncio = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        self._asyncio.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._asyncio.close()
+
+    def prepare(self, subject: Subject) -> Runner | Absent:
+        """Build a subject, check that it does its job, count its frames and size its samples.
+
+        Whatever goes wrong makes it absent: a peer that is not installed or has changed its API must not stop
+        the others, and must not vanish either.
+        """
+        try:
+            self._check(subject)
+            runner = Runner(subject, self._build(subject, _work(subject)), own_loop(subject))
+            self._time(runner, WARM_UP_CALLS)
+            runner.frames = self._frames(runner)
+            runner.calls = self._calibrate(runner)
+        except Exception as error:
+            return Absent(subject, reason(error))
+        return runner
+
+    def measure(self, runners: Sequence[Runner], rounds: int) -> None:
+        """Take one sample of each runner per round, there and back again in turn.
+
+        Turning round each time spares any subject from always being first or always following the same one.
+        """
+        for number in range(rounds):
+            with _no_gc():
+                for runner in runners if number % 2 == 0 else reversed(runners):
+                    runner.samples.append(self._time(runner, runner.calls) / runner.calls * 1e9)
+
+    def _build(self, subject: Subject, work: Work) -> Work:
+        async def build() -> Work:
+            return subject.build(work)
+
+        # Some asynchronous peers look for the running loop as they decorate.
+        return self._asyncio.run(build()) if subject.awaited else subject.build(work)
+
+    def _check(self, subject: Subject) -> None:
+        entered: list[int] = []
+        call = self._build(subject, counted(_work(subject), awaited=subject.awaited, note=entered.append))
+        for _ in repeat(None, WARM_UP_CALLS):
+            self._outcome(subject, call)
+        entered.clear()
+        results = [self._outcome(subject, call) for _ in repeat(None, CHECK_CALLS)]
+        verify(subject.outcome, results, len(entered))
+
+    def _outcome(self, subject: Subject, call: Work) -> object:
+        try:
+            return self._asyncio.run(call(ARGUMENT)) if subject.awaited else call(ARGUMENT)
+        except Exception as error:
+            # Some peers raise one stored instance again and again: its traceback would grow for ever.
+            return error.with_traceback(None)
+
+    def _frames(self, runner: Runner) -> int:
+        count = self._count_async if runner.subject.awaited else count_frames
+        return statistics.median_low([count(runner.call) for _ in range(5)])
+
+    def _count_async(self, call: Work) -> int:
+        return self._asyncio.run(count_frames_async(call))
+
+    def _calibrate(self, runner: Runner) -> int:
+        calls = 16
+        # The best of three: one preempted run must not leave a subject with samples too short to time.
+        while (took := min(self._time(runner, calls) for _ in range(3))) < self._sample / 4:
+            calls *= 2
+        return calls_for(self._sample, calls=calls, took=took)
+
+    def _time(self, runner: Runner, calls: int) -> float:
+        ran = runner.loop(runner.call, calls)
+        took: float = self._asyncio.run(ran) if runner.subject.awaited else ran
+        if runner.subject.outcome.raises:
+            self._outcome(runner.subject, runner.call)
+        return took
+
+
+def _work(subject: Subject) -> Work:
+    return make_work(awaited=subject.awaited, fails=subject.outcome.raises)
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def verify(outcome: Outcome, results: Sequence[object], entered: int) -> None:
+    """Check that calls of a subject did what its family is about.
+
+    Args:
+        outcome: What each call must do.
+        results: What the calls returned or raised.
+        entered: How often the guarded function was entered by them.
+
+    Raises:
+        WrongBehaviourError: If a call ended otherwise, or the function was entered too often or too rarely.
+    """
+    for result in results:
+        if not _fits(outcome, result):
+            raise WrongBehaviourError(f"a call that {outcome.value} gave {result!r}")
+    expected = len(results) if outcome.reaches_the_function else 0
+    if entered != expected:
+        raise WrongBehaviourError(
+            f"{len(results)} calls entered the function {entered} times, not {expected}"
+        )
+
+
+def _fits(outcome: Outcome, result: object) -> bool:
+    if outcome is Outcome.FAILS:
+        return isinstance(result, BrokenError)
+    if outcome is Outcome.REJECTS:
+        return isinstance(result, Exception) and not isinstance(result, BrokenError)
+    return result == ARGUMENT
+
+
+def reason(error: Exception) -> str:
+    """Say in one line why a subject is absent, without the folders of this machine."""
+    line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {_FOLDERS.sub('', line)}"
+
+
+def count_frames(call: Work) -> int:
+    """Return how many Python frames one call enters; an `Exception` it raises is passed over."""
+    tally = _Tally()
+    sys.setprofile(tally)
+    try:
+        call(ARGUMENT)
+    except Exception:
+        pass
+    finally:
+        sys.setprofile(None)
+    return tally.entered
+
+
+async def count_frames_async(call: Work) -> int:
+    """Return how many Python frames one awaited call enters, those of the event loop too if it suspends."""
+    tally = _Tally()
+    sys.setprofile(tally)
+    try:
+        await call(ARGUMENT)
+    except Exception:
+        pass
+    finally:
+        sys.setprofile(None)
+    return tally.entered
+
+
+class _Tally:
+    """A profile function that counts the frames entered."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+
+    def __call__(self, _frame: FrameType, event: str, _arg: object) -> None:
+        self.entered += event == "call"
+
+
+# -- loops -----------------------------------------------------------------------------------------------
+
+
+def own_loop(subject: Subject) -> Callable[[Work, int], Any]:
+    """Return the loop a subject needs, with a code object of its own.
+
+    CPython specialises each call site for what it has seen there. One loop for all subjects would be
+    specialised for none of them, and would cost the cheapest ones most.
+    """
+    if subject.awaited:
+        loop: Any = _await_raising if subject.outcome.raises else _await_returning
+    else:
+        loop = _call_raising if subject.outcome.raises else _call_returning
+    return cast("Callable[[Work, int], Any]", FunctionType(loop.__code__.replace(), loop.__globals__))
+
+
+def _call_returning(call: Work, calls: int) -> float:
+    started = perf_counter()
+    for _ in repeat(None, calls):
+        call(ARGUMENT)
+    return perf_counter() - started
+
+
+def _call_raising(call: Work, calls: int) -> float:
+    started = perf_counter()
+    for _ in repeat(None, calls):
+        try:  # noqa: SIM105 - `suppress` is three calls of its own
+            call(ARGUMENT)
+        except Exception:
+            pass
+    return perf_counter() - started
+
+
+async def _await_returning(call: Work, calls: int) -> float:
+    started = perf_counter()
+    for _ in repeat(None, calls):
+        await call(ARGUMENT)
+    # One turn of the loop: who leaves work to it, such as cancelled timers to sweep, pays for it here.
+    await asyncio.sleep(0)
+    return perf_counter() - started
+
+
+async def _await_raising(call: Work, calls: int) -> float:
+    started = perf_counter()
+    for _ in repeat(None, calls):
+        try:  # noqa: SIM105
+            await call(ARGUMENT)
+        except Exception:
+            pass
+    await asyncio.sleep(0)
+    return perf_counter() - started

@@ -1,0 +1,132 @@
+"""Measure what each policy adds to a call that needs no help, beside its peers, in one run.
+
+Run it from the top of the repository: `python -m bench.overhead`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from bench import report, startup, targets
+from bench.harness import Absent, Harness, Runner, reason
+from bench.report import Results, Series
+from bench.subjects import SUBJECTS, Subject
+
+RESULTS = Path(__file__).parent / "results"
+
+ROUNDS = 40
+STARTUP_ROUNDS = 12
+"""A fresh interpreter costs a hundred samples, and its noise is smaller beside it: fewer rounds do."""
+
+SAMPLE = 0.006
+QUICK_SAMPLE = 0.001
+"""Seconds a sample takes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return 0, or 1 if a target is missed under `--check`, or 2 if nothing is chosen."""
+    options = _parser().parse_args(argv)
+    results = run(options.only, options.rounds, QUICK_SAMPLE if options.quick else SAMPLE)
+    if not results.rows and not results.absent:
+        print(f"nothing is called {options.only!r}", file=sys.stderr)
+        return 2
+    print(report.text(results))
+    if folder := _folder(options):
+        report.write(results, folder)
+    kept = all(one.verdict is targets.Verdict.MET for one in results.targets)
+    return 0 if kept or not options.check else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.overhead", description=__doc__)
+    parser.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"interleaved rounds ({ROUNDS})")
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="only subjects whose family/name matches or contains it"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="samples of 1 ms: to see that it runs, not to quote"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (a full run: bench/results)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _folder(options: argparse.Namespace) -> Path | None:
+    """Return where to write: a partial or hasty run must not replace the committed figures unasked."""
+    if options.out:
+        chosen: Path = options.out
+        return chosen
+    partial = options.only or options.quick or options.rounds < ROUNDS
+    return None if partial else RESULTS
+
+
+def run(only: str | None, rounds: int, sample: float) -> Results:
+    """Measure the subjects that match *only* (None: all) and judge the targets among them.
+
+    Args:
+        only: Part of `family/name`, or a pattern of `fnmatch` for the whole of it.
+        rounds: Interleaved rounds, >= 1.
+        sample: Seconds one sample takes.
+    """
+    chosen = [subject for subject in SUBJECTS if matches(only, subject.id)]
+    measured, absent = _measure(chosen, rounds, sample)
+    selected = {subject.id for subject in chosen}
+    if any(matches(only, name) for name in startup.STATEMENTS):
+        selected |= startup.STATEMENTS.keys()
+        measured += _measure_startup(min(rounds, STARTUP_ROUNDS), absent)
+    judged = targets.judge(
+        {f"{one.family}/{one.name}": one.samples for one in measured},
+        {f"{one.family}/{one.name}": one.frames for one in measured if one.frames is not None},
+        frozenset(selected),
+    )
+    packages = [subject.package for subject in chosen if subject.package]
+    return Results(report.describe_run(rounds, sample, packages), report.tabulate(measured), absent, judged)
+
+
+def matches(only: str | None, name: str) -> bool:
+    """Say whether a subject id is wanted."""
+    return only is None or only in name or fnmatchcase(name, only)
+
+
+def _measure(chosen: Sequence[Subject], rounds: int, sample: float) -> tuple[list[Series], dict[str, str]]:
+    with Harness(sample) as harness:
+        prepared = [harness.prepare(subject) for subject in chosen]
+        runners = [one for one in prepared if isinstance(one, Runner)]
+        _say(f"{len(runners)} subjects, {rounds} rounds: about {len(runners) * rounds * sample * 1.3:.0f} s")
+        harness.measure(runners, rounds)
+    absent = {one.subject.id: one.reason for one in prepared if isinstance(one, Absent)}
+    return [_series(runner) for runner in runners], absent
+
+
+def _series(runner: Runner) -> Series:
+    subject = runner.subject
+    return Series(subject.family, subject.name, runner.samples, runner.frames, runner.calls)
+
+
+def _measure_startup(rounds: int, absent: dict[str, str]) -> list[Series]:
+    _say(f"imports in fresh interpreters, {rounds} rounds")
+    try:
+        samples = startup.measure(rounds)
+    except startup.StartupError as error:
+        absent.update(dict.fromkeys(startup.STATEMENTS, reason(error)))
+        return []
+    return [Series(startup.FAMILY, name.partition("/")[2], taken) for name, taken in samples.items()]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The shape of a subject and the functions it guards."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Work = Callable[[int], Any]
+
+ARGUMENT = 1
+"""What every call is made with; the guarded function returns it."""
+
+
+class BrokenError(Exception):
+    """The failure of the guarded function."""
+
+
+class Outcome(enum.Enum):
+    """What one call of a subject must do; checked before anything is timed."""
+
+    RETURNS = "calls the function and returns its result"
+    REMEMBERS = "returns the result without calling the function"
+    FAILS = "calls the function and passes its exception on"
+    REJECTS = "raises an error of its own without calling the function"
+
+    @property
+    def raises(self) -> bool:
+        """Say whether a call ends in an exception."""
+        return self in (Outcome.FAILS, Outcome.REJECTS)
+
+    @property
+    def reaches_the_function(self) -> bool:
+        """Say whether a call enters the guarded function."""
+        return self in (Outcome.RETURNS, Outcome.FAILS)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One library doing one job.
+
+    Args:
+        family: The job; subjects of one family are compared with one another.
+        name: The library, with what is special about its settings in brackets.
+        build: Takes the function to guard, returns it guarded. Runs on the event loop when *awaited*.
+        package: Distribution whose version goes into the results; None for the standard library.
+        awaited: The guarded function is a coroutine function.
+        outcome: What a call must do.
+    """
+
+    family: str
+    name: str
+    build: Callable[[Work], Work]
+    package: str | None = None
+    awaited: bool = False
+    outcome: Outcome = Outcome.RETURNS
+
+    @property
+    def id(self) -> str:
+        """Return `family/name`, by which targets and `--only` speak of the subject."""
+        return f"{self.family}/{self.name}"
+
+
+Row = tuple[str, str | None, Callable[[Work], Work]]
+"""One line of a family's table: name, package, builder."""
+
+
+def family(
+    title: str, *rows: Row, awaited: bool = False, outcome: Outcome = Outcome.RETURNS
+) -> tuple[Subject, ...]:
+    """Return the subjects of one family."""
+    return tuple(Subject(title, name, build, package, awaited, outcome) for name, package, build in rows)
+
+
+def make_work(*, awaited: bool, fails: bool) -> Work:
+    """Return a fresh function to guard, so that no subject meets the marks another left on it.
+
+    Args:
+        awaited: Make a coroutine function.
+        fails: Raise `BrokenError` instead of returning the argument.
+    """
+
+    def works(x: int) -> int:
+        return x
+
+    def breaks(x: int) -> int:
+        raise BrokenError(x)
+
+    async def works_async(x: int) -> int:
+        return x
+
+    async def breaks_async(x: int) -> int:
+        raise BrokenError(x)
+
+    if awaited:
+        return breaks_async if fails else works_async
+    return breaks if fails else works
+
+
+def counted(work: Work, *, awaited: bool, note: Callable[[int], object]) -> Work:
+    """Return *work* with *note* called at each entry: for checking a subject, never for timing it."""
+
+    def counting(x: int) -> Any:
+        note(x)
+        return work(x)
+
+    async def counting_async(x: int) -> Any:
+        note(x)
+        return await work(x)
+
+    return counting_async if awaited else counting

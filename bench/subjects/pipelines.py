@@ -1,0 +1,95 @@
+"""Several policies around one call, each library's own way of stacking them."""
+
+from __future__ import annotations
+
+from bench.subjects import breakers, retries, timeouts
+from bench.subjects.model import Work, family
+
+
+def resilient(work: Work) -> Work:
+    """Stack ours: retry over breaker."""
+    from resilient import CircuitBreaker, Pipeline, Retry
+
+    return Pipeline(Retry(on=Exception), CircuitBreaker("bench"))(work)
+
+
+def resilient_three(work: Work) -> Work:
+    """Stack ours: retry over breaker over timeout."""
+    from resilient import CircuitBreaker, Pipeline, Retry, Timeout
+
+    return Pipeline(Retry(on=Exception), CircuitBreaker("bench"), Timeout(timeouts.LIMIT))(work)
+
+
+def resilient_four(work: Work) -> Work:
+    """Stack ours: fallback over retry over breaker over timeout."""
+    from resilient import CircuitBreaker, Fallback, Pipeline, Retry, Timeout
+
+    policies = (Fallback(None), Retry(on=Exception), CircuitBreaker("bench"), Timeout(timeouts.LIMIT))
+    return Pipeline(*policies)(work)
+
+
+def pyresilience(work: Work) -> Work:
+    """Stack pyresilience's breaker and retry."""
+    from pyresilience import CircuitBreakerConfig, RetryConfig
+    from pyresilience import resilient as guard
+
+    guarded: Work = guard(retry=RetryConfig(), circuit_breaker=CircuitBreakerConfig())(work)
+    return guarded
+
+
+def pyresilience_three(work: Work) -> Work:
+    """Stack pyresilience's breaker, retry and timeout."""
+    from pyresilience import CircuitBreakerConfig, RetryConfig, TimeoutConfig
+    from pyresilience import resilient as guard
+
+    limit = TimeoutConfig(seconds=timeouts.LIMIT)
+    guarded: Work = guard(retry=RetryConfig(), circuit_breaker=CircuitBreakerConfig(), timeout=limit)(work)
+    return guarded
+
+
+def pybreaker_stamina(work: Work) -> Work:
+    """Stack stamina over pybreaker."""
+    return retries.stamina(breakers.pybreaker(work, breakers.TRIP_AFTER))
+
+
+def hyx_three(work: Work) -> Work:
+    """Stack hyx's retry over its breaker over its timeout."""
+    return retries.hyx(breakers.hyx(timeouts.hyx(work), breakers.TRIP_AFTER))
+
+
+def interlock(work: Work) -> Work:
+    """Stack interlock-cb's retry over its breaker."""
+    from interlock import CircuitBreaker, Pipeline
+
+    stack = Pipeline.builder().retry(attempts=3).circuit_breaker(CircuitBreaker(name="bench"))
+    guarded: Work = stack.build()(work)
+    return guarded
+
+
+def interlock_three(work: Work) -> Work:
+    """Stack interlock-cb's retry over its breaker over its timeout."""
+    from interlock import CircuitBreaker, Pipeline
+
+    stack = Pipeline.builder().retry(attempts=3).circuit_breaker(CircuitBreaker(name="bench"))
+    guarded: Work = stack.timeout(timeouts.LIMIT).build()(work)
+    return guarded
+
+
+SUBJECTS = (
+    *family(
+        "breaker + retry",
+        ("resilient", "resilient-py", resilient),
+        ("pyresilience", "pyresilience", pyresilience),
+        ("pybreaker + stamina", "stamina", pybreaker_stamina),
+        ("interlock-cb", "interlock-cb", interlock),
+    ),
+    *family(
+        "async breaker + retry + timeout",
+        ("resilient", "resilient-py", resilient_three),
+        ("resilient (and a fallback)", "resilient-py", resilient_four),
+        ("pyresilience", "pyresilience", pyresilience_three),
+        ("hyx", "hyx", hyx_three),
+        ("interlock-cb", "interlock-cb", interlock_three),
+        awaited=True,
+    ),
+)

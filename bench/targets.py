@@ -1,0 +1,112 @@
+"""What we promised: a row per promise. Later parts of the library add theirs here."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bench import arithmetic
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A ratio that must not be exceeded.
+
+    Args:
+        ours: Subject id of ours.
+        against: Subject id of what it is compared with.
+        at_most: The largest allowed median of the ratios ours/against.
+    """
+
+    ours: str
+    against: str
+    at_most: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBudget:
+    """Python frames one call of ours may enter, the guarded function's included."""
+
+    ours: str
+    at_most: int
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("breaker/resilient", "breaker/pybreaker", 0.30),
+    Target("breaker/resilient", "breaker/circuitbreaker", 0.75),
+    Target("breaker/resilient", "breaker/interlock-cb (time window)", 0.06),
+    Target("retry/resilient", "baseline/plain wrapper", 1.5),
+    Target("cache hit/resilient", "cache hit/cachetools TTLCache, lock", 0.35),
+    Target("cache hit/resilient", "cache hit/cachebox", 1.0),
+    Target("async breaker/resilient", "async breaker/hyx", 0.75),
+    Target("async cache hit/resilient", "async cache hit/async-lru", 0.7),
+    Target("async timeout/resilient", "async timeout/asyncio.timeout", 0.35),
+    Target("import/resilient", "import/its five dependencies", 1.2),
+)
+
+FRAME_BUDGETS: tuple[FrameBudget, ...] = (
+    FrameBudget("breaker/resilient", 4),
+    FrameBudget("retry/resilient", 2),
+    FrameBudget("async breaker + retry + timeout/resilient (and a fallback)", 10),
+)
+
+
+class Verdict(enum.StrEnum):
+    """What became of a promise in one run."""
+
+    MET = "met"
+    MISSED = "MISSED"
+    ABSENT = "ABSENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A promise, the figure measured for it and the verdict.
+
+    Args:
+        what: Ours.
+        against: What it is compared with; None for a number of frames.
+        at_most: The promise.
+        figure: What was measured, with its quartiles; None if a side of it is absent.
+    """
+
+    what: str
+    against: str | None
+    at_most: float
+    figure: arithmetic.Spread | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return met, missed, or absent where there is no figure: a promise nobody measured is not kept."""
+        if self.figure is None:
+            return Verdict.ABSENT
+        return Verdict.MET if self.figure.median <= self.at_most else Verdict.MISSED
+
+
+def judge(
+    samples: Mapping[str, Sequence[float]],
+    frames: Mapping[str, int],
+    selected: frozenset[str],
+) -> list[Judged]:
+    """Return a verdict on each promise whose subjects were *selected* for this run.
+
+    Args:
+        samples: Nanoseconds per call and round, by subject id.
+        frames: Frames per call, by subject id.
+        selected: Subject ids the run was asked for, whether they could be measured or not.
+    """
+    timed = [_time(target, samples) for target in TARGETS if {target.ours, target.against} <= selected]
+    return timed + [_frames(budget, frames) for budget in FRAME_BUDGETS if budget.ours in selected]
+
+
+def _time(target: Target, samples: Mapping[str, Sequence[float]]) -> Judged:
+    ours, theirs = samples.get(target.ours), samples.get(target.against)
+    figure = arithmetic.spread(arithmetic.ratios(ours, theirs)) if ours and theirs else None
+    return Judged(target.ours, target.against, target.at_most, figure)
+
+
+def _frames(budget: FrameBudget, frames: Mapping[str, int]) -> Judged:
+    entered = frames.get(budget.ours)
+    figure = None if entered is None else arithmetic.spread([entered])
+    return Judged(budget.ours, None, budget.at_most, figure)

@@ -1,0 +1,266 @@
+"""The benchmark's own arithmetic, and that it runs: a figure from a broken harness is worse than none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import arithmetic, overhead, report, startup, targets
+from bench.arithmetic import Spread
+from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop, reason, verify
+from bench.report import Series
+from bench.subjects import SUBJECTS, Outcome, Subject, Work
+from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
+from bench.subjects.model import ARGUMENT, BrokenError
+from bench.targets import FrameBudget, Target, Verdict
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_spread_of_several_values_is_median_and_quartiles() -> None:
+    """Quartiles are taken between the least and the largest value."""
+    assert arithmetic.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == Spread(median=3.0, low=2.0, high=4.0)
+
+
+def test_spread_of_one_value_is_that_value() -> None:
+    """A run of one round has a figure too."""
+    assert arithmetic.spread([2.0]) == Spread(2.0, 2.0, 2.0)
+
+
+def test_spread_of_nothing_is_refused() -> None:
+    """No figure is made up."""
+    with pytest.raises(ValueError, match="must not be empty"):
+        arithmetic.spread([])
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A round in which the machine was ten times slower changes nothing."""
+    assert arithmetic.ratios([1.0, 10.0, 1.0], [2.0, 20.0, 4.0]) == [0.5, 0.5, 0.25]
+
+
+def test_ratios_of_unequal_rounds_are_refused() -> None:
+    """Samples that have no partner cannot be compared."""
+    with pytest.raises(ValueError, match="zip"):
+        arithmetic.ratios([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("took", "expected"), [(0.5, 20), (1.0, 10), (1000.0, 1)])
+def test_calls_for_fills_the_time_and_is_at_least_one(took: float, expected: int) -> None:
+    """Ten calls took so long; how many fill one second?"""
+    assert arithmetic.calls_for(1.0, calls=10, took=took) == expected
+
+
+def test_table_compares_ours_with_each_of_its_family_and_no_other() -> None:
+    """The fastest comes first; ours itself and families without ours have nothing to compare."""
+    rows = report.tabulate(
+        [
+            Series("breaker", "slow", [4.0, 40.0]),
+            Series("breaker", "resilient", [2.0, 20.0]),
+            Series("baseline", "bare", [1.0, 1.0]),
+        ]
+    )
+
+    assert [(row.name, row.ours_to_it and row.ours_to_it.median) for row in rows] == [
+        ("resilient", None),
+        ("slow", 0.5),
+        ("bare", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [([1.0, 1.0], Verdict.MET), ([1.0, 1.1], Verdict.MISSED), (None, Verdict.ABSENT)],
+)
+def test_target_is_judged_by_the_median_ratio(
+    monkeypatch: pytest.MonkeyPatch, ours: list[float] | None, verdict: Verdict
+) -> None:
+    """Exactly the limit is still met; nothing measured is nothing kept."""
+    monkeypatch.setattr(targets, "TARGETS", (Target("a/x", "a/y", 0.5),))
+    monkeypatch.setattr(targets, "FRAME_BUDGETS", ())
+    samples = {"a/y": [2.0, 2.0]} | ({"a/x": ours} if ours else {})
+
+    (judged,) = targets.judge(samples, {}, frozenset({"a/x", "a/y"}))
+
+    assert judged.verdict is verdict
+
+
+@pytest.mark.parametrize(("frames", "verdict"), [({"a/x": 4}, "met"), ({"a/x": 5}, "MISSED"), ({}, "ABSENT")])
+def test_frame_budget_is_judged_by_the_count(
+    monkeypatch: pytest.MonkeyPatch, frames: dict[str, int], verdict: str
+) -> None:
+    """Frames do not wobble: one too many is too many."""
+    monkeypatch.setattr(targets, "TARGETS", ())
+    monkeypatch.setattr(targets, "FRAME_BUDGETS", (FrameBudget("a/x", 4),))
+
+    (judged,) = targets.judge({}, frames, frozenset({"a/x"}))
+
+    assert judged.verdict == verdict
+
+
+def test_target_outside_the_selection_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--only` asks for less; it does not miss the rest."""
+    monkeypatch.setattr(targets, "TARGETS", (Target("a/x", "a/y", 0.5),))
+    monkeypatch.setattr(targets, "FRAME_BUDGETS", ())
+
+    assert targets.judge({"a/x": [1.0]}, {}, frozenset({"a/x"})) == []
+
+
+def test_every_promise_speaks_of_subjects_that_exist() -> None:
+    """A misspelt id would make a promise that nobody ever measures."""
+    known = {subject.id for subject in SUBJECTS} | startup.STATEMENTS.keys()
+    named = {name for target in targets.TARGETS for name in (target.ours, target.against)}
+
+    assert named | {budget.ours for budget in targets.FRAME_BUDGETS} <= known
+
+
+def test_subjects_have_different_ids() -> None:
+    """One id, one row."""
+    assert len({subject.id for subject in SUBJECTS}) == len(SUBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result", "entered"),
+    [
+        (Outcome.RETURNS, ARGUMENT, 1),
+        (Outcome.REMEMBERS, ARGUMENT, 0),
+        (Outcome.FAILS, BrokenError(), 1),
+        (Outcome.REJECTS, RuntimeError(), 0),
+    ],
+)
+def test_subject_that_does_its_job_is_accepted(outcome: Outcome, result: object, entered: int) -> None:
+    """Each family's behaviour, as it should be."""
+    verify(outcome, [result], entered)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "result", "entered"),
+    [
+        (Outcome.RETURNS, None, 1),
+        (Outcome.RETURNS, ARGUMENT, 0),
+        (Outcome.REMEMBERS, ARGUMENT, 1),
+        (Outcome.FAILS, ARGUMENT, 1),
+        (Outcome.REJECTS, BrokenError(), 0),
+        (Outcome.REJECTS, RuntimeError(), 1),
+    ],
+)
+def test_subject_that_does_not_do_its_job_is_refused(outcome: Outcome, result: object, entered: int) -> None:
+    """A cache that loads each time or a breaker that is open by mistake would be a fine but false figure."""
+    with pytest.raises(WrongBehaviourError):
+        verify(outcome, [result], entered)
+
+
+def _missing(work: Work) -> Work:
+    raise ImportError("cannot import name 'x' from 'peer' (/some/where/peer/__init__.py)")
+
+
+def _wrong(work: Work) -> Work:
+    return lambda x: ARGUMENT
+
+
+@pytest.mark.parametrize(("build", "why"), [(_missing, "ImportError"), (_wrong, "WrongBehaviourError")])
+def test_subject_that_is_missing_or_wrong_is_absent_with_the_reason(build: Any, why: str) -> None:
+    """It neither stops the run nor vanishes."""
+    with Harness(0.001) as harness:
+        absent = harness.prepare(Subject("family", "peer", build))
+
+    assert isinstance(absent, Absent)
+    assert absent.reason.startswith(why)
+
+
+def test_reason_names_no_folder_of_this_machine() -> None:
+    """Results are committed."""
+    assert (
+        reason(ImportError("no x in (/a/b/peer.py) or 'c/d'\nmore"))
+        == "ImportError: no x in (peer.py) or 'c/d'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "awaited", "frames"),
+    [(bare, False, 1), (plain_wrapper, False, 2), (bare, True, 1), (plain_wrapper_async, True, 2)],
+)
+def test_frames_are_those_of_the_call_alone(build: Any, awaited: bool, frames: int) -> None:
+    """Neither the loop nor the counting is counted."""
+    with Harness(0.001) as harness:
+        runner = harness.prepare(Subject("family", "name", build, awaited=awaited))
+
+    assert isinstance(runner, Runner)
+    assert runner.frames == frames
+
+
+def test_frames_of_a_call_that_raises_are_counted_too() -> None:
+    """The rows of failing calls have a count as well."""
+    with Harness(0.001) as harness:
+        runner = harness.prepare(Subject("family", "name", plain_wrapper, outcome=Outcome.FAILS))
+
+    assert isinstance(runner, Runner)
+    assert runner.frames == 2
+
+
+def test_each_subject_has_code_of_its_own_to_specialise() -> None:
+    """Shared code would be specialised for another subject's calls."""
+    subject = Subject("family", "name", bare)
+
+    assert own_loop(subject).__code__ is not own_loop(subject).__code__
+
+
+def test_measuring_takes_one_sample_of_each_per_round() -> None:
+    """Every subject is there in every round, however the rounds are turned."""
+    with Harness(0.001) as harness:
+        runners = [harness.prepare(Subject("family", name, bare)) for name in ("a", "b")]
+        assert all(isinstance(one, Runner) for one in runners)
+        harness.measure(runners, 3)  # type: ignore[arg-type]
+
+    assert [len(one.samples) for one in runners] == [3, 3]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("at_most", "status"), [(1000.0, 0), (0.001, 1)])
+def test_check_turns_a_missed_target_into_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_most: float, status: int
+) -> None:
+    """A wrapper is neither a thousand times dearer than a call nor a thousand times cheaper."""
+    target = Target("baseline/plain wrapper", "baseline/bare call", at_most)
+    monkeypatch.setattr(targets, "TARGETS", (target,))
+
+    assert overhead.main(["--only", "baseline/*", "--rounds", "1", "--quick", "--check"]) == status
+    assert f"{1 - status} of 1 targets met" in capsys.readouterr().out
+
+
+def test_partial_run_leaves_the_committed_results_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Figures of a hasty run are written only where one asks for them."""
+    monkeypatch.setattr(overhead, "RESULTS", tmp_path / "committed")
+
+    overhead.main(["--only", "baseline/*", "--quick", "--rounds", "1"])
+    assert not (tmp_path / "committed").exists()
+
+    overhead.main(["--only", "baseline/*", "--quick", "--rounds", "1", "--out", str(tmp_path / "asked")])
+    assert (tmp_path / "asked" / "overhead.json").exists()
+
+
+def test_pattern_that_matches_nothing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt pattern does not pass for a clean run."""
+    assert overhead.main(["--only", "no such thing"]) == 2
+    assert "no such thing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_whole_benchmark_runs_and_accounts_for_every_subject(tmp_path: Path) -> None:
+    """Each subject is a row or is absent with a reason; peers need not be installed."""
+    command = [sys.executable, "-m", "bench.overhead", "--rounds", "1", "--quick", "--out", str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+    data = json.loads((tmp_path / "overhead.json").read_text())
+    measured = {f"{row['family']}/{row['name']}" for row in data["rows"]}
+    assert {subject.id for subject in SUBJECTS} <= measured | data["absent"].keys()
+    assert not [name for name in data["absent"] if "/resilient" in name], data["absent"]
+
+    page = (tmp_path / "overhead.md").read_text()
+    assert all(row["name"] in page for row in data["rows"])
+    assert str(ROOT) not in page
