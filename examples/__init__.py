@@ -1,0 +1,1 @@
+"""Runnable examples: each shows an incident happening, and not happening with `resilient`."""

@@ -1,0 +1,1 @@
+"""A small shop of real processes, whose external rates API turns slow (incident A4)."""

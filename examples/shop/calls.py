@@ -1,0 +1,74 @@
+"""Every call the shop makes over the network, as first written: no cache, no limit, no second source.
+
+`protected.py` holds the same calls with decorators on, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from examples.shop import ecb
+
+
+class Calls:
+    """The shop's calls to its own services and to the rates API.
+
+    Args:
+        http: The client they share.
+        urls: Where each service listens, by its name.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, urls: Mapping[str, str]) -> None:
+        self._http = http
+        self._urls = urls
+
+    async def fetch_rates(self) -> ecb.Rates:
+        """Ask the rates API, which belongs to somebody else, for today's file."""
+        answer = await self._http.get(self._urls["rates"] + ecb.PATH)
+        return ecb.parse(answer.raise_for_status().content)
+
+    async def currencies(self) -> list[str]:
+        """List the currencies the shop can show its prices in."""
+        listed: list[str] = await self._get("currency", "/currencies")
+        return listed
+
+    async def convert(self, amounts: Sequence[str], to: str) -> list[str]:
+        """Turn dollars into another currency."""
+        converted: list[str] = await self._post("currency", "/convert", {"amounts": list(amounts), "to": to})
+        return converted
+
+    async def products(self) -> list[dict[str, str]]:
+        """List everything the shop sells."""
+        listed: list[dict[str, str]] = await self._get("catalogue", "/products")
+        return listed
+
+    async def product(self, product_id: str) -> dict[str, str]:
+        """Look one product up."""
+        found: dict[str, str] = await self._get("catalogue", f"/products/{product_id}")
+        return found
+
+    async def view_cart(self, user: str, currency: str) -> dict[str, Any]:
+        """Show what a user is about to buy, with prices."""
+        cart: dict[str, Any] = await self._get("checkout", f"/carts/{user}?currency={currency}")
+        return cart
+
+    async def add_to_cart(self, user: str, product_id: str) -> dict[str, Any]:
+        """Put one more of a product into a user's cart."""
+        cart: dict[str, Any] = await self._post("checkout", f"/carts/{user}", {"product": product_id})
+        return cart
+
+    async def place_order(self, user: str, currency: str) -> dict[str, Any]:
+        """Buy what is in a user's cart; not to be repeated blindly."""
+        order: dict[str, Any] = await self._post("checkout", "/orders", {"user": user, "currency": currency})
+        return order
+
+    async def _get(self, service: str, path: str) -> Any:
+        answer = await self._http.get(self._urls[service] + path)
+        return answer.raise_for_status().json()
+
+    async def _post(self, service: str, path: str, body: object) -> Any:
+        answer = await self._http.post(self._urls[service] + path, json=body)
+        return answer.raise_for_status().json()

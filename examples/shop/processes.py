@@ -1,0 +1,145 @@
+"""The shop's processes: started on free ports, watched, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from examples.shop.service import NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+_STARTUP = 30.0
+_SHUTDOWN = 3.0
+
+
+class ServiceDiedError(RuntimeError):
+    """A process of the shop ended, or never came up, while it was needed."""
+
+
+class Shop:
+    """The five running services of one shop.
+
+    Attributes:
+        urls: Where each service listens, by its name.
+    """
+
+    def __init__(self, urls: dict[str, str], processes: dict[str, Process], logs: Path) -> None:
+        self.urls = urls
+        self._processes = processes
+        self._logs = logs
+
+    async def check(self) -> None:
+        """Raise `ServiceDiedError` if a service is not running any more."""
+        await asyncio.sleep(0)  # lets the loop hear of a process that has just ended
+        for name, process in self._processes.items():
+            if process.returncode is not None:
+                raise ServiceDiedError(self._obituary(name, f"ended with code {process.returncode}"))
+
+    async def wait_until_up(self, http: httpx.AsyncClient) -> None:
+        """Return when every service answers; `ServiceDiedError` if one does not within half a minute."""
+        for name in self.urls:
+            try:
+                await asyncio.wait_for(self._wait_until_up(name, http), _STARTUP)
+            except TimeoutError:
+                raise ServiceDiedError(self._obituary(name, "does not answer")) from None
+
+    async def _wait_until_up(self, name: str, http: httpx.AsyncClient) -> None:
+        while not await _answers(http, self.urls[name]):
+            await self.check()
+
+    def _obituary(self, name: str, end: str) -> str:
+        last_words = _log_file(self._logs, name).read_text(errors="replace").splitlines()[-20:]
+        return "\n".join([f"{name} {end}", *last_words])
+
+
+@asynccontextmanager
+async def running_shop(version: str, logs: Path) -> AsyncIterator[Shop]:
+    """Run the five services, *version* `bare` or `protected`, while the context is open.
+
+    Each has a socket that is bound here, to a port of the system's choice, a log file in the folder *logs*,
+    and a pipe on its standard input, whose end tells it to stop: the parent has closed it, or has died.
+    """
+    async with AsyncExitStack() as stack:
+        sockets = {name: stack.enter_context(_listen()) for name in NAMES}
+        urls = {name: f"http://127.0.0.1:{bound.getsockname()[1]}" for name, bound in sockets.items()}
+        environment = {**os.environ, "SHOP_URLS": json.dumps(urls)}
+        processes: dict[str, Process] = {}
+        for name, bound in sockets.items():
+            command = ["service", name, "--version", version, "--fd", str(bound.fileno())]
+            spawned = _spawned(command, _log_file(logs, name), env=environment, pass_fds=[bound.fileno()])
+            processes[name] = await stack.enter_async_context(spawned)
+            # From here on only the service listens: when it dies, its callers are refused and do not queue.
+            bound.close()
+        try:
+            yield Shop(urls, processes, logs)
+        finally:
+            # All are told before the first is waited for, below, one by one.
+            for process in processes.values():
+                _tell_to_stop(process)
+
+
+@asynccontextmanager
+async def running_customers(url: str, rate: float, seconds: float, logs: Path) -> AsyncIterator[Process]:
+    """Run the load generator while the context is open; its reports come on its standard output."""
+    command = ["load", "--url", url, "--rate", str(rate), "--seconds", str(seconds)]
+    async with _spawned(command, _log_file(logs, "load"), stdout=PIPE) as process:
+        yield process
+
+
+@asynccontextmanager
+async def _spawned(command: list[str], log: Path, **options: Any) -> AsyncIterator[Process]:
+    module, *arguments = command
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", f"examples.shop.{module}", *arguments),
+            stdin=PIPE,
+            stderr=output,
+            cwd=ROOT,
+            # A session of its own: Ctrl-C in a terminal reaches the parent alone, which stops its children.
+            start_new_session=True,
+            **{"stdout": output, **options},
+        )
+    try:
+        yield process
+    finally:
+        await _stop(process)
+
+
+async def _stop(process: Process) -> None:
+    _tell_to_stop(process)
+    try:
+        async with asyncio.timeout(_SHUTDOWN):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _tell_to_stop(process: Process) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def _listen() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=512)
+
+
+async def _answers(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(f"{url}/healthz", timeout=0.5)).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _log_file(logs: Path, name: str) -> Path:
+    return logs / f"{name}.log"

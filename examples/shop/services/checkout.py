@@ -1,0 +1,85 @@
+"""Carts and orders: prices from the catalogue, in the customer's currency, then the card is charged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from decimal import Decimal
+from uuid import uuid4
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from examples.shop.calls import Calls
+from examples.shop.timing import scaled
+
+SHIPPING_USD = "8.99"
+CHARGE_TIME = scaled(1.0)
+MAX_CARTS = 10_000
+
+
+class Checkout:
+    """The carts of the moment, and what is done with them."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._carts: OrderedDict[str, Counter[str]] = OrderedDict()
+
+    async def add(self, request: Request) -> Response:
+        """Put a product into a cart."""
+        product = await self._calls.product((await request.json())["product"])
+        cart = self._cart(request.path_params["user"])
+        cart[product["id"]] += 1
+        return JSONResponse({"items": cart.total()})
+
+    async def view(self, request: Request) -> Response:
+        """Show a cart with its price and shipping."""
+        cart = self._cart(request.path_params["user"])
+        currency = request.query_params.get("currency", "USD")
+        return JSONResponse(
+            {"items": dict(cart), "goods": await self._price(cart, currency), "currency": currency}
+        )
+
+    async def order(self, request: Request) -> Response:
+        """Charge the card for what is in the cart, and empty it."""
+        wish = await request.json()
+        user, currency = wish["user"], wish["currency"]
+        cart = self._carts.pop(user, None)
+        if not cart:
+            raise HTTPException(409, "the cart is empty")
+        goods = await self._price(cart, currency)
+        [shipping] = await self._calls.convert([SHIPPING_USD], currency)
+        await charge()
+        return JSONResponse(
+            {"order": str(uuid4()), "goods": goods, "shipping": shipping, "currency": currency}
+        )
+
+    async def _price(self, cart: Counter[str], currency: str) -> str:
+        products = await asyncio.gather(*map(self._calls.product, cart))
+        dollars = sum(Decimal(product["price_usd"]) * cart[product["id"]] for product in products)
+        [price] = await self._calls.convert([str(dollars)], currency)
+        return price
+
+    def _cart(self, user: str) -> Counter[str]:
+        cart = self._carts.setdefault(user, Counter())
+        self._carts.move_to_end(user)
+        if len(self._carts) > MAX_CARTS:
+            self._carts.popitem(last=False)
+        return cart
+
+
+async def charge() -> None:
+    """Wait as long as a payment provider takes."""
+    await asyncio.sleep(CHARGE_TIME)
+
+
+def routes(calls: Calls) -> list[BaseRoute]:
+    """Return the routes of a service that looks up and converts through *calls*."""
+    checkout = Checkout(calls)
+    return [
+        Route("/carts/{user}", checkout.view, methods=["GET"]),
+        Route("/carts/{user}", checkout.add, methods=["POST"]),
+        Route("/orders", checkout.order, methods=["POST"]),
+    ]

@@ -1,0 +1,30 @@
+"""How the incident's time is made short enough to watch.
+
+Two factors, and no other. Both are printed by the demo and in its report.
+
+- `scaled`: everything the incident measures in seconds (latencies, timeouts, the breaker's waits, the
+  customers' patience) is divided by `SHOP_SCALE`, 5 unless told otherwise: every ratio between them is kept.
+- `shelf_life`: how long a cached value is good for is divided by 900, which makes the hour of A4 4 seconds.
+  Divided by 5 only, the hour would outlast the demo, the first answer would carry it to the end, and nothing
+  would be shown. Refreshing 180 times more often than the incident asks for makes it harder, not easier.
+"""
+
+from __future__ import annotations
+
+import os
+
+SCALE = float(os.environ.get("SHOP_SCALE", "5"))
+SHELF_LIFE_SCALE = 900.0
+
+HOUR = 3600.0
+DAY = 86_400.0
+
+
+def scaled(seconds: float) -> float:
+    """Return how long the demo takes over *seconds* of the incident."""
+    return seconds / SCALE
+
+
+def shelf_life(seconds: float) -> float:
+    """Return how long the demo keeps what the incident would keep for *seconds*."""
+    return seconds / SHELF_LIFE_SCALE
