@@ -11,9 +11,12 @@ Two factors, and no other. Both are printed by the demo and in its report.
 
 from __future__ import annotations
 
+import math
 import os
 
 SCALE = float(os.environ.get("SHOP_SCALE", "5"))
+if not 0 < SCALE < math.inf:
+    raise ValueError(f"SHOP_SCALE must be a number above 0, not {SCALE!r}")
 SHELF_LIFE_SCALE = 900.0
 
 HOUR = 3600.0
