@@ -1,0 +1,67 @@
+"""Wrappers that limit how long each step of a stream may take.
+
+A limit cannot simply be left on across a `yield`: a context variable would leak to the consumer, and the
+consumer may drive each step from another task. So every step is bounded on its own, by what is left.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol
+
+from ..shape import Shape
+from .streams import PlainStream, drive_async_generator
+
+__all__ = ["StreamBound", "bound_stream"]
+
+
+class StreamBound(Protocol):
+    """The limit of one stream."""
+
+    def step(self, advance: Callable[[Any], Any], value: Any, /) -> Any: ...
+    def astep(self, step: Awaitable[Any], /) -> Awaitable[Any]: ...
+
+
+def bound_stream(
+    open_bound: Callable[[], StreamBound], fn: Callable[..., Any], shape: Shape
+) -> Callable[..., Any]:
+    """Return the generator function *fn* with each of its runs under a limit of its own."""
+    if shape is Shape.GENERATOR:
+        return _generator(open_bound, fn)
+    return drive_async_generator(fn, functools.partial(_BoundStream, open_bound))
+
+
+def _generator(open_bound: Callable[[], StreamBound], fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def bounded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        bound = open_bound()
+        stream = fn(*args, **kwargs)
+        advance, value = stream.send, None
+        while True:
+            try:
+                item = bound.step(advance, value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                advance, value = stream.send, (yield item)
+            except GeneratorExit:
+                stream.close()
+                raise
+            except BaseException as exc:  # noqa: BLE001 - handed on, like all that is thrown in
+                advance, value = stream.throw, exc
+
+    return bounded
+
+
+class _BoundStream(PlainStream):
+    __slots__ = ("_bound",)
+
+    def __init__(
+        self, open_bound: Callable[[], StreamBound], fn: Callable[..., Any], args: Any, kwargs: Any
+    ) -> None:
+        self._bound = open_bound()
+        super().__init__(fn, args, kwargs)
+
+    async def advance(self, step: Awaitable[Any]) -> Any:
+        return await self._bound.astep(step)

@@ -1,0 +1,34 @@
+"""Fork safety: in a child process, nothing waits for a thread that was not copied."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+__all__ = ["renew_after_fork"]
+
+
+class _Renewable(Protocol):
+    def _after_fork(self) -> None: ...
+
+
+_known: weakref.WeakSet[_Renewable] = weakref.WeakSet()
+
+
+def renew_after_fork(part: _Renewable) -> None:
+    """Have `part._after_fork()` called in every child process, for as long as *part* lives.
+
+    A lock that another thread held at the fork would stay locked for ever in the child: locks are made anew
+    there, and what belonged to threads of the parent is dropped.
+    """
+    _known.add(part)
+
+
+def _renew_all() -> None:
+    for part in list(_known):
+        part._after_fork()  # noqa: SLF001 - the hook is the protocol of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

@@ -1,0 +1,79 @@
+"""Waiting without colour: threads and tasks wait side by side for the same thing.
+
+Whoever wakes a waiter need not know what it is. A waiter is woken once; waking it again, or when it has gone
+already, does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import Protocol
+
+__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter"]
+
+
+class Waiter(Protocol):
+    """Somebody who waits."""
+
+    def wake(self) -> None: ...
+
+
+class ThreadWaiter:
+    """A thread that waits. Made and parked by that thread, woken by any."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        # A lock may be released by any thread; released twice it raises, and that is fine here.
+        with contextlib.suppress(RuntimeError):
+            self._gate.release()
+
+    def park(self, seconds: float | None) -> bool:
+        """Wait to be woken, for at most *seconds* (None: without end); return whether it was."""
+        if seconds is None:
+            return self._gate.acquire()
+        # The longest wait a lock takes is finite; nobody will see the end of it.
+        return self._gate.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+
+
+class TaskWaiter:
+    """A task that waits. Made and awaited on its own loop, woken from any thread."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def wake(self) -> None:
+        # The loop may be closed by now, and then nobody waits there any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._finish)
+
+    async def park(self, seconds: float | None) -> bool:
+        """Wait to be woken, for at most *seconds* (None: without end); return whether it was."""
+        if seconds is None:
+            await self._future
+            return True
+        timer = self._loop.call_later(max(seconds, 0.0), self._future.cancel)
+        try:
+            await self._future
+        except asyncio.CancelledError:
+            # Both the timer and whoever cancels the task arrive as this; only the task's own counts.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return False
+        finally:
+            timer.cancel()
+        return True
+
+    def _finish(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)

@@ -1,0 +1,98 @@
+"""Every error the library raises of its own.
+
+Two families. `RejectedError`: *your function was not called*, so nothing is known about the dependency.
+`CallTimeoutError`: it was called and did not answer in time. Everything else that leaves a guarded call
+is the call's own exception, untouched.
+
+All of them can be pickled, and each rejection is a new instance: a shared one would grow its traceback
+with every raise.
+"""
+
+from __future__ import annotations
+
+import pybreaker
+
+__all__ = [
+    "BulkheadFullError",
+    "CallTimeoutError",
+    "CircuitOpenError",
+    "DeadlineExceededError",
+    "PipelineOrderError",
+    "RejectedError",
+    "ResilientError",
+]
+
+
+class ResilientError(Exception):
+    """Base of every error in this library."""
+
+
+class RejectedError(ResilientError):
+    """Tell that a policy refused a call: the guarded function was not called.
+
+    A refusal is our own and no evidence against the dependency: breakers ignore it, and a retry does not
+    repeat it unless its class is named in `on=`.
+
+    Args:
+        message: what was refused, and why.
+        policy: the name of the policy that refused.
+        retry_after: seconds after which another try makes sense; None where that is not known.
+    """
+
+    def __init__(self, message: str = "", *, policy: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.policy = policy
+        self.retry_after = retry_after
+
+
+class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
+    """Tell that a circuit breaker does not let calls through now.
+
+    It is a `pybreaker.CircuitBreakerError` too, so code written for pybreaker goes on catching it.
+
+    Args:
+        message: what was refused, and why.
+        policy: the breaker's name.
+        retry_after: seconds until the breaker will try the dependency again; None when it was opened by
+            hand without an end.
+        last_failure: the last failure it counted, as text (never the exception: that would keep frames
+            and all their locals alive).
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        last_failure: str | None = None,
+    ) -> None:
+        super().__init__(message, policy=policy, retry_after=retry_after)
+        self.last_failure = last_failure
+
+
+class BulkheadFullError(RejectedError):
+    """Tell that no slot came free in time: all of a policy's slots or threads are taken."""
+
+
+class DeadlineExceededError(RejectedError, TimeoutError):
+    """Tell that the caller's deadline had passed before the call was begun."""
+
+
+class CallTimeoutError(ResilientError, TimeoutError):
+    """Tell that a call was begun and did not end within its time.
+
+    Args:
+        message: what ran out of time.
+        policy: the name of the policy that set the limit.
+        seconds: the limit, in seconds.
+    """
+
+    def __init__(self, message: str = "", *, policy: str = "", seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.policy = policy
+        self.seconds = seconds
+
+
+class PipelineOrderError(ResilientError, ValueError):
+    """Tell that policies are nested in an order that is known to go wrong, and what to move."""

@@ -1,0 +1,298 @@
+"""What happened: small frozen event classes, and who is told.
+
+Events are for what is rare or degraded: a circuit that opens, a retry, an answer that is not fresh. What
+happens on every good call is counted, not announced: read `stats()`. No event carries a key, an argument or
+a user; error texts are cut short.
+
+Listeners run after the policy has committed its change and outside its lock, in the order of the changes.
+One that raises is logged once, on the logger `resilient`, and changes nothing for the call or for the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = [
+    "BudgetExhausted",
+    "CallTimedOut",
+    "CircuitClosed",
+    "CircuitHalfOpened",
+    "CircuitOpened",
+    "CircuitOverridden",
+    "CircuitResumed",
+    "Event",
+    "FallbackUsed",
+    "Listener",
+    "RefreshFailed",
+    "RetriesExhausted",
+    "RetryScheduled",
+    "StaleServed",
+    "StorageLost",
+    "StorageRestored",
+    "add_listener",
+    "remove_listener",
+]
+
+_log = logging.getLogger("resilient")
+
+_MAX_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the policy named *policy*."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpened(Event):
+    """A breaker opened: for *open_for* seconds (None: until told otherwise), the *times_opened*-th time in a row."""
+
+    reason: str
+    open_for: float | None
+    times_opened: int
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitHalfOpened(Event):
+    """A breaker lets its first probe through."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitClosed(Event):
+    """A breaker lets traffic through again."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOverridden(Event):
+    """Somebody set a breaker by hand to *mode*, for *seconds* (None: without an end)."""
+
+    mode: str
+    seconds: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitResumed(Event):
+    """An override of a breaker ended; its own rules hold again."""
+
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageLost(Event):
+    """The storage that mirrors a breaker's state could not be reached; calls go on."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRestored(Event):
+    """The storage that mirrors a breaker's state is up to date again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled(Event):
+    """Attempt number *attempt* failed with *error*; the next one follows after *wait* seconds."""
+
+    attempt: int
+    wait: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetriesExhausted(Event):
+    """The call failed for good after *attempts* attempts; *reason* says why there is no further one."""
+
+    attempts: int
+    reason: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetExhausted(Event):
+    """A retry was not made because the retry budget *budget* is spent."""
+
+    budget: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimedOut(Event):
+    """A call was given up after *seconds*; *running* tells whether its thread still works on it."""
+
+    seconds: float
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackUsed(Event):
+    """A fallback answered in place of a call that ended in *error*."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleServed(Event):
+    """A cache answered with a value that was *age* seconds old, because loading a new one ended in *error*."""
+
+    age: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshFailed(Event):
+    """A background refresh of a cache ended in *error*; the old value goes on being served."""
+
+    error: str
+
+
+Listener: TypeAlias = Callable[[Event], None]
+
+
+def error_text(exc: BaseException) -> str:
+    """Return *exc* as one short line that is safe to keep: no traceback, no line breaks, bounded."""
+    try:
+        text = f"{type(exc).__name__}: {exc}"
+    except Exception:  # noqa: BLE001 - a __str__ of somebody else's that raises must not hide the failure
+        text = type(exc).__name__
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+
+
+class _Subscription:
+    """A listener, and whether it has been reported as faulty already."""
+
+    __slots__ = ("faulty", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.faulty = False
+
+    def tell(self, event: Event) -> None:
+        try:
+            self.listener(event)
+        except Exception:
+            if not self.faulty:
+                self.faulty = True
+                _log.exception("listener %r failed; it will not be reported again", self.listener)
+
+
+class Listeners:
+    """A set of listeners that can be read while it changes.
+
+    Concurrency: the tuple is replaced, never altered, so telling needs no lock.
+    """
+
+    __slots__ = ("_lock", "_subscriptions")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._subscriptions: tuple[_Subscription, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._subscriptions)
+
+    def add(self, listener: Listener) -> None:
+        if not callable(listener):
+            msg = f"listener must be callable, got {listener!r}"
+            raise TypeError(msg)
+        with self._lock:
+            self._subscriptions = (*self._subscriptions, _Subscription(listener))
+
+    def remove(self, listener: Listener) -> None:
+        with self._lock:
+            kept = list(self._subscriptions)
+            for subscription in kept:
+                if subscription.listener == listener:
+                    kept.remove(subscription)
+                    self._subscriptions = tuple(kept)
+                    return
+        msg = f"{listener!r} is not a listener here"
+        raise ValueError(msg)
+
+    def tell(self, event: Event) -> None:
+        for subscription in self._subscriptions:
+            subscription.tell(event)
+
+
+_everyone = Listeners()
+
+
+def add_listener(listener: Listener) -> None:
+    """Call *listener* with every event of every policy in this process.
+
+    Args:
+        listener: called with one `Event`, in the thread where it happened; must not block. Added twice, it
+            is called twice.
+
+    Raises:
+        TypeError: *listener* cannot be called.
+
+    Concurrency: safe from any thread.
+    """
+    _everyone.add(listener)
+
+
+def remove_listener(listener: Listener) -> None:
+    """Undo one `add_listener` of the same listener.
+
+    Args:
+        listener: the listener to remove.
+
+    Raises:
+        ValueError: *listener* is not registered.
+
+    Concurrency: safe from any thread; a delivery that is under way may still reach it.
+    """
+    _everyone.remove(listener)
+
+
+class Announcer:
+    """Delivers one policy's events in the order in which they were posted.
+
+    `post` is one atomic append and may be called under the policy's lock. `deliver` is called after the lock
+    is released; whichever thread finds the turn free delivers for all. A listener that acts on the policy
+    posts to the same queue, so its event follows after the listeners of the first one: no recursion.
+    """
+
+    __slots__ = ("_pending", "_turn", "listeners")
+
+    def __init__(self) -> None:
+        self.listeners = Listeners()
+        self._pending: deque[Event] = deque()
+        self._turn = threading.Lock()
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens: where not, an event need not be made."""
+        return bool(self.listeners or _everyone)
+
+    def post(self, event: Event) -> None:
+        self._pending.append(event)
+
+    def deliver(self) -> None:
+        # The loop looks again after the turn is given up: an event posted between the last look and the
+        # release would otherwise lie there until the next one.
+        while self._pending and self._turn.acquire(blocking=False):
+            try:
+                while self._pending:
+                    event = self._pending.popleft()
+                    self.listeners.tell(event)
+                    _everyone.tell(event)
+            finally:
+                self._turn.release()
+
+    def announce(self, event: Event) -> None:
+        """Post and deliver in one step, for policies that hold no lock."""
+        self.post(event)
+        self.deliver()
+
+    def after_fork(self) -> None:
+        """Free the turn: the thread that had it may not exist in this process."""
+        self._turn = threading.Lock()

@@ -1,0 +1,1 @@
+"""The circuit breaker: `core` decides, `breaker` is what users hold, `pybreaker_bridge` keeps pybreaker's word."""

@@ -1,0 +1,180 @@
+"""Fallback: answer something useful when the call does not."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import AsyncIterable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+from ..engine import params
+from ..engine.drive.rescues import rescue
+from ..engine.matching import Matcher
+from ..engine.policy import Policy, policies_of
+from ..engine.shape import Shape, describe, shape_of
+from ..events import Announcer, FallbackUsed, error_text
+from ..typing import FailureRule
+
+__all__ = ["Fallback", "FallbackStats"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackStats:
+    """What a fallback has counted.
+
+    Attributes:
+        used: calls it answered for.
+        failed: calls for which its handler failed too.
+    """
+
+    used: int
+    failed: int
+
+
+class Fallback(Policy):
+    """Answer with something else when a call fails or is refused.
+
+    An exception of the handler's own is raised as it is, with the call's exception as its context. The answer
+    never counts as a success of the dependency and is never cached: a fallback inside a breaker or a cache is
+    refused.
+
+    Args:
+        handler: the value to answer with; or a function that makes it, called with the exception and the
+            arguments of the call (`handler(exc, *args, **kwargs)`); or a function that is under a policy, a
+            second source, called with the arguments of the call alone. It may be asynchronous where the
+            guarded function is. For a generator, the answer is something to iterate over.
+        on: which exceptions to answer for: types, predicates `(exc) -> bool`, or a tuple of both. Refusals
+            (`RejectedError`) are among them if *on* is `Exception` or names their class.
+        name: in errors, events and statistics.
+
+    Raises:
+        TypeError: an argument has the wrong type; when decorating: the handler is asynchronous and the
+            function is not, or the value cannot be iterated over and the function is a generator.
+        ValueError: an argument is out of range.
+
+    Concurrency: safe from any thread, task and loop; a call that succeeds costs nothing.
+
+    Source: M. Nygard, "Release It!", 2nd edition; Hystrix's fallbacks.
+    """
+
+    kind: ClassVar[str] = "Fallback"
+
+    def __init__(self, handler: object, *, on: FailureRule = Exception, name: str | None = None) -> None:
+        self._name = "fallback" if name is None else params.named("name", name)
+        self._matcher = Matcher("on", on)
+        self._takes_all = Exception in self._matcher.types
+        self._handler = handler
+        self._answer = _Answer(handler, with_exception=not (callable(handler) and policies_of(handler)))
+        self.announcer = Announcer()
+        self._lock = threading.Lock()
+        self._used = self._failed = 0
+
+    @classmethod
+    def chain(cls, primary: Callable[P, T], *sources: Callable[P, T], on: FailureRule = Exception) -> Callable[P, T]:
+        """Return a function that tries *primary* and then each of *sources*, in order.
+
+        Args:
+            primary: the first source; its shape and signature are the result's.
+            *sources: further sources, at least one; each is called with the arguments of the call.
+            on: which exceptions lead on to the next source, as for `Fallback`.
+
+        Returns:
+            A function of the shape of *primary*. The last source's exception is raised when all fail.
+
+        Raises:
+            TypeError: there is no further source, or a source cannot be called.
+        """
+        if not sources:
+            msg = "Fallback.chain needs at least one source after the first one"
+            raise TypeError(msg)
+        params.callback("source", primary)
+        *between, last = (params.callback("source", source) for source in sources)
+        instead = last
+        for source in (*reversed(between), primary):
+            step = cls(None, on=on, name=f"chain-after-{describe(source)}")
+            step._answer = _Answer(instead, with_exception=False)  # noqa: SLF001 - our own class
+            instead = step(source)
+        return cast("Callable[P, T]", instead)
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self._name
+
+    def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+        """Return *fn*, which has *shape*, answered for."""
+        self._answer.check(fn, shape)
+        return rescue(self, fn, shape)
+
+    def takes(self, exc: Exception) -> bool:
+        """Return whether to answer for *exc*."""
+        # Retries and breakers pass our refusals by; to answer for them is what a fallback is there for.
+        return self._takes_all or bool(self._matcher.match(exc))
+
+    def answer(self, exc: Exception, args: Any, kwargs: Any) -> Any:
+        """Return the answer for a call that ended in *exc*."""
+        try:
+            value = self._answer.make(exc, args, kwargs)
+        except Exception:
+            self._count(exc, failed=True)
+            raise
+        self._count(exc, failed=False)
+        return value
+
+    async def aanswer(self, exc: Exception, args: Any, kwargs: Any) -> Any:
+        """Return the answer for an asynchronous call that ended in *exc*."""
+        try:
+            value = self._answer.make(exc, args, kwargs)
+            if self._answer.makes_awaitables and inspect.isawaitable(value):
+                value = await value
+        except Exception:
+            self._count(exc, failed=True)
+            raise
+        self._count(exc, failed=False)
+        return value
+
+    def stats(self) -> FallbackStats:
+        """Return what has been counted so far."""
+        with self._lock:
+            return FallbackStats(self._used, self._failed)
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return f"<Fallback {self._name!r} used {stats.used} times, failed {stats.failed} times>"
+
+    def _count(self, exc: Exception, *, failed: bool) -> None:
+        with self._lock:
+            self._used += not failed
+            self._failed += failed
+        if self.announcer.heard and not failed:
+            self.announcer.announce(FallbackUsed(self._name, error_text(exc)))
+
+
+class _Answer:
+    """How a fallback's handler is turned into an answer."""
+
+    def __init__(self, handler: object, *, with_exception: bool) -> None:
+        self._handler = handler
+        self._with_exception = with_exception
+        self.makes_awaitables = callable(handler)
+        self._shape = shape_of(handler) if callable(handler) and not isinstance(handler, type) else None
+
+    def make(self, exc: Exception, args: Any, kwargs: Any) -> Any:
+        if not callable(self._handler):
+            return self._handler
+        return self._handler(exc, *args, **kwargs) if self._with_exception else self._handler(*args, **kwargs)
+
+    def check(self, fn: Callable[..., Any], shape: Shape) -> None:
+        """Refuse at decoration what could only fail in the middle of an outage."""
+        if self._shape is not None and self._shape.is_async and not shape.is_async:
+            msg = f"an asynchronous handler cannot answer for {describe(fn)}, which is a {shape.value}"
+            raise TypeError(msg)
+        streams = shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}
+        iterable = isinstance(self._handler, Iterable | AsyncIterable)
+        if streams and not callable(self._handler) and not iterable:
+            msg = f"handler must be iterable to answer for {describe(fn)}, a {shape.value}, got {self._handler!r}"
+            raise TypeError(msg)

@@ -1,0 +1,175 @@
+"""How many retries a client may make at all: what keeps retries from making an outage worse."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine import params
+from ..engine.clock import MONOTONIC
+from ..engine.fork import renew_after_fork
+from ..engine.window import Tally
+from ..typing import Clock, Seconds
+
+__all__ = ["BudgetStats", "RetryBudget"]
+
+_BUCKETS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStats:
+    """What a retry budget holds.
+
+    Attributes:
+        calls: calls in the window, an estimate where no retry was asked for in it.
+        retries: retries in the window.
+        balance: retries that could be made now.
+        denied: retries that were refused, since the start.
+    """
+
+    calls: float
+    retries: int
+    balance: float
+    denied: int
+
+
+class RetryBudget:
+    """Limit retries to a share of the calls, so that a failing dependency sees hardly more load.
+
+    Within *window* seconds at most `ratio x calls + min_per_second x window` retries are granted. Calls are
+    counted where they begin, so the base does not shrink while they fail. A retry is withdrawn before its
+    back-off and given back if it is never sent.
+
+    Args:
+        ratio: retries per call; 0 or more. 0 leaves only the minimum.
+        min_per_second: retries a second that are granted whatever the traffic; 0 or more.
+        window: seconds over which both are counted; greater than 0.
+        name: in events and statistics.
+        clock: a monotonic clock, in seconds.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: safe from any thread, task and loop, and meant to be shared by all policies that retry on
+        one dependency. A call costs one increment; only a retry takes the lock.
+
+    Source: Finagle's RetryBudget; "Handling Overload", Site Reliability Engineering, chapter 21.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 0.2,
+        min_per_second: float = 10.0,
+        window: Seconds = 10.0,
+        *,
+        name: str = "retry-budget",
+        clock: Clock = MONOTONIC,
+    ) -> None:
+        self.name = params.named("name", name)
+        self.ratio = params.number("ratio", ratio)
+        self.min_per_second = params.number("min_per_second", min_per_second)
+        self.window = params.seconds("window", window, above=True)
+        self._clock = params.callback("clock", clock)
+        self._lock = threading.RLock()
+        self._tallies: list[Tally] = []
+        self._seen = 0  # calls counted so far, over all tallies, including those of policies that are gone
+        self._gone = 0
+        # Calls and retries per part of the window, oldest first; the last part ends at `_edge`.
+        self._calls: deque[float] = deque([0.0] * _BUCKETS, maxlen=_BUCKETS)
+        self._retries: deque[int] = deque([0] * _BUCKETS, maxlen=_BUCKETS)
+        self._looked = self._clock()
+        self._edge = self._looked + self.window / _BUCKETS
+        self._denied = 0
+        renew_after_fork(self)
+
+    def enrol(self, owner: object, tally: Tally) -> None:
+        """Count the calls of *tally* as calls of this budget, for as long as *owner* lives."""
+        with self._lock:
+            self._tallies.append(tally)
+            self._gone -= tally.read()  # what it counted before is no call of this budget
+        weakref.finalize(owner, self._retire, tally).atexit = False
+
+    def withdraw(self) -> bool:
+        """Take one retry out; return whether it was there."""
+        with self._lock:
+            self._roll()
+            if self._retries_left() < 1.0:
+                self._denied += 1
+                return False
+            self._retries[-1] += 1
+            return True
+
+    def refund(self) -> None:
+        """Give one retry back that was never sent."""
+        with self._lock:
+            self._roll()
+            for part in reversed(range(len(self._retries))):
+                if self._retries[part]:
+                    self._retries[part] -= 1
+                    return
+
+    def stats(self) -> BudgetStats:
+        """Return what the budget holds now."""
+        with self._lock:
+            self._roll()
+            return BudgetStats(sum(self._calls), sum(self._retries), self._retries_left(), self._denied)
+
+    def __repr__(self) -> str:
+        return f"<RetryBudget {self.name!r} {self.stats().balance:.1f} retries left>"
+
+    def _retries_left(self) -> float:
+        granted = self.ratio * sum(self._calls) + self.min_per_second * self.window
+        return granted - sum(self._retries)
+
+    def _roll(self) -> None:
+        """Move the window on, and spread the calls since the last look evenly over the time since then.
+
+        Calls are only counted, not timed: a clock would cost more than all the rest of a call that succeeds.
+        """
+        now = max(self._clock(), self._looked)
+        elapsed, self._looked = now - self._looked, now
+        fresh = self._count_calls()
+        step = self.window / _BUCKETS
+        rate = fresh / elapsed if elapsed > 0.0 else 0.0
+        begin = now - elapsed
+        for _ in range(_BUCKETS):
+            if now < self._edge:
+                break
+            # A part that begins after the last look was empty so far; the others get their share.
+            self._calls[-1] += rate * max(0.0, self._edge - max(begin, self._edge - step))
+            self._calls.append(0.0)
+            self._retries.append(0)
+            self._edge += step
+        if now >= self._edge:  # more than a whole window has passed
+            self._skip_to(now, rate, step)
+        self._calls[-1] += rate * (now - max(begin, self._edge - step)) if elapsed > 0.0 else fresh
+
+    def _skip_to(self, now: float, rate: float, step: float) -> None:
+        self._calls.extend([rate * step] * (_BUCKETS - 1))
+        self._calls.append(0.0)
+        self._retries.extend([0] * _BUCKETS)
+        self._edge = now + step
+
+    def _count_calls(self) -> int:
+        total = self._gone + sum(tally.read() for tally in self._tallies)
+        fresh, self._seen = total - self._seen, total
+        return fresh
+
+    def _retire(self, tally: Tally) -> None:
+        with self._lock:
+            self._tallies.remove(tally)
+            self._gone += tally.read()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+
+
+def checked_budget(value: Any) -> RetryBudget | None:
+    """Return *value* if it is a budget or None."""
+    if value is not None and not isinstance(value, RetryBudget):
+        params.refuse(TypeError, "budget", "must be a RetryBudget or None", value)
+    return value

@@ -1,0 +1,436 @@
+"""Time limits: `Timeout` for one attempt, `deadline` for everything below a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..engine import params
+from ..engine.clock import MONOTONIC
+from ..engine.cutoff import Cutoff, CutoffQueue
+from ..engine.deadline import Instant, current_deadline
+from ..engine.drive.bounds import bound_stream
+from ..engine.drive.gates import gate, settle
+from ..engine.policy import Policy
+from ..engine.shape import Shape
+from ..engine.window import Tally
+from ..engine.workers import Job, Stage, Workers
+from ..errors import BulkheadFullError, CallTimeoutError, DeadlineExceededError
+from ..events import Announcer, CallTimedOut
+from ..typing import Clock, Seconds
+
+__all__ = ["Deadline", "Timeout", "TimeoutStats", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutStats:
+    """What a time limit has counted.
+
+    Attributes:
+        calls: calls that were let in.
+        timed_out: calls that were cut off, or that their caller stopped waiting for.
+        rejected: calls not begun, because the deadline had passed or no thread came free in time.
+        abandoned: calls whose caller has gone and whose thread still works on them, now.
+    """
+
+    calls: int
+    timed_out: int
+    rejected: int
+    abandoned: int
+
+
+class _Limit:
+    """What the forms of one time limit share: its length, its counters, its errors."""
+
+    def __init__(self, kind: str, name: str, seconds: float, clock: Clock) -> None:
+        self.kind = kind
+        self.name = name
+        self.seconds = seconds
+        self.clock = clock
+        self.announcer = Announcer()
+        self.calls = Tally()
+        self.lock = threading.Lock()
+        self.timed_out = self.rejected = 0
+
+    def begin(self) -> tuple[float, Instant]:
+        """Return the seconds a call that begins now may take, and the instant that is; refuse if there are none."""
+        outer = current_deadline.get()
+        if outer is not None:
+            left = outer[0] - outer[1]()
+            if left <= 0.0:
+                raise self.too_late(left)
+            if left < self.seconds:
+                return left, outer
+        return self.seconds, (self.clock() + self.seconds, self.clock)
+
+    def too_late(self, left: float) -> DeadlineExceededError:
+        with self.lock:
+            self.rejected += 1
+        message = f"{self.kind} {self.name!r}: the deadline passed {-left:.3g} s ago, the call was not begun"
+        return DeadlineExceededError(message, policy=self.name)
+
+    def no_thread(self, size: int, seconds: float) -> BulkheadFullError:
+        with self.lock:
+            self.rejected += 1
+        message = f"{self.kind} {self.name!r}: none of its {size} threads came free in {seconds:.3g} s, the call was not begun"
+        return BulkheadFullError(message, policy=self.name)
+
+    def overrun(self, seconds: float, *, running: bool) -> CallTimeoutError:
+        with self.lock:
+            self.timed_out += 1
+        if self.announcer.heard:
+            self.announcer.announce(CallTimedOut(self.name, seconds, running))
+        message = f"{self.kind} {self.name!r}: no answer in {seconds:.3g} s"
+        return CallTimeoutError(message, policy=self.name, seconds=seconds)
+
+    def stats(self, abandoned: int) -> TimeoutStats:
+        with self.lock:
+            return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned)
+
+
+class _DeadlineGate:
+    """The form for functions: sets the deadline that everything inside obeys, and interrupts nothing."""
+
+    def __init__(self, limit: _Limit) -> None:
+        self._limit = limit
+        self._ticker = limit.calls.ticker
+
+    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Instant | None:
+        _, instant = self._limit.begin()
+        next(self._ticker)
+        outer = current_deadline.get()
+        current_deadline.set(instant)
+        return outer
+
+    admit_stream = admit  # never used: streams are bounded step by step
+
+    # The outer deadline is set again instead of reset by token: a token is refused in any other context,
+    # and a coroutine may be closed from one.
+
+    def success(self, outer: Instant | None, _result: Any) -> None:
+        current_deadline.set(outer)
+
+    def failure(self, outer: Instant | None, _exc: Exception) -> None:
+        current_deadline.set(outer)
+
+    def abandon(self, outer: Instant | None, _exc: BaseException) -> None:
+        current_deadline.set(outer)
+
+
+class _Queues(threading.local):
+    """The queue of the loop that runs in this thread."""
+
+    queue: CutoffQueue | None = None
+
+
+_Armed = tuple[Cutoff, CutoffQueue | asyncio.TimerHandle, int, Instant | None, float]
+
+
+class _CutoffGate:
+    """The form for coroutines: cancels the call when its time is up, and tells that from a caller's cancel."""
+
+    def __init__(self, limit: _Limit) -> None:
+        self._limit = limit
+        self._ticker = limit.calls.ticker
+        self._queues = _Queues()
+
+    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> _Armed:
+        limit = self._limit
+        seconds, instant = limit.begin()
+        next(self._ticker)
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        if task is None:
+            msg = f"{limit.kind} {limit.name!r} can only cut off code that runs in a task"
+            raise RuntimeError(msg)
+        cutoff, timer = self._arm(loop, task, seconds)
+        outer = current_deadline.get()
+        current_deadline.set(instant)
+        return cutoff, timer, task.cancelling(), outer, seconds
+
+    admit_stream = admit
+
+    def _arm(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float
+    ) -> tuple[Cutoff, CutoffQueue | asyncio.TimerHandle]:
+        if seconds != self._limit.seconds:
+            # Cut short by an outer deadline, it is out of the queue's order: a timer of its own.
+            cutoff = Cutoff(loop.time() + seconds, task)
+            return cutoff, loop.call_at(cutoff.when, cutoff.fire)
+        queue = self._queues.queue
+        if queue is None or queue.loop is not loop:
+            queue = self._queues.queue = CutoffQueue(loop, seconds)
+        return queue.begin(task), queue
+
+    def success(self, armed: _Armed, _result: Any) -> None:
+        self._disarm(armed)
+
+    def failure(self, armed: _Armed, _exc: Exception) -> None:
+        self._disarm(armed)
+
+    def abandon(self, armed: _Armed, exc: BaseException) -> None:
+        ours = self._disarm(armed)
+        if ours and isinstance(exc, asyncio.CancelledError):
+            raise self._limit.overrun(armed[4], running=False) from exc
+
+    def _disarm(self, armed: _Armed) -> bool:
+        """End the limit; return whether the call was cancelled by it and by nobody else.
+
+        A call that answers although it was cancelled keeps its answer; the cancel is taken back.
+        """
+        cutoff, timer, cancelling, outer, _ = armed
+        current_deadline.set(outer)
+        task = cutoff.task
+        if isinstance(timer, CutoffQueue):
+            timer.end(cutoff)
+        else:
+            cutoff.task = None
+            timer.cancel()
+        return cutoff.fired and task is not None and task.uncancel() <= cancelling
+
+
+class _StreamLimit:
+    """The form for generators: every step gets what is left of one limit for the whole stream."""
+
+    def __init__(self, limit: _Limit) -> None:
+        self._limit = limit
+        self._seconds, self._instant = limit.begin()
+        next(limit.calls.ticker)
+
+    def step(self, advance: Callable[[Any], Any], value: Any) -> Any:
+        outer = current_deadline.get()
+        current_deadline.set(self._instant)
+        try:
+            return advance(value)
+        finally:
+            current_deadline.set(outer)
+
+    async def astep(self, step: Awaitable[Any]) -> Any:
+        left = self._instant[0] - self._instant[1]()
+        outer = current_deadline.get()
+        current_deadline.set(self._instant)
+        scope = asyncio.timeout(left)
+        try:
+            async with scope:
+                return await step
+        except TimeoutError as exc:
+            if scope.expired():
+                raise self._limit.overrun(self._seconds, running=False) from exc
+            raise
+        finally:
+            current_deadline.set(outer)
+
+
+class _ThreadForm:
+    """The form for functions that may block: they run in a thread, and their caller leaves in time."""
+
+    def __init__(self, limit: _Limit, threads: int) -> None:
+        self._limit = limit
+        self._workers = Workers(threads, f"resilient-{limit.name}")
+        self.overdue: set[Job] = set()
+
+    def wrap(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fn)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            return self._run(functools.partial(fn, *args, **kwargs))
+
+        return bounded
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        seconds, instant = self._limit.begin()
+        next(self._limit.calls.ticker)
+        job = self._job(call, instant)
+        ended = False
+        try:
+            self._workers.submit(job)
+            ended = job.wait(seconds)
+        finally:
+            # Also when an interrupt ends the wait: what was not begun must not be begun without a caller.
+            stage = Stage.DONE if ended else job.withdraw()
+        if stage is Stage.QUEUED:
+            raise self._limit.no_thread(self._workers.size, seconds)
+        if stage is Stage.RUNNING:
+            raise self._limit.overrun(seconds, running=True)
+        return _outcome(job)
+
+    def _job(self, call: Callable[[], Any], instant: Instant) -> Job:
+        outer = current_deadline.get()
+        current_deadline.set(instant)
+        try:
+            return Job(call, self.overdue)  # takes a copy of the context, deadline and all
+        finally:
+            current_deadline.set(outer)
+
+
+def _outcome(job: Job) -> Any:
+    error, job.error = job.error, None
+    if error is None:
+        return job.result
+    try:
+        raise error
+    finally:
+        del error  # or this frame and its traceback would keep each other alive
+
+
+class _TimeLimit(Policy):
+    """What `Timeout` and `deadline` have in common."""
+
+    _limit: _Limit
+
+    def __init__(self, seconds: Seconds, name: str | None, clock: Clock) -> None:
+        length = params.seconds("seconds", seconds, above=True)
+        label = f"{self.kind}-{length:g}s" if name is None else params.named("name", name)
+        self._limit = _Limit(self.kind, label, length, params.callback("clock", clock))
+        self.announcer = self._limit.announcer
+        self._deadline_gate = _DeadlineGate(self._limit)
+        self._cutoff_gate = _CutoffGate(self._limit)
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self._limit.name
+
+    @property
+    def seconds(self) -> float:
+        """The limit, in seconds."""
+        return self._limit.seconds
+
+    def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+        """Return *fn*, which has *shape*, under this limit."""
+        if shape is Shape.FUNCTION:
+            return gate(self._deadline_gate, fn, shape)
+        if shape is Shape.COROUTINE:
+            return gate(self._cutoff_gate, fn, shape)
+        return bound_stream(functools.partial(_StreamLimit, self._limit), fn, shape)
+
+    def stats(self) -> TimeoutStats:
+        """Return what the limit has counted so far."""
+        return self._limit.stats(0)
+
+
+class Timeout(_TimeLimit):
+    """Limit how long one call may take.
+
+    A coroutine is cancelled when its time is up, and `CallTimeoutError` is raised; a cancellation that comes
+    from the caller stays one. An answer that arrives in spite of the cancellation is kept.
+
+    A function cannot be interrupted safely. Without *threads* the limit becomes the deadline that everything
+    inside obeys (retries, other limits, `time_left()`). With *threads* it runs in one of so many threads of
+    this policy's own, in a copy of the caller's context; the caller leaves in time, and the thread stays
+    taken until the work really ends.
+
+    A stream (generator or async generator) has the limit for all of its steps together, the consumer's time
+    between them included.
+
+    Args:
+        seconds: the limit, in seconds or as a `timedelta`; greater than 0. An earlier deadline of the
+            caller's counts instead.
+        threads: threads to run functions in; at least 1. None runs them in the caller's thread.
+        name: in errors, events and statistics; made from the limit where it is None.
+        clock: a monotonic clock, in seconds.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: safe from any thread, task and loop; O(1) a call, with one timer a loop for all its calls.
+
+    Source: M. Brooker, "Timeouts, retries, and backoff with jitter", Amazon Builders' Library.
+    """
+
+    kind: ClassVar[str] = "Timeout"
+
+    def __init__(
+        self,
+        seconds: Seconds,
+        *,
+        threads: int | None = None,
+        name: str | None = None,
+        clock: Clock = MONOTONIC,
+    ) -> None:
+        super().__init__(seconds, name, clock)
+        self._threads = None if threads is None else _ThreadForm(self._limit, params.count("threads", threads))
+
+    def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+        """Return *fn*, which has *shape*, under this limit."""
+        if self._threads is not None and shape is Shape.FUNCTION:
+            return self._threads.wrap(fn)
+        return super().wrap(fn, shape)
+
+    def stats(self) -> TimeoutStats:
+        """Return what the limit has counted so far."""
+        return self._limit.stats(0 if self._threads is None else len(self._threads.overdue))
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return f"<Timeout {self.name!r} {self.seconds:g} s, {stats.timed_out} timed out, {stats.abandoned} abandoned>"
+
+
+class Deadline(_TimeLimit):
+    """A limit for everything below a caller; made by `deadline`."""
+
+    kind: ClassVar[str] = "deadline"
+
+    def __enter__(self) -> Deadline:
+        _enter(self._deadline_gate)
+        return self
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        _leave(self._deadline_gate, exc)
+
+    async def __aenter__(self) -> Deadline:
+        _enter(self._cutoff_gate)
+        return self
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        _leave(self._cutoff_gate, exc)
+
+    def __repr__(self) -> str:
+        return f"<deadline {self.name!r} {self.seconds:g} s>"
+
+
+# The blocks that are open in this context, innermost last. In the context and not in the object, so that
+# one object may be open in many tasks and threads at once, and in itself.
+_open_blocks: ContextVar[tuple[Any, ...]] = ContextVar("resilient_open_deadlines", default=())
+
+
+def _enter(form: _DeadlineGate | _CutoffGate) -> None:
+    _open_blocks.set((*_open_blocks.get(), form.admit(None, (), {})))
+
+
+def _leave(form: _DeadlineGate | _CutoffGate, exc: BaseException | None) -> None:
+    *outer, ticket = _open_blocks.get()
+    _open_blocks.set(tuple(outer))
+    settle(form, ticket, exc)
+
+
+def deadline(seconds: Seconds, *, name: str | None = None, clock: Clock = MONOTONIC) -> Deadline:
+    """Set a deadline for a block, a function or a pipeline, and for everything called from there.
+
+    Retries, time limits and waits inside keep to it, and `time_left()` tells what is left. Deadlines nest:
+    the earliest one counts. `async with` and coroutine functions are cut off when it passes, with
+    `CallTimeoutError`; `with` and functions are not interrupted.
+
+    Args:
+        seconds: from now (or from the beginning of each call), in seconds or as a `timedelta`; greater
+            than 0.
+        name: in errors, events and statistics; made from the limit where it is None.
+        clock: a monotonic clock, in seconds.
+
+    Returns:
+        An object for `with`, `async with`, as a decorator, and in a `Pipeline`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: safe from any thread, task and loop; the deadline lives in the context.
+
+    Source: Finagle's and gRPC's deadlines, which travel with the request.
+    """
+    return Deadline(seconds, name, clock)
