@@ -1,14 +1,67 @@
-"""Keep services standing when what they depend on fails."""
+"""Keep services standing when what they depend on fails.
+
+A policy is a named object that is a decorator: `breaker = CircuitBreaker("payments")`, then `@breaker`. One
+object serves threads, tasks and event loops at once, and functions of every shape.
+"""
 
 from __future__ import annotations
 
 from . import errors, events
 from .engine.deadline import time_left
 from .engine.window import Calls
+from .errors import (
+    BulkheadFullError,
+    CallTimeoutError,
+    CircuitOpenError,
+    DeadlineExceededError,
+    PipelineOrderError,
+    RejectedError,
+    ResilientError,
+)
+from .policies.backoff import (
+    stop_at_deadline,
+    wait_decorrelated_jitter,
+    wait_equal_jitter,
+    wait_full_jitter,
+    wait_retry_after,
+)
+from .policies.cache.cache import Cache
+from .policies.cache.core import freshness
+from .policies.cache.store import SieveCache
 from .policies.circuit_breaker.breaker import CircuitBreaker
 from .policies.fallback import Fallback
+from .policies.pipeline import Pipeline
 from .policies.retry import Retry
 from .policies.retry_budget import RetryBudget
 from .policies.timeout import Timeout, deadline
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "BulkheadFullError",
+    "Cache",
+    "CallTimeoutError",
+    "Calls",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "DeadlineExceededError",
+    "Fallback",
+    "Pipeline",
+    "PipelineOrderError",
+    "RejectedError",
+    "ResilientError",
+    "Retry",
+    "RetryBudget",
+    "SieveCache",
+    "Timeout",
+    "deadline",
+    "errors",
+    "events",
+    "freshness",
+    "stop_at_deadline",
+    "time_left",
+    "wait_decorrelated_jitter",
+    "wait_equal_jitter",
+    "wait_full_jitter",
+    "wait_retry_after",
+]

@@ -16,13 +16,14 @@ from typing import Any
 
 from tenacity import RetryCallState
 from tenacity.stop import stop_base
-from tenacity.wait import wait_base, wait_none
+from tenacity.wait import wait_base, wait_fixed, wait_none
 
 from ..engine import params
 from ..engine.deadline import time_left
 from ..typing import Seconds
 
 __all__ = [
+    "longest_waits",
     "retry_after_of",
     "stop_at_deadline",
     "wait_decorrelated_jitter",
@@ -56,11 +57,6 @@ class _Exponential(wait_base):
             return min(self._max, self._initial * self._factor**exponent)
         except OverflowError:
             return self._max
-
-    @property
-    def longest(self) -> float:
-        """The longest wait there can be, in seconds."""
-        return self._max
 
     def longest_total(self, waits: int) -> float:
         """Return the most that the first *waits* waits can add up to, in seconds."""
@@ -143,6 +139,14 @@ class wait_decorrelated_jitter(_Exponential):  # noqa: N801
         random: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(initial, factor, max, random)
+
+    def longest_total(self, waits: int) -> float:
+        """Return the most that the first *waits* waits can add up to, in seconds."""
+        total, bound = 0.0, self._initial
+        for _ in range(waits):
+            bound = min(self._max, bound * self._factor)
+            total += bound
+        return total
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait after the attempt in *retry_state*."""
@@ -262,3 +266,12 @@ def _parsed(text: str, now: Callable[[], float]) -> float | None:
     except (OverflowError, OSError):
         return None
 
+
+
+def longest_waits(wait: wait_base, waits: int) -> float | None:
+    """Return the most that *waits* waits of *wait* can add up to, in seconds; None where it cannot be known."""
+    if isinstance(wait, _Exponential):
+        return wait.longest_total(waits)
+    if isinstance(wait, wait_fixed):
+        return float(wait.wait_fixed) * waits
+    return None

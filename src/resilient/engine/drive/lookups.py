@@ -1,0 +1,225 @@
+"""Wrappers of the policies that may know the answer already.
+
+The fresh hit is inline: one dictionary read, one look at the clock, one bit, one increment, no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Protocol
+
+from ..flight import Flight, Lead, Outcome, Serve, Step
+from ..shape import Shape, describe
+from ..waiting import TaskWaiter, ThreadWaiter, Waiter
+from ..workers import Job, Workers
+
+__all__ = ["Lookup", "aload", "load", "lookup"]
+
+
+class Lookup(Protocol):
+    """Knows answers by key, and decides who finds out what it does not know."""
+
+    enabled: bool
+    plain_keys: bool
+    clock: Callable[[], float]
+    find: Callable[[Any], Any]
+    hit_ticker: Any
+    note: Callable[[Any], object]
+    load_timeout: float | None
+    refreshers: Workers
+    refreshes: set[Any]
+
+    def key_of(self, args: Any, kwargs: Any, /) -> Hashable: ...
+    def bad_key(self, exc: TypeError, /) -> TypeError: ...
+    def begin(self, key: Hashable, /) -> Step: ...
+    def join(self, flight: Flight, waiter: Waiter, /) -> bool: ...
+    def leave(self, flight: Flight, waiter: Waiter, /) -> None: ...
+    def land(self, flight: Flight, value: Any, /) -> Any: ...
+    def fail(self, flight: Flight, exc: Exception, /) -> Serve | None: ...
+    def abandon(self, flight: Flight, /) -> None: ...
+    def overdue(self, key: Hashable, /) -> Serve: ...
+    def failure_of(self, flight: Flight, /) -> Exception: ...
+
+
+def lookup(core: Lookup, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+    """Return *fn* with its answers looked up first.
+
+    Raises:
+        TypeError: *fn* is a generator function: a stream is no value that could be kept.
+    """
+    if shape is Shape.FUNCTION:
+        return _function(core, fn)
+    if shape is Shape.COROUTINE:
+        return _coroutine(core, fn)
+    msg = f"cannot cache {describe(fn)}, a {shape.value}: cache a function that returns the finished list"
+    raise TypeError(msg)
+
+
+def _function(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
+    find, clock, hits, note = core.find, core.clock, core.hit_ticker, core.note
+    plain, key_of = core.plain_keys, core.key_of
+
+    @functools.wraps(fn)
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        key = args if plain and not kwargs else key_of(args, kwargs)
+        try:
+            entry = find(key)
+        except TypeError as exc:
+            raise core.bad_key(exc) from exc
+        if entry is not None and clock() < entry.fresh_until and core.enabled:
+            entry.visited = True
+            next(hits)
+            note(entry)
+            return entry.value
+        return load(core, key, functools.partial(fn, *args, **kwargs))
+
+    return cached
+
+
+def _coroutine(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
+    find, clock, hits, note = core.find, core.clock, core.hit_ticker, core.note
+    plain, key_of = core.plain_keys, core.key_of
+
+    @functools.wraps(fn)
+    async def cached(*args: Any, **kwargs: Any) -> Any:
+        key = args if plain and not kwargs else key_of(args, kwargs)
+        try:
+            entry = find(key)
+        except TypeError as exc:
+            raise core.bad_key(exc) from exc
+        if entry is not None and clock() < entry.fresh_until and core.enabled:
+            entry.visited = True
+            next(hits)
+            note(entry)
+            return entry.value
+        return await aload(core, key, functools.partial(fn, *args, **kwargs))
+
+    return cached
+
+
+def load(core: Lookup, key: Hashable, loader: Callable[[], Any]) -> Any:
+    """Answer a call that found nothing fresh: serve, load or wait, as *core* decides."""
+    while True:
+        step = core.begin(key)
+        if isinstance(step, Serve):
+            if step.lead is not None:
+                _refresh_in_thread(core, step.lead, loader)
+            return _serve(core, step)
+        if isinstance(step, Lead):
+            return _serve(core, _load_here(core, step, loader))
+        if (answer := _wait(core, step.flight)) is not None:
+            return _serve(core, answer)
+
+
+def _load_here(core: Lookup, lead: Lead, loader: Callable[[], Any]) -> Serve:
+    flight = lead.flight
+    try:
+        value = loader()
+    except Exception as exc:
+        last_known_good = core.fail(flight, exc)
+        if last_known_good is None:
+            raise
+        return last_known_good
+    except BaseException:
+        core.abandon(flight)
+        raise
+    return Serve(core.land(flight, value))
+
+
+def _wait(core: Lookup, flight: Flight) -> Serve | None:
+    """Wait for somebody else's load; None if it was abandoned and has to be begun anew."""
+    waiter = ThreadWaiter()
+    if core.join(flight, waiter):
+        try:
+            if not waiter.park(core.load_timeout):
+                return core.overdue(flight.key)
+        finally:
+            core.leave(flight, waiter)
+    return _outcome(core, flight)
+
+
+def _refresh_in_thread(core: Lookup, lead: Lead, loader: Callable[[], Any]) -> None:
+    def refresh() -> None:
+        with contextlib.suppress(Exception):  # the core has been told; nobody waits for it here
+            _load_here(core, lead, loader)
+
+    try:
+        core.refreshers.submit(Job(refresh, core.refreshes))
+    except RuntimeError:  # no thread to be had any more: the interpreter is going down
+        core.abandon(lead.flight)
+
+
+async def aload(core: Lookup, key: Hashable, loader: Callable[[], Awaitable[Any]]) -> Any:
+    """Answer an asynchronous call that found nothing fresh.
+
+    Every load is a task of its own: it belongs to all who wait for it, not to the one that came first.
+    """
+    while True:
+        step = core.begin(key)
+        if isinstance(step, Serve):
+            if step.lead is not None:
+                _begin_task(core, step.lead, loader)
+            return _serve(core, step)
+        if isinstance(step, Lead):
+            answer = await _await(core, step.flight, functools.partial(_begin_task, core, step, loader))
+        else:
+            answer = await _await(core, step.flight)
+        if answer is not None:
+            return _serve(core, answer)
+
+
+async def _await(core: Lookup, flight: Flight, start: Callable[[], None] | None = None) -> Serve | None:
+    waiter = TaskWaiter()
+    if core.join(flight, waiter):
+        try:
+            if start is not None:
+                start()
+            if not await waiter.park(core.load_timeout):
+                return core.overdue(flight.key)
+        finally:
+            core.leave(flight, waiter)
+    return _outcome(core, flight)
+
+
+def _begin_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) -> None:
+    loop, flight = asyncio.get_running_loop(), lead.flight
+    task = loop.create_task(_load_in_task(core, lead, loader))
+    core.refreshes.add(task)  # the loop itself keeps only weak references
+    task.add_done_callback(core.refreshes.discard)
+    # A task that is cancelled before its first step never runs at all: then this is what ends the flight.
+    task.add_done_callback(lambda _: core.abandon(flight) if flight.outcome is Outcome.PENDING else None)
+    flight.cancel = functools.partial(_cancel_from_anywhere, loop, task)
+
+
+def _cancel_from_anywhere(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # a closed loop has no tasks left
+        loop.call_soon_threadsafe(task.cancel)
+
+
+async def _load_in_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) -> None:
+    flight = lead.flight
+    try:
+        value = await loader()
+    except Exception as exc:  # noqa: BLE001 - the core hands it to those who wait
+        core.fail(flight, exc)
+    except BaseException:
+        core.abandon(flight)
+        raise
+    else:
+        core.land(flight, value)
+
+
+def _outcome(core: Lookup, flight: Flight) -> Serve | None:
+    if flight.outcome is Outcome.ABANDONED:
+        return None
+    if flight.outcome is Outcome.FAILED:
+        raise core.failure_of(flight)
+    return Serve(flight.entry, flight.stale)
+
+
+def _serve(core: Lookup, answer: Serve) -> Any:
+    core.note(answer.entry if answer.stale is None else answer.stale)
+    return answer.entry.value

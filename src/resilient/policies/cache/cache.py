@@ -1,0 +1,331 @@
+"""The cache users hold."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import cachetools
+
+from ...engine import params
+from ...engine.clock import MONOTONIC
+from ...engine.drive.lookups import aload, load, lookup
+from ...engine.flight import Flight, Serve
+from ...engine.matching import Matcher
+from ...engine.policy import Policy
+from ...engine.shape import Shape
+from ...engine.workers import Workers
+from ...errors import CallTimeoutError
+from ...typing import Clock, FailureRule, Seconds
+from .core import CacheCore, Lifetimes, replica, served
+from .store import BorrowedStore, SieveCache, Store
+
+__all__ = ["Cache", "CacheStats"]
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+_KEYWORDS = object()  # stands between positional arguments and keywords in a key
+_REFRESH_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a cache has counted.
+
+    Attributes:
+        hits: calls answered with a fresh value.
+        stale: calls answered with a value past its time.
+        misses: calls that had to load, or to wait for a load.
+        loads: loads begun, refreshes in the background included.
+        load_failures: loads that failed.
+        joined: calls that waited for the load of another one.
+        negative: calls answered with a remembered failure.
+        evictions: entries that had to make room; 0 where the store is the user's own.
+        size: entries kept now.
+    """
+
+    hits: int
+    stale: int
+    misses: int
+    loads: int
+    load_failures: int
+    joined: int
+    negative: int
+    evictions: int
+    size: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the calls that were answered without waiting for a load."""
+        answered = self.hits + self.stale
+        calls = answered + self.misses + self.negative
+        return answered / calls if calls else 0.0
+
+
+class Cache(Policy):
+    """Keep answers for a while, and the last good one for when there is no new one.
+
+    Until *ttl* an answer is fresh. For *stale_while_revalidate* seconds more it is served at once while one
+    load runs in the background. After that, one call loads and the others wait for it, in whatever thread,
+    task or loop they are. When the load fails, the last known good answer serves up to *stale_if_error*
+    seconds past its *ttl*; `freshness()` tells.
+
+    None is an answer like any other. A coroutine that waits can be cancelled without harm to the others; the
+    load is cancelled when nobody waits for it any more.
+
+    Args:
+        name: in errors, events and statistics.
+        ttl: seconds an answer is fresh; above 0.
+        stale_while_revalidate: seconds after *ttl* in which it is served while it is loaded anew; 0 or more.
+        stale_if_error: seconds after *ttl* in which it may answer for a load that failed; 0 or more,
+            `math.inf` for as long as it is kept. None or 0: never.
+        negative_ttl: seconds a failure is remembered, so that the next calls do not load again; above 0.
+            Refusals are not remembered. None: not at all.
+        max_size: the most entries; at least 1.
+        key: makes the key from the arguments of the call. None: the positional arguments and keywords
+            themselves, which must be hashable. Without it, a cache serves one function.
+        jitter: the share of *ttl* by which it may be shortened at random, so that entries do not expire
+            together; 0 to 1.
+        load_timeout: seconds to wait for a load that somebody else runs, or that runs as a task; above 0.
+            None: without end.
+        on: which failures of a load the last known good may answer for: exception types, predicates, or a
+            tuple of both. Refusals always are.
+        storage: a cachetools cache to keep entries in instead; None for a `SieveCache` of *max_size*.
+        clock: a monotonic clock, in seconds.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: safe from any thread, task and loop. A fresh hit takes no lock.
+
+    Source: RFC 5861 for the two kinds of staleness; SIEVE (NSDI 2024) for eviction.
+    """
+
+    kind: ClassVar[str] = "Cache"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        ttl: Seconds,
+        stale_while_revalidate: Seconds = 0.0,
+        stale_if_error: Seconds | None = None,
+        negative_ttl: Seconds | None = None,
+        max_size: int = 1024,
+        key: Callable[..., Hashable] | None = None,
+        jitter: float = 0.1,
+        load_timeout: Seconds | None = None,
+        on: FailureRule = Exception,
+        storage: cachetools.Cache[Any, Any] | None = None,
+        clock: Clock = MONOTONIC,
+    ) -> None:
+        self._name = params.named("name", name)
+        lifetimes = Lifetimes(
+            ttl=params.seconds("ttl", ttl, above=True),
+            stale_while_revalidate=params.seconds("stale_while_revalidate", stale_while_revalidate),
+            stale_if_error=params.seconds("stale_if_error", stale_if_error or 0.0, infinite=True),
+            negative_ttl=params.optional_seconds("negative_ttl", negative_ttl) or 0.0,
+            jitter=params.ratio("jitter", jitter, zero=True),
+        )
+        self._key = None if key is None else params.callback("key", key)
+        self.load_timeout = params.optional_seconds("load_timeout", load_timeout)
+        self.clock = params.callback("clock", clock)
+        self._store = _store(storage, params.count("max_size", max_size))
+        self._core = core = CacheCore(self._name, lifetimes, self._store, Matcher("on", on), self.clock)
+        self.announcer = core.announcer
+        self._subject: object = None
+        # What the wrappers bind.
+        self.plain_keys = key is None
+        self.find = self._store.find
+        self.hit_ticker = core.hits.ticker
+        self.note = served.set
+        self.begin, self.join, self.leave = core.begin, core.join, core.leave
+        self.land, self.fail, self.abandon = core.land, core.fail, core.abandon
+        self.refreshers = Workers(_REFRESH_THREADS, f"resilient-refresh-{self._name}")
+        self.refreshes: set[Any] = set()
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self._name
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the cache is used. Set to False, every call loads for itself; what is kept stays kept."""
+        return self._core.enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._core.enabled = params.flag("enabled", enabled)
+
+    def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+        """Return *fn*, which has *shape*, with its answers kept.
+
+        Raises:
+            TypeError: *fn* is a generator function.
+            ValueError: this cache serves another function already, and has no *key* to tell the two apart.
+        """
+        wrapper = lookup(self, fn, shape)
+        self._claim(fn)
+        return wrapper
+
+    def get(self, key: Hashable, loader: Callable[[], V]) -> V:
+        """Return the answer for *key*, and call *loader* if there is none that is fresh.
+
+        Args:
+            key: a tuple of the arguments of a guarded call, or a bare value `k` for `(k,)`.
+            loader: makes the value.
+
+        Returns:
+            The value.
+
+        Raises:
+            CallTimeoutError: somebody else's load took longer than `load_timeout`.
+            Exception: what *loader* raises.
+        """
+        key = _normal(key)
+        fresh, value = self._fresh(key)
+        return value if fresh else load(self, key, loader)  # type: ignore[no-any-return]  # a V goes in
+
+    async def aget(self, key: Hashable, loader: Callable[[], Awaitable[V]]) -> V:
+        """Return the answer for *key*, and await *loader* if there is none that is fresh.
+
+        Args:
+            key: a tuple of the arguments of a guarded call, or a bare value `k` for `(k,)`.
+            loader: a coroutine function that makes the value.
+
+        Returns:
+            The value.
+
+        Raises:
+            CallTimeoutError: the load took longer than `load_timeout`.
+            Exception: what *loader* raises.
+        """
+        key = _normal(key)
+        fresh, value = self._fresh(key)
+        return value if fresh else await aload(self, key, loader)  # type: ignore[no-any-return]
+
+    def peek(self, key: Hashable, default: D | None = None) -> Any | D | None:
+        """Return what is kept for *key*, fresh or not, without loading.
+
+        Args:
+            key: as for `get`.
+            default: the answer if nothing is kept.
+
+        Returns:
+            The value, or *default*.
+        """
+        entry = self._core.held(_normal(key))
+        return default if entry is None else entry.value
+
+    def put(self, key: Hashable, value: object) -> None:
+        """Keep *value* for *key* as if it had just been loaded.
+
+        Args:
+            key: as for `get`.
+            value: the value; None is one.
+        """
+        self._core.put(_normal(key), value)
+
+    def invalidate(self, key: Hashable) -> None:
+        """Forget *key*. A load that is under way answers those who wait for it, and is not kept.
+
+        Args:
+            key: as for `get`.
+        """
+        self._core.invalidate(_normal(key))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._core.clear()
+
+    def stats(self) -> CacheStats:
+        """Return what has been counted so far."""
+        core = self._core
+        return CacheStats(
+            hits=core.hits.read(),
+            stale=core.stale,
+            misses=core.led + core.joined,
+            loads=core.led + core.refreshes,
+            load_failures=core.load_failures,
+            joined=core.joined,
+            negative=core.negative,
+            evictions=self._store.evictions,
+            size=len(self._store),
+        )
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is no missing cache
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        switched = "" if self.enabled else " off,"
+        return f"<Cache {self._name!r}{switched} {stats.size} kept, {stats.hit_ratio:.0%} hits, {stats.stale} stale>"
+
+    # What the wrappers ask.
+
+    def key_of(self, args: Any, kwargs: Any) -> Hashable:
+        """Return the key of a call."""
+        if self._key is not None:
+            return _normal(self._key(*args, **kwargs))
+        return (*args, _KEYWORDS, *sorted(kwargs.items())) if kwargs else args
+
+    def bad_key(self, exc: TypeError) -> TypeError:
+        """Return the error for arguments that cannot be a key."""
+        return TypeError(f"cache {self._name!r} cannot make a key of these arguments ({exc}): give it key=")
+
+    def overdue(self, key: Hashable) -> Serve:
+        """Return the last known good for a caller that has waited long enough, or raise."""
+        message = f"cache {self._name!r}: no answer in {self.load_timeout:.3g} s"
+        error = CallTimeoutError(message, policy=self._name, seconds=self.load_timeout)
+        answer = self._core.last_resort(key, error)
+        if answer is None:
+            raise error
+        return answer
+
+    def failure_of(self, flight: Flight) -> Exception:
+        """Return the failure of a load for one of those who waited for it."""
+        assert flight.error is not None  # noqa: S101 - a failed flight has one
+        return replica(flight.error)
+
+    def _fresh(self, key: Hashable) -> tuple[bool, Any]:
+        entry = self.find(key)
+        if entry is None or self.clock() >= entry.fresh_until or not self.enabled:
+            return False, None
+        entry.visited = True
+        next(self.hit_ticker)
+        self.note(entry)
+        return True, entry.value
+
+    def _claim(self, fn: Callable[..., Any]) -> None:
+        """Refuse a second function: its arguments would meet the first one's answers."""
+        if self._key is not None or getattr(fn, "__module__", "").startswith("resilient.engine"):
+            return
+        subject = (getattr(fn, "__module__", None), getattr(fn, "__qualname__", fn))
+        if self._subject not in {None, subject}:
+            msg = (
+                f"cache {self._name!r} serves {self._subject} already, and {subject} would get its answers: "
+                "give each function a Cache of its own, or one key= that tells them apart"
+            )
+            raise ValueError(msg)
+        self._subject = subject
+
+
+def _normal(key: Hashable) -> Hashable:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _store(storage: Any, max_size: int) -> Store:
+    if storage is None:
+        return SieveCache(max_size)
+    if isinstance(storage, SieveCache):
+        return storage
+    if not isinstance(storage, cachetools.Cache):
+        params.refuse(TypeError, "storage", "must be a cachetools.Cache or None", storage)
+    return BorrowedStore(storage)
