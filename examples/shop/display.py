@@ -183,12 +183,12 @@ def summary_cells(row: Summary) -> list[str]:
 
 
 def _transitions(run: Run) -> Text:
+    text = Text(f"Breakers of the {run.version} run: ")
     if not run.transitions:
-        return Text(
-            f"Breakers, {run.version}: " + ("none" if run.version == "bare" else "closed all the time")
-        )
-    text = Text(f"Breakers, {run.version}:")
-    for change in run.transitions:
-        text.append(f"  {change.at:.1f} s {change.breaker} ")
-        text.append(change.state, _STATE_STYLES[change.state])
+        return text.append("none" if run.version == "bare" else "closed all the time")
+    for breaker in dict.fromkeys(change.breaker for change in run.transitions):
+        text.append(f"\n  {breaker}  closed", _STATE_STYLES["closed"])
+        for change in run.transitions:
+            if change.breaker == breaker:
+                text.append(f", {change.at:.1f} s ").append(change.state, _STATE_STYLES[change.state])
     return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -65,7 +64,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     api_calls: list[tuple[float, int]] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
-    events: Counter[str] = field(default_factory=Counter)
+    events: dict[str, int] = field(default_factory=dict)
 
     def span(self, name: str) -> Span:
         """Return the phase called *name*."""

@@ -116,7 +116,8 @@ class Director:
 
     def _note(self, service: str, entry: dict[str, Any]) -> None:
         self._read_up_to[service] = entry["number"]
-        self._run.events[f"{service}: {entry['policy']} {entry['event']}"] += 1
+        event = f"{service}: {entry['policy']} {entry['event']}"
+        self._run.events[event] = self._run.events.get(event, 0) + 1
         if entry["event"] in _STATES:
             breaker, state = f"{service}: {entry['policy']}", _STATES[entry["event"]]
             self._run.transitions.append(Transition(self._now - entry["age"], breaker, state))
