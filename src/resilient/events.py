@@ -52,10 +52,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened(Event):
-    """A breaker opened: for *open_for* seconds (None: until told otherwise), the *times_opened*-th time in a row."""
+    """A breaker opened for *open_for* seconds, the *times_opened*-th time in a row."""
 
     reason: str
-    open_for: float | None
+    open_for: float
     times_opened: int
 
 
@@ -139,7 +139,7 @@ class FallbackUsed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StaleServed(Event):
-    """A cache answered with a value that was *age* seconds old, because loading a new one ended in *error*."""
+    """A cache answered with a value *age* seconds old, because loading a new one ended in *error*."""
 
     age: float
     error: str
@@ -177,7 +177,7 @@ class _Subscription:
     def tell(self, event: Event) -> None:
         try:
             self.listener(event)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a listener's fault is no fault of the call
             if not self.faulty:
                 self.faulty = True
                 _log.exception("listener %r failed; it will not be reported again", self.listener)

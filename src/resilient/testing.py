@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ class FakeClock:
         self._now = params.number("start", start)
         self._lock = threading.Lock()
         self.sleeps: list[float] = []
+        """The waits so far, in seconds."""
 
     def __call__(self) -> float:
         return self._now
@@ -63,7 +64,7 @@ class FakeClock:
 
 
 @contextmanager
-def no_waiting() -> Iterator[None]:
+def no_waiting() -> Generator[None]:
     """Make the waits of every retry take no time, inside the block, in the whole process.
 
     Attempts, budgets and deadlines stay as they are. Blocks may be nested.
@@ -88,7 +89,7 @@ class CapturedEvents(list[events.Event]):
 
 
 @contextmanager
-def capture_events() -> Iterator[CapturedEvents]:
+def capture_events() -> Generator[CapturedEvents]:
     """Collect every event of every policy that happens inside the block, in any thread.
 
     Returns:
@@ -120,5 +121,9 @@ def _settings(policy: Policy) -> dict[str, object]:
     for name in ("seconds", "attempts", "wait", "timeout", "rules", "lifetimes"):
         value = getattr(policy, name, None)
         if value is not None:
-            settings.update(dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {name: value})
+            settings.update(
+                dataclasses.asdict(value)
+                if dataclasses.is_dataclass(value) and not isinstance(value, type)
+                else {name: value}
+            )
     return settings

@@ -1,0 +1,1 @@
+"""What policies share; knows no framework and no policy."""

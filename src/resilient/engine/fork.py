@@ -10,14 +10,14 @@ __all__ = ["renew_after_fork"]
 
 
 class _Renewable(Protocol):
-    def _after_fork(self) -> None: ...
+    def after_fork(self) -> None: ...
 
 
 _known: weakref.WeakSet[_Renewable] = weakref.WeakSet()
 
 
 def renew_after_fork(part: _Renewable) -> None:
-    """Have `part._after_fork()` called in every child process, for as long as *part* lives.
+    """Have `part.after_fork()` called in every child process, for as long as *part* lives.
 
     A lock that another thread held at the fork would stay locked for ever in the child: locks are made anew
     there, and what belonged to threads of the parent is dropped.
@@ -27,7 +27,7 @@ def renew_after_fork(part: _Renewable) -> None:
 
 def _renew_all() -> None:
     for part in list(_known):
-        part._after_fork()  # noqa: SLF001 - the hook is the protocol of this module
+        part.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

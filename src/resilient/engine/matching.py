@@ -31,7 +31,7 @@ def verdict_of(predicate: Predicate, subject: object, default: bool) -> bool | f
         if isinstance(answer, int | float) and not isinstance(answer, bool):
             return float(answer) if 0.0 < answer < math.inf else bool(answer)
         return bool(answer)
-    except Exception:
+    except Exception:  # noqa: BLE001 - the user's code, in the middle of handling a failure
         _log.exception("predicate %r failed; taken as %s", predicate, default)
         return default
 
@@ -74,9 +74,10 @@ class Matcher:
 
 def _checked_type(parameter: str, part: Any) -> type[Exception]:
     if not issubclass(part, Exception):
-        rule = "must name types below Exception (a call that is cancelled or interrupted is abandoned, not failed)"
+        rule = "must name types below Exception (a call that is cancelled is abandoned, not failed)"
         refuse(ValueError if issubclass(part, BaseException) else TypeError, parameter, rule, part)
-    return part
+    checked: type[Exception] = part
+    return checked
 
 
 def _checked_predicate(parameter: str, part: Any) -> Predicate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ..errors import PipelineOrderError
 
@@ -14,20 +14,34 @@ RECOMMENDED: Final = ("Fallback", "Cache", "deadline", "Retry", "CircuitBreaker"
 
 
 class _Placed(Protocol):
-    @property
-    def kind(self) -> str: ...
+    kind: ClassVar[str]
+
     @property
     def name(self) -> str: ...
 
 
-# (outer, inner) -> what goes wrong.
-_MISTAKES: Final = {
-    ("Cache", "Fallback"): "the fallback's value would be stored and served as a good one",
-    ("CircuitBreaker", "Fallback"): "the fallback's value would count as a success of the dependency",
-    ("Retry", "Fallback"): "the fallback answers every failure, so nothing would ever be retried",
-    ("CircuitBreaker", "Cache"): "cached answers would count as successes of the dependency",
-    ("CircuitBreaker", "Retry"): "the breaker would see one result for several attempts, and retries would go on while it is open",
-    ("Timeout", "CircuitBreaker"): "calls that are cut off outside the breaker look abandoned to it, so it would never see that the dependency is slow",
+_CUT_OFF = (
+    "calls that are cut off outside the breaker look abandoned to it, "
+    "so it would never see that the dependency is slow"
+)
+_HIDDEN = "the breaker would see one result for several attempts, and attempts would go on while it is open"
+
+# Outer kind -> inner kind -> what goes wrong.
+_MISTAKES: Final[dict[str, dict[str, str]]] = {
+    "Cache": {
+        "Fallback": "the fallback's value would be stored and served as a good one",
+    },
+    "Retry": {
+        "Fallback": "the fallback answers every failure, so nothing would ever be retried",
+    },
+    "CircuitBreaker": {
+        "Fallback": "the fallback's value would count as a success of the dependency",
+        "Cache": "cached answers would count as successes of the dependency",
+        "Retry": _HIDDEN,
+    },
+    "Timeout": {
+        "CircuitBreaker": _CUT_OFF,
+    },
 }
 
 
@@ -39,19 +53,22 @@ def check_order(outer: _Placed, inside: Sequence[_Placed], target: str) -> None:
     """
     for position, inner in enumerate(inside):
         if inner is outer:
-            msg = f"{outer.kind} {outer.name!r} is on {target} already: a policy applied twice would count every call twice"
-            raise PipelineOrderError(msg)
-        reason = _MISTAKES.get((outer.kind, inner.kind))
-        if reason is None or _is_excused(outer, inside[position + 1 :]):
-            continue
-        msg = (
-            f"{outer.kind} {outer.name!r} must not be outside {inner.kind} {inner.name!r} on {target}: {reason}; "
-            f"put {inner.kind} outside {outer.kind} (outermost first: {' > '.join(RECOMMENDED)}), "
-            "or say Pipeline(..., order='as-given') if you mean it"
-        )
-        raise PipelineOrderError(msg)
+            raise PipelineOrderError(
+                f"{_label(outer)} is on {target} already: a policy applied twice would count every call twice"
+            )
+        reason = _MISTAKES.get(outer.kind, {}).get(inner.kind)
+        if reason is not None and not _is_excused(outer, inside[position + 1 :]):
+            raise PipelineOrderError(
+                f"{_label(outer)} must not be outside {_label(inner)} on {target}: {reason}; "
+                f"put {inner.kind} outside {outer.kind} (outermost first: {' > '.join(RECOMMENDED)}), "
+                "or say Pipeline(..., order='as-given') if you mean it"
+            )
+
+
+def _label(policy: _Placed) -> str:
+    return f"{policy.kind} {policy.name!r}"
 
 
 def _is_excused(outer: _Placed, within: Sequence[_Placed]) -> bool:
-    """A timeout around a breaker hides nothing if the breaker has a timeout of its own inside."""
+    """Tell whether the breaker sees slowness all the same, by a timeout of its own inside."""
     return outer.kind == "Timeout" and any(policy.kind == "Timeout" for policy in within)

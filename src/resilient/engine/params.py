@@ -42,7 +42,12 @@ def seconds(
     """Return a duration in seconds, from a number or a `timedelta`."""
     plain: object = value.total_seconds() if isinstance(value, timedelta) else value
     return number(
-        parameter, plain, least=least, above=above, infinite=infinite, what="a number of seconds or a timedelta"
+        parameter,
+        plain,
+        least=least,
+        above=above,
+        infinite=infinite,
+        what="a number of seconds or a timedelta",
     )
 
 

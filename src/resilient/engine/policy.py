@@ -69,7 +69,7 @@ class Policy:
             TypeError: *fn* is a class or cannot be called.
             PipelineOrderError: *fn* is under a policy already that must not be inside this one.
         """
-        return attach(self, fn, checked=True)
+        return cast("Callable[P, T]", attach(self, fn, checked=True))
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call *fn* once under this policy.

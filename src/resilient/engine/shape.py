@@ -37,8 +37,7 @@ def shape_of(fn: Callable[..., Any]) -> Shape:
         msg = f"cannot guard the class {describe(fn)}: guard its methods, or a function that makes instances"
         raise TypeError(msg)
     if not callable(fn):
-        msg = f"cannot guard {fn!r}: it is not callable (put the policy under @property or partialmethod, on the function)"
-        raise TypeError(msg)
+        raise TypeError(f"cannot guard {fn!r}: it is not callable; put the policy on the function inside it")
     for candidate in _faces(fn):
         if _is_coroutine_function(candidate):
             return Shape.COROUTINE
@@ -58,7 +57,8 @@ def describe(fn: Callable[..., Any]) -> str:
 def _faces(fn: Callable[..., Any]) -> tuple[Any, ...]:
     """Return where the shape may show: on the callable itself, and on its type's `__call__`."""
     plain = _unwrap_partial(fn)
-    return plain, _unwrap_partial(getattr(type(plain), "__call__", None))
+    # Not `callable`: what is wanted is the method itself, to see of which kind it is.
+    return plain, _unwrap_partial(getattr(type(plain), "__call__", None))  # noqa: B004
 
 
 def _unwrap_partial(fn: Any) -> Any:
@@ -72,4 +72,4 @@ def _is_coroutine_function(fn: Any) -> bool:
         return True
     # Before 3.12 the mark that mocks and wrappers set is known to asyncio only; from 3.14 on, asking
     # asyncio is deprecated.
-    return sys.version_info < (3, 12) and asyncio.iscoroutinefunction(fn)
+    return sys.version_info < (3, 12) and asyncio.iscoroutinefunction(fn)  # pyright: ignore[reportDeprecated]

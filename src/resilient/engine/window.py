@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from . import params
 from .fork import renew_after_fork
 
-__all__ = ["Calls", "CallWindow", "Counts", "NoWindow", "Tally", "TimeWindow", "Window"]
+__all__ = ["CallWindow", "Calls", "Counts", "NoWindow", "Tally", "TimeWindow", "Window"]
 
 BUCKETS = 10
 """Parts of a time window: it forgets in steps of a tenth of its length."""
@@ -54,7 +54,7 @@ class Tally:
     def __init__(self) -> None:
         self.ticker: itertools.count[int] | _LockedCount = itertools.count() if _GIL else _LockedCount()
         self._reads = 0
-        self._after_fork()
+        self.after_fork()
         renew_after_fork(self)
 
     def read(self) -> int:
@@ -64,7 +64,7 @@ class Tally:
             self._reads += 1
             return value
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._lock = threading.RLock()
 
 

@@ -143,6 +143,6 @@ class Workers:
         self._threads = 0
         self._idle = 0
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._start_empty()

@@ -49,7 +49,7 @@ class _Exponential(wait_base):
         self._initial = params.seconds("initial", initial, above=True)
         self._factor = params.number("factor", factor, least=1.0)
         self._max = params.seconds("max", max, above=True)
-        self._random = params.callback("random", random)
+        self._random: Callable[[], float] = params.callback("random", random)
 
     def _capped(self, attempt: int) -> float:
         exponent = min(attempt - 1, _MAX_EXPONENT)
@@ -267,9 +267,8 @@ def _parsed(text: str, now: Callable[[], float]) -> float | None:
         return None
 
 
-
 def longest_waits(wait: wait_base, waits: int) -> float | None:
-    """Return the most that *waits* waits of *wait* can add up to, in seconds; None where it cannot be known."""
+    """Return the most that *waits* waits of *wait* can add up to, in seconds; None where nobody knows."""
     if isinstance(wait, _Exponential):
         return wait.longest_total(waits)
     if isinstance(wait, wait_fixed):

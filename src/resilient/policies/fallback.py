@@ -74,7 +74,9 @@ class Fallback(Policy):
         self._used = self._failed = 0
 
     @classmethod
-    def chain(cls, primary: Callable[P, T], *sources: Callable[P, T], on: FailureRule = Exception) -> Callable[P, T]:
+    def chain(
+        cls, primary: Callable[P, T], *sources: Callable[P, T], on: FailureRule = Exception
+    ) -> Callable[P, T]:
         """Return a function that tries *primary* and then each of *sources*, in order.
 
         Args:
@@ -96,7 +98,7 @@ class Fallback(Policy):
         instead = last
         for source in (*reversed(between), primary):
             step = cls(None, on=on, name=f"chain-after-{describe(source)}")
-            step._answer = _Answer(instead, with_exception=False)  # noqa: SLF001 - our own class
+            step._answer = _Answer(instead, with_exception=False)
             instead = step(source)
         return cast("Callable[P, T]", instead)
 
@@ -176,5 +178,5 @@ class _Answer:
         streams = shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}
         iterable = isinstance(self._handler, Iterable | AsyncIterable)
         if streams and not callable(self._handler) and not iterable:
-            msg = f"handler must be iterable to answer for {describe(fn)}, a {shape.value}, got {self._handler!r}"
-            raise TypeError(msg)
+            subject = f"{describe(fn)}, a {shape.value}"
+            raise TypeError(f"handler must be iterable to answer for {subject}, got {self._handler!r}")

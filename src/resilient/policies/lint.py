@@ -33,7 +33,13 @@ class Finding:
 
 def lint(layers: Sequence[Policy]) -> tuple[Finding, ...]:
     """Return what does not fit together in *layers*, outermost first."""
-    checks = (_attempt_above_deadline, _backoff_outlasts_deadline, _window_below_timeout, _slow_never_seen, _nested_retries)
+    checks = (
+        _attempt_above_deadline,
+        _backoff_outlasts_deadline,
+        _window_below_timeout,
+        _slow_never_seen,
+        _nested_retries,
+    )
     return tuple(finding for check in checks for finding in check(layers))
 
 
@@ -70,12 +76,14 @@ def _window_below_timeout(layers: Sequence[Policy]) -> Iterator[Finding]:
             continue
         if layer.rules.failure_ratio is None and layer.rules.slow_after is None:
             continue  # it goes by failures in a row alone
-        longest = max((inner.seconds for inner in layers[position + 1 :] if isinstance(inner, Timeout)), default=0.0)
+        longest = max(
+            (inner.seconds for inner in layers[position + 1 :] if isinstance(inner, Timeout)), default=0.0
+        )
         if window < 2 * longest:
             yield Finding(
                 "window-below-timeout",
-                f"CircuitBreaker {layer.name!r} looks back {window:g} s, a call inside it may take {longest:g} s: "
-                f"failures leave the window before there are enough of them; make it at least {2 * longest:g} s",
+                f"CircuitBreaker {layer.name!r} looks back {window:g} s, a call inside may take {longest:g} s: "
+                f"failures leave the window before there are enough; make it at least {2 * longest:g} s",
             )
 
 
@@ -101,13 +109,18 @@ def _nested_retries(layers: Sequence[Policy]) -> Iterator[Finding]:
         bound = "without a limit" if None in attempts else f"up to {most} times"
         yield Finding(
             "nested-retries",
-            f"{len(retries)} retries are nested ({times}): one call may reach the dependency {bound}; retry at one level",
+            f"{len(retries)} retries are nested ({times}): one call may reach the dependency {bound}; "
+            "retry at one level",
         )
 
 
 def _total_time(outer: Sequence[Policy]) -> tuple[float, str]:
     """Return the tightest limit around all attempts, and whose it is."""
-    limits = [(layer.seconds, f"{layer.kind} {layer.name!r}") for layer in outer if isinstance(layer, Deadline | Timeout)]
+    limits = [
+        (layer.seconds, f"{layer.kind} {layer.name!r}")
+        for layer in outer
+        if isinstance(layer, Deadline | Timeout)
+    ]
     limits += [
         (layer.timeout, f"Retry {layer.name!r}")
         for layer in outer

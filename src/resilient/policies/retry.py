@@ -122,7 +122,7 @@ class Retry(Policy):
         timeout: Seconds | None = None,
         on_result: Predicate | None = None,
         retry_after: bool = True,
-        budget: RetryBudget | None = OWN_BUDGET,  # type: ignore[assignment]  # stands for a new one
+        budget: RetryBudget | _OwnBudget | None = OWN_BUDGET,
         before_sleep: Callable[[RetryCallState], object] | None = None,
         name: str | None = None,
         clock: Clock = MONOTONIC,
@@ -167,7 +167,7 @@ class Retry(Policy):
 
     def begin(self, fn: Any, args: Any, kwargs: Any, until: float | None = None) -> _Run:
         """Return the state of a call whose first attempt has just ended in vain."""
-        return _Run(self, self._judge, fn, args, kwargs, until)
+        return _Run(self, self._judge, (fn, args, kwargs), until)
 
     def stats(self) -> RetryStats:
         """Return what has been counted so far."""
@@ -178,7 +178,8 @@ class Retry(Policy):
 
     def __repr__(self) -> str:
         stats = self.stats()
-        return f"<Retry {self._name!r} {stats.calls} calls, {stats.retries} retries, {stats.exhausted} exhausted>"
+        counts = f"{stats.calls} calls, {stats.retries} retries, {stats.exhausted} exhausted"
+        return f"<Retry {self._name!r} {counts}>"
 
     def __iter__(self) -> Iterator[Attempt]:
         """Yield attempts: `for attempt in retry: with attempt: ...`."""
@@ -230,7 +231,7 @@ class _Judge:
         return bool(verdict_of(self._strategy, state, default=False))  # type: ignore[arg-type]  # checked by callers
 
 
-def _is_about_exceptions_only(strategy: retry_base) -> bool:
+def _is_about_exceptions_only(strategy: object) -> bool:
     """Whether *strategy* lets every result pass, so that results need not be shown to it."""
     if isinstance(strategy, retry_any | retry_all):
         return all(_is_about_exceptions_only(part) for part in strategy.retries)
@@ -247,13 +248,13 @@ class _Run:
     __slots__ = ("_judge", "_policy", "_started", "_state", "_until")
 
     def __init__(
-        self, policy: Retry, judge: _Judge, fn: Any, args: Any, kwargs: Any, until: float | None = None
+        self, policy: Retry, judge: _Judge, call: tuple[Any, Any, Any], until: float | None = None
     ) -> None:
         self._policy = policy
         self._judge = judge
         self._started = policy.clock()
         self._until = until
-        self._state = RetryCallState(None, fn, args, kwargs)  # type: ignore[arg-type]  # no tenacity controller
+        self._state = RetryCallState(None, *call)  # type: ignore[arg-type]  # no tenacity controller
         self._state.start_time = self._started
 
     def failed(self, exc: Exception) -> float | None:
@@ -343,7 +344,7 @@ class _Run:
         left = time_left()
         if self._until is None:
             return left
-        own = self._until - self._policy.clock()
+        own: float = self._until - self._policy.clock()
         return own if left is None else min(own, left)
 
     def _schedule(self, delay: float, error: str) -> None:
@@ -377,7 +378,8 @@ class _Run:
     def _summary(self) -> str:
         attempts, elapsed = self._state.attempt_number, self._policy.clock() - self._started
         plural = "attempt" if attempts == 1 else "attempts"
-        return f"{self._policy.name!r} gave up after {attempts} {plural}, {elapsed:.3g} s after the first failure"
+        when = f"{elapsed:.3g} s after the first failure"
+        return f"{self._policy.name!r} gave up after {attempts} {plural}, {when}"
 
     def _note_outcome(self, value: Any, *, failed: bool) -> None:
         self._state.outcome = Outcome.construct(self._state.attempt_number, value, has_exception=failed)

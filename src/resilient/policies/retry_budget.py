@@ -164,7 +164,8 @@ class RetryBudget:
             self._tallies.remove(tally)
             self._gone += tally.read()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child."""
         self._lock = threading.RLock()
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..engine import params
 from ..engine.clock import MONOTONIC
@@ -58,7 +58,11 @@ class _Limit:
         self.timed_out = self.rejected = 0
 
     def begin(self) -> tuple[float, Instant]:
-        """Return the seconds a call that begins now may take, and the instant that is; refuse if there are none."""
+        """Return the seconds a call that begins now may take, and the instant that is.
+
+        Raises:
+            DeadlineExceededError: there are none left.
+        """
         outer = current_deadline.get()
         if outer is not None:
             left = outer[0] - outer[1]()
@@ -77,8 +81,8 @@ class _Limit:
     def no_thread(self, size: int, seconds: float) -> BulkheadFullError:
         with self.lock:
             self.rejected += 1
-        message = f"{self.kind} {self.name!r}: none of its {size} threads came free in {seconds:.3g} s, the call was not begun"
-        return BulkheadFullError(message, policy=self.name)
+        reason = f"none of its {size} threads came free in {seconds:.3g} s, the call was not begun"
+        return BulkheadFullError(f"{self.kind} {self.name!r}: {reason}", policy=self.name)
 
     def overrun(self, seconds: float, *, running: bool) -> CallTimeoutError:
         with self.lock:
@@ -132,7 +136,7 @@ _Armed = tuple[Cutoff, CutoffQueue | asyncio.TimerHandle, int, Instant | None, f
 
 
 class _CutoffGate:
-    """The form for coroutines: cancels the call when its time is up, and tells that from a caller's cancel."""
+    """The form for coroutines: cancels a call whose time is up, and tells that from a caller's cancel."""
 
     def __init__(self, limit: _Limit) -> None:
         self._limit = limit
@@ -354,7 +358,9 @@ class Timeout(_TimeLimit):
         clock: Clock = MONOTONIC,
     ) -> None:
         super().__init__(seconds, name, clock)
-        self._threads = None if threads is None else _ThreadForm(self._limit, params.count("threads", threads))
+        self._threads = (
+            None if threads is None else _ThreadForm(self._limit, params.count("threads", threads))
+        )
 
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""
@@ -368,7 +374,8 @@ class Timeout(_TimeLimit):
 
     def __repr__(self) -> str:
         stats = self.stats()
-        return f"<Timeout {self.name!r} {self.seconds:g} s, {stats.timed_out} timed out, {stats.abandoned} abandoned>"
+        counts = f"{stats.timed_out} timed out, {stats.abandoned} abandoned"
+        return f"<Timeout {self.name!r} {self.seconds:g} s, {counts}>"
 
 
 class Deadline(_TimeLimit):
@@ -376,14 +383,14 @@ class Deadline(_TimeLimit):
 
     kind: ClassVar[str] = "deadline"
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> Self:
         _enter(self._deadline_gate)
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         _leave(self._deadline_gate, exc)
 
-    async def __aenter__(self) -> Deadline:
+    async def __aenter__(self) -> Self:
         _enter(self._cutoff_gate)
         return self
 

@@ -22,7 +22,9 @@ __all__ = ["Lookup", "aload", "load", "lookup"]
 class Lookup(Protocol):
     """Knows answers by key, and decides who finds out what it does not know."""
 
-    enabled: bool
+    @property
+    def enabled(self) -> bool: ...
+
     plain_keys: bool
     clock: Callable[[], float]
     find: Callable[[Any], Any]

@@ -70,17 +70,17 @@ def _function(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _further_attempts(run: LoopRun, delay: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    pause: float | None = delay
-    while pause is not None:
-        run.sleep(pause)
+    while True:
+        run.sleep(delay)
         try:
             result = fn(*args, **kwargs)
         except Exception as exc:
             if (pause := run.failed(exc)) is None:
                 raise
         else:
-            pause = run.returned(result)
-    return result
+            if (pause := run.returned(result)) is None:
+                return result
+        delay = pause
 
 
 def _coroutine(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,18 +106,20 @@ def _coroutine(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
     return retried
 
 
-async def _afurther_attempts(run: LoopRun, delay: float, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    pause: float | None = delay
-    while pause is not None:
-        await run.asleep(pause)
+async def _afurther_attempts(
+    run: LoopRun, delay: float, fn: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    while True:
+        await run.asleep(delay)
         try:
             result = await fn(*args, **kwargs)
         except Exception as exc:
             if (pause := run.failed(exc)) is None:
                 raise
         else:
-            pause = run.returned(result)
-    return result
+            if (pause := run.returned(result)) is None:
+                return result
+        delay = pause
 
 
 def _generator(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -66,10 +66,10 @@ def _generator(core: Rescue, fn: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as exc:
             if not core.takes(exc):
                 raise
-            instead: Iterable[Any] | None = core.answer(exc, args, kwargs)
+            rest: Iterable[Any] = core.answer(exc, args, kwargs)
         else:
-            instead = None
-        return (yield from (resume(stream, item) if instead is None else instead))
+            rest = resume(stream, item)
+        return (yield from rest)
 
     return rescued
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import cachetools
 
@@ -141,7 +141,7 @@ class Cache(Policy):
         self.plain_keys = key is None
         self.find = self._store.find
         self.hit_ticker = core.hits.ticker
-        self.note = served.set
+        self.note: Callable[[Any], object] = served.set
         self.begin, self.join, self.leave = core.begin, core.join, core.leave
         self.land, self.fail, self.abandon = core.land, core.fail, core.abandon
         self.refreshers = Workers(_REFRESH_THREADS, f"resilient-refresh-{self._name}")
@@ -188,7 +188,7 @@ class Cache(Policy):
         """
         key = _normal(key)
         fresh, value = self._fresh(key)
-        return value if fresh else load(self, key, loader)  # type: ignore[no-any-return]  # a V goes in
+        return cast("V", value if fresh else load(self, key, loader))
 
     async def aget(self, key: Hashable, loader: Callable[[], Awaitable[V]]) -> V:
         """Return the answer for *key*, and await *loader* if there is none that is fresh.
@@ -206,7 +206,7 @@ class Cache(Policy):
         """
         key = _normal(key)
         fresh, value = self._fresh(key)
-        return value if fresh else await aload(self, key, loader)  # type: ignore[no-any-return]
+        return cast("V", value if fresh else await aload(self, key, loader))
 
     def peek(self, key: Hashable, default: D | None = None) -> Any | D | None:
         """Return what is kept for *key*, fresh or not, without loading.
@@ -266,7 +266,8 @@ class Cache(Policy):
     def __repr__(self) -> str:
         stats = self.stats()
         switched = "" if self.enabled else " off,"
-        return f"<Cache {self._name!r}{switched} {stats.size} kept, {stats.hit_ratio:.0%} hits, {stats.stale} stale>"
+        counts = f"{stats.size} kept, {stats.hit_ratio:.0%} hits, {stats.stale} stale"
+        return f"<Cache {self._name!r}{switched} {counts}>"
 
     # What the wrappers ask.
 
@@ -318,7 +319,7 @@ class Cache(Policy):
 
 
 def _normal(key: Hashable) -> Hashable:
-    return key if isinstance(key, tuple) else (key,)
+    return cast("Hashable", key) if isinstance(key, tuple) else (key,)
 
 
 def _store(storage: Any, max_size: int) -> Store:

@@ -276,7 +276,8 @@ class CacheCore:
         elif flight.stale is not None:
             self.announcer.announce(StaleServed(self.name, flight.stale.age, error_text(exc)))
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child."""
         self._lock = threading.RLock()
         self._flights.clear()  # their loaders are threads and loops of the parent
 

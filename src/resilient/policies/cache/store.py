@@ -173,7 +173,7 @@ class SieveCache(cachetools.Cache[Any, Entry]):
 
 
 class BorrowedStore:
-    """Keeps entries in a cachetools cache of the user's, every access under a lock: reads move things there."""
+    """Keeps entries in a cachetools cache of the user's; under a lock throughout, as reads move things."""
 
     evictions = 0  # the cache does not tell
 
@@ -210,5 +210,5 @@ class BorrowedStore:
         with self._lock:
             return len(self._cache)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._lock = threading.RLock()

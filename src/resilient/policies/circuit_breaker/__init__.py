@@ -1,1 +1,5 @@
-"""The circuit breaker: `core` decides, `breaker` is what users hold, `pybreaker_bridge` keeps pybreaker's word."""
+"""The circuit breaker.
+
+`states` is its vocabulary, `core` decides, `breaker` is what users hold, and `pybreaker_bridge` keeps what
+pybreaker promises.
+"""

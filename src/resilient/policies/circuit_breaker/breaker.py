@@ -1,5 +1,10 @@
 """The circuit breaker users hold."""
 
+# pybreaker's signatures are looser or narrower than what is true here (a rule may be off, a timeout may be a
+# function, `calling` serves `async with` too); callers of pybreaker's words are served all the same.
+# mypy: disable-error-code="override, misc"
+# pyright: reportIncompatibleMethodOverride=false, reportIncompatibleVariableOverride=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -82,8 +87,8 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
 
     *Closed*, it lets calls through and counts. It *opens* when, with at least *min_calls* in the window, the
     share of failures reaches *failure_ratio* or that of slow calls *slow_ratio*; or after *fail_max* failures
-    in a row. Open, it refuses with `CircuitOpenError`. After *reset_timeout* it is *half-open*: *probes* calls
-    at a time go through, *success_threshold* good ones close it, one bad or slow one opens it again.
+    in a row. Open, it refuses with `CircuitOpenError`. After *reset_timeout* it is *half-open*: *probes*
+    calls at a time go through, *success_threshold* good ones close it, one bad or slow one opens it again.
 
     The call that trips it gets its own exception. A call that is cancelled or interrupted says nothing about
     the dependency, unless it had been slow already. A result that arrives after the state has changed is
@@ -100,17 +105,17 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         min_calls: calls in the window before a ratio counts; at least 1.
         window: seconds (it forgets in steps of a tenth), or `Calls(n)` for the last n calls.
         fail_max: opens after so many failures in a row; at least 1. None switches the rule off.
-        slow_after: a call longer than this many seconds is slow; above 0. None: no call is. Streams never are.
+        slow_after: a call longer than so many seconds is slow; above 0. None: no call is. Streams never are.
         slow_ratio: opens at this share of slow calls in the window; above 0, at most 1.
-        reset_timeout: seconds it stays open, or a function of how many times in a row it has opened; 0 or more.
+        reset_timeout: seconds it stays open, 0 or more; or a function of how often it opened in a row.
         probes: calls let through at the same time while half-open; at least 1.
         success_threshold: good probes that close it; at least 1.
         probe_timeout: seconds after which a probe loses its place; above 0. None: `slow_after`, else
             `reset_timeout`.
         throw_new_error_on_trip: raise `CircuitOpenError` from the call that trips it, as pybreaker does.
-        ramp: seconds after closing in which traffic is let back in evenly from 0 to 100 %; 0 lets all in at once.
-        on: what is a failure: exception types, predicates `(exc) -> bool`, or a tuple of both. A predicate may
-            return seconds: open now, for so long. What is no failure counts as nothing.
+        ramp: seconds after closing in which traffic is let back in evenly; 0 lets all in at once.
+        on: what is a failure: exception types, predicates `(exc) -> bool`, or a tuple of both. A predicate
+            may return seconds: open now, for so long. What is no failure counts as nothing.
         exclude: what is never a failure, in the same words.
         on_result: which results are failures: a predicate `(result) -> bool`, or seconds as above.
         fallback: answers in place of refusals and failures, as `Fallback(handler)` outside would.
@@ -156,7 +161,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         state_storage: pybreaker.CircuitBreakerStorage | None = None,
         clock: Clock = MONOTONIC,
     ) -> None:
-        self._name = params.named("name", name)
+        label = params.named("name", name)
         if isinstance(failure_ratio, _Default) and fail_max is not None:
             failure_ratio = None
         rules = Rules(
@@ -166,7 +171,9 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
             fail_max=None if fail_max is None else params.count("fail_max", fail_max),
             slow_after=params.optional_seconds("slow_after", slow_after),
             slow_ratio=params.ratio("slow_ratio", slow_ratio),
-            reset_timeout=reset_timeout if callable(reset_timeout) else params.seconds("reset_timeout", reset_timeout),
+            reset_timeout=reset_timeout
+            if callable(reset_timeout)
+            else params.seconds("reset_timeout", reset_timeout),
             probes=params.count("probes", probes),
             success_threshold=params.count("success_threshold", success_threshold),
             probe_timeout=params.optional_seconds("probe_timeout", probe_timeout),
@@ -177,7 +184,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         self._exclude = _exclusions(exclude)
         self._on_result = None if on_result is None else params.callback("on_result", on_result)
         self._core = BreakerCore(
-            self._name,
+            label,
             rules,
             params.callback("clock", clock),
             self._judge,
@@ -191,7 +198,8 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         self.announcer.listeners.add(self._bridge.on_event)
         self._storage = state_storage
         self._mirror = self._mirrored_in(state_storage)
-        self.add_listeners(*(listeners or ()))
+        for listener in listeners or ():
+            self.add_listener(listener)
 
     # As a policy.
 
@@ -205,7 +213,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         guarded = gate(self._core, fn, shape)
         return guarded if self._rescue is None else self._rescue.wrap(guarded, shape)
 
-    @overload  # type: ignore[override]  # pybreaker takes anything and promises nothing
+    @overload
     def __call__(self, fn: Callable[P, T], /) -> Callable[P, T]: ...
     @overload
     def __call__(self, /, **options: bool) -> Self: ...
@@ -278,7 +286,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         stats = self.stats()
         override = "" if stats.override is None else f" ({stats.override})"
         window = f"{stats.failure_ratio:.0%} of {stats.window_calls} calls failed"
-        return f"<CircuitBreaker {self._name!r} {stats.state}{override}, {window}, {stats.rejected} rejected>"
+        return f"<CircuitBreaker {self.name!r} {stats.state}{override}, {window}, {stats.rejected} rejected>"
 
     # By hand.
 
@@ -349,11 +357,11 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     @property
     def name(self) -> str:
         """The breaker's name."""
-        return self._name
+        return self._core.name
 
     @name.setter
     def name(self, name: str | None) -> None:
-        self._name = self._core.name = params.named("name", name)
+        self._core.name = params.named("name", name)
 
     @property
     def current_state(self) -> str:
@@ -361,13 +369,17 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         return self._core.state.value
 
     @property
-    def state(self) -> pybreaker.CircuitBreakerState:  # type: ignore[override]  # pybreaker names three subclasses
+    def state(self) -> pybreaker.CircuitBreakerState:
         """The state as pybreaker's object; its `name` is what counts."""
         return state_object(self, self._core.state)
 
     @state.setter
     def state(self, state: str) -> None:
-        changes = {State.CLOSED.value: self.close, State.OPEN.value: self.open, State.HALF_OPEN.value: self.half_open}
+        changes = {
+            State.CLOSED.value: self.close,
+            State.OPEN.value: self.open,
+            State.HALF_OPEN.value: self.half_open,
+        }
         if state not in changes:
             params.refuse(ValueError, "state", f"must be one of {', '.join(changes)}", state)
         changes[state]()
@@ -383,7 +395,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         return self._core.probe_successes
 
     @property
-    def fail_max(self) -> int | None:  # type: ignore[override]  # None: the rule is off, which pybreaker has not
+    def fail_max(self) -> int | None:
         """Failures in a row that open it; None where that rule is off."""
         return self._core.rules.fail_max
 
@@ -392,7 +404,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         self._change(fail_max=None if number is None else params.count("fail_max", number))
 
     @property
-    def reset_timeout(self) -> float | Callable[[int], float]:  # type: ignore[override]  # or a function
+    def reset_timeout(self) -> float | Callable[[int], float]:
         """Seconds it stays open, or the function that says."""
         return self._core.rules.reset_timeout
 
@@ -453,7 +465,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         """The pybreaker listeners."""
         return self._bridge.listeners
 
-    def add_listener(self, listener: Listener | pybreaker.CircuitBreakerListener) -> None:  # type: ignore[override]
+    def add_listener(self, listener: Listener | pybreaker.CircuitBreakerListener) -> None:
         """Call *listener* with every event, or, if it is one of pybreaker's, as pybreaker does.
 
         Args:
@@ -468,7 +480,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         else:
             super().add_listener(listener)
 
-    def remove_listener(self, listener: Listener | pybreaker.CircuitBreakerListener) -> None:  # type: ignore[override]
+    def remove_listener(self, listener: Listener | pybreaker.CircuitBreakerListener) -> None:
         """Undo one `add_listener`.
 
         Args:
@@ -504,7 +516,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     def _rescued_by(self, fallback: object) -> Fallback | None:
         if fallback is None:
             return None
-        return Fallback(fallback, on=(CircuitOpenError, self._is_failure), name=f"{self._name}-fallback")
+        return Fallback(fallback, on=(CircuitOpenError, self._is_failure), name=f"{self.name}-fallback")
 
     def _mirrored_in(self, storage: pybreaker.CircuitBreakerStorage | None) -> StorageMirror | None:
         if storage is None:
@@ -518,8 +530,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
 
 
 def _exclusions(exclude: Any) -> Matcher:
-    parts = tuple(exclude) if isinstance(exclude, Iterable) and not isinstance(exclude, type) else exclude
-    parts = () if parts is None else parts if isinstance(parts, tuple) else (parts,)
+    parts: tuple[Any, ...] = (exclude,) if callable(exclude) else tuple(exclude or ())
     # pybreaker's users may name interrupts here; they are never counted, so there is nothing to exclude.
     return Matcher("exclude", tuple(part for part in parts if not _is_interrupt(part)))
 
@@ -530,7 +541,12 @@ def _is_interrupt(part: Any) -> bool:
 
 def _check_together(rules: Rules) -> None:
     if isinstance(rules.window, Calls) and rules.min_calls > rules.window.count:
-        params.refuse(ValueError, "min_calls", f"must be at most the {rules.window.count} calls of the window", rules.min_calls)
+        params.refuse(
+            ValueError,
+            "min_calls",
+            f"must be at most the {rules.window.count} calls of the window",
+            rules.min_calls,
+        )
     if rules.failure_ratio is None and rules.fail_max is None and rules.slow_after is None:
         msg = "one of failure_ratio, fail_max and slow_after must be given, or the breaker could never open"
         raise ValueError(msg)

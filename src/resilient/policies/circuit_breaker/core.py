@@ -191,7 +191,7 @@ class BreakerCore:
         self.announcer.deliver()
 
     def adopt_open(self, elapsed: float) -> None:
-        """Open for the rest of a stay that began *elapsed* seconds ago, unless calls have been made by now."""
+        """Open for the rest of a stay that began *elapsed* seconds ago, unless calls have failed by now."""
         timeout = self.rules.reset_timeout
         left = (DEFAULT_RESET_TIMEOUT if callable(timeout) else timeout) - max(0.0, elapsed)
         with self._lock:
@@ -321,7 +321,11 @@ class BreakerCore:
     def _refusal(self, retry_after: float | None) -> CircuitOpenError:
         wait = "" if retry_after is None else f", next try in {retry_after:.3g} s"
         last = "" if self.last_failure is None else f"; last failure: {self.last_failure}"
-        how = "open" if self._override is None else f"{self._override.mode} ({self._override.reason or 'no reason given'})"
+        how = (
+            "open"
+            if self._override is None
+            else f"{self._override.mode} ({self._override.reason or 'no reason given'})"
+        )
         message = f"circuit {self.name!r} is {how}{wait}{last}"
         return CircuitOpenError(
             message, policy=self.name, retry_after=retry_after, last_failure=self.last_failure
@@ -528,7 +532,9 @@ class BreakerCore:
         calm = period.state is State.CLOSED and now >= period.ramp_until and self.hooks is None
         self._pass = period if calm and rules.slow_after is None else None
         self._timed = period if calm and rules.slow_after is not None else None
-        self._edge = self._window.edge if calm and self._judge_result is None and self._settled() else -math.inf
+        self._edge = (
+            self._window.edge if calm and self._judge_result is None and self._settled() else -math.inf
+        )
 
     def _settled(self) -> bool:
         """Whether another success could change nothing before the window moves on."""
@@ -564,7 +570,8 @@ class BreakerCore:
             return CallWindow(rules.window.count, self._successes, now)
         return TimeWindow(rules.window, self._successes, now)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child."""
         self._lock = threading.RLock()
         self.announcer.after_fork()
         self._period.probes.clear()  # their calls belong to threads of the parent
@@ -574,7 +581,7 @@ def _asked(timeout: Callable[[int], float], times_opened: int) -> float:
     """Return what a user's `reset_timeout` says; the default if it raises or says nonsense."""
     try:
         seconds = float(timeout(times_opened))
-    except Exception:
+    except Exception:  # noqa: BLE001 - the user's code, in the middle of a failing call
         _log.exception("reset_timeout %r failed; %g s taken", timeout, DEFAULT_RESET_TIMEOUT)
         return DEFAULT_RESET_TIMEOUT
     if 0.0 <= seconds < math.inf:

@@ -77,22 +77,27 @@ class Bridge:
         self.listeners: tuple[pybreaker.CircuitBreakerListener, ...] = ()
 
     def add(self, listener: pybreaker.CircuitBreakerListener) -> None:
+        """Call *listener* from now on."""
         self.listeners = (*self.listeners, listener)
         self._core.watch(self)
 
     def remove(self, listener: pybreaker.CircuitBreakerListener) -> None:
+        """Undo one `add`."""
         kept = list(self.listeners)
         kept.remove(listener)
         self.listeners = tuple(kept)
         self._core.watch(self if kept else None)
 
     def before_call(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Tell of a call that was admitted."""
         self._each(lambda listener, breaker: listener.before_call(breaker, fn, *args, **kwargs))
 
     def success(self) -> None:
+        """Tell of a call that succeeded."""
         self._each(lambda listener, breaker: listener.success(breaker))
 
     def failure(self, exc: Exception) -> None:
+        """Tell of a call that failed."""
         self._each(lambda listener, breaker: listener.failure(breaker, exc))
 
     def on_event(self, event: Event) -> None:
@@ -110,7 +115,7 @@ class Bridge:
         for listener in self.listeners:
             try:
                 tell(listener, breaker)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a listener's fault is no fault of the call
                 if id(listener) not in self._faulty:
                     self._faulty.add(id(listener))
                     _log.exception("listener %r failed; it will not be reported again", listener)

@@ -76,7 +76,9 @@ class Period:
 
     __slots__ = ("credit", "probes", "ramp_until", "reason", "since", "state", "successes", "until")
 
-    def __init__(self, state: State, since: float, until: float = math.inf, ramp_until: float = -math.inf) -> None:
+    def __init__(
+        self, state: State, since: float, until: float = math.inf, ramp_until: float = -math.inf
+    ) -> None:
         self.state = state
         self.since = since
         self.until = until  # of an open period: when the first probe may go
