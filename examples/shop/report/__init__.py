@@ -93,17 +93,17 @@ def _tiles(summaries: Summaries) -> str:
     return "".join(
         (
             _tile(
-                "checkout p99 in the fault",
+                "checkout p99 in fault",
                 seconds(bare[FAULT].checkout_p99),
                 seconds(ours[FAULT].checkout_p99),
             ),
             _tile(
-                "failed requests in the fault",
+                "failed requests in fault",
                 f"{bare[FAULT].error_ratio:.1%}",
                 f"{ours[FAULT].error_ratio:.1%}",
             ),
-            _tile("good answers/s in the fault", f"{bare[FAULT].goodput:.1f}", f"{ours[FAULT].goodput:.1f}"),
-            _tile("calls to the rates API, in all", *map(str, calls)),
+            _tile("good answers/s in fault", f"{bare[FAULT].goodput:.1f}", f"{ours[FAULT].goodput:.1f}"),
+            _tile("calls to the rates API", *map(str, calls)),
         )
     )
 

@@ -50,7 +50,7 @@ def linear_axis(title: str, highest: float) -> Axis:
     """Return an axis from 0 to a round number above *highest*."""
     step = _round_step(highest / 4)
     count = max(1, math.ceil(highest * 1.02 / step))
-    return Axis(title, [index * step for index in range(count + 1)], lambda value: f"{value:.3g}")
+    return Axis(title, [index * step for index in range(count + 1)], _number)
 
 
 def seconds_axis(title: str, lowest: float, highest: float) -> Axis:
@@ -167,7 +167,7 @@ def _line(line: Line, axis: Axis, end: float) -> str:
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7"><title>{at:g} s: {axis.text(value)}</title></circle>'
         for x, y, at, value in places
     )
-    return f'<g class="line {escape(line.name)}"><path class="halo" d="{path}"/><path d="{path}"/>{dots}</g>'
+    return f'<g class="line {escape(line.name)}"><path d="{path}"/>{dots}</g>'
 
 
 def _end_labels(lines: Sequence[Line], axis: Axis) -> str:
@@ -182,6 +182,10 @@ def _end_labels(lines: Sequence[Line], axis: Axis) -> str:
 def _round_step(atleast: float) -> float:
     power = 10.0 ** math.floor(math.log10(max(atleast, 1e-9)))
     return next(power * m for m in (1, 2, 5, 10) if power * m >= atleast * 0.999)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.3g}"
 
 
 def _duration(value: float) -> str:
