@@ -7,8 +7,9 @@ import gc
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import repeat
 from time import perf_counter
@@ -108,7 +109,11 @@ class Harness:
             return subject.build(work)
 
         # Some asynchronous peers look for the running loop as they decorate.
-        return self._asyncio.run(build()) if subject.awaited else subject.build(work)
+        return self._run(build()) if subject.awaited else subject.build(work)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        # In a context of its own: what one subject leaves in its context variables is nobody else's burden.
+        return self._asyncio.run(coroutine, context=copy_context())
 
     def _check(self, subject: Subject) -> None:
         entered: list[int] = []
@@ -121,7 +126,7 @@ class Harness:
 
     def _outcome(self, subject: Subject, call: Work) -> object:
         try:
-            return self._asyncio.run(call(ARGUMENT)) if subject.awaited else call(ARGUMENT)
+            return self._run(call(ARGUMENT)) if subject.awaited else call(ARGUMENT)
         except Exception as error:
             # Some peers raise one stored instance again and again: its traceback would grow for ever.
             return error.with_traceback(None)
@@ -131,7 +136,8 @@ class Harness:
         return statistics.median_low([count(runner.call) for _ in range(5)])
 
     def _count_async(self, call: Work) -> int:
-        return self._asyncio.run(count_frames_async(call))
+        entered: int = self._run(count_frames_async(call))
+        return entered
 
     def _calibrate(self, runner: Runner) -> int:
         calls = 16
@@ -142,7 +148,7 @@ class Harness:
 
     def _time(self, runner: Runner, calls: int) -> float:
         ran = runner.loop(runner.call, calls)
-        took: float = self._asyncio.run(ran) if runner.subject.awaited else ran
+        took: float = self._run(ran) if runner.subject.awaited else ran
         if runner.subject.outcome.raises:
             self._outcome(runner.subject, runner.call)
         return took

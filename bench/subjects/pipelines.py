@@ -10,14 +10,16 @@ def resilient(work: Work) -> Work:
     """Stack ours: retry over breaker."""
     from resilient import CircuitBreaker, Pipeline, Retry
 
-    return Pipeline(Retry(on=Exception), CircuitBreaker("bench"))(work)
+    guarded: Work = Pipeline(Retry(on=Exception), CircuitBreaker("bench"))(work)
+    return guarded
 
 
 def resilient_three(work: Work) -> Work:
     """Stack ours: retry over breaker over timeout."""
     from resilient import CircuitBreaker, Pipeline, Retry, Timeout
 
-    return Pipeline(Retry(on=Exception), CircuitBreaker("bench"), Timeout(timeouts.LIMIT))(work)
+    guarded: Work = Pipeline(Retry(on=Exception), CircuitBreaker("bench"), Timeout(timeouts.LIMIT))(work)
+    return guarded
 
 
 def resilient_four(work: Work) -> Work:
@@ -25,7 +27,8 @@ def resilient_four(work: Work) -> Work:
     from resilient import CircuitBreaker, Fallback, Pipeline, Retry, Timeout
 
     policies = (Fallback(None), Retry(on=Exception), CircuitBreaker("bench"), Timeout(timeouts.LIMIT))
-    return Pipeline(*policies)(work)
+    guarded: Work = Pipeline(*policies)(work)
+    return guarded
 
 
 def pyresilience(work: Work) -> Work:

@@ -24,7 +24,8 @@ def stamina(work: Work) -> Work:
     """Retry with stamina."""
     import stamina as lib
 
-    return lib.retry(on=Exception, attempts=3)(work)
+    guarded: Work = lib.retry(on=Exception, attempts=3)(work)
+    return guarded
 
 
 def backoff(work: Work) -> Work:
