@@ -35,6 +35,7 @@ class FakeClock:
         """The waits so far, in seconds."""
 
     def __call__(self) -> float:
+        """Return the seconds it shows."""
         return self._now
 
     def advance(self, seconds: Seconds) -> None:

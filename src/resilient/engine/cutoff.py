@@ -10,20 +10,27 @@ import asyncio
 from collections import deque
 from typing import Any, Final
 
+from .clock import MONOTONIC
+from .deadline import Instant
+
 __all__ = ["Cutoff", "CutoffQueue"]
 
 _SLACK: Final = 64  # finished entries that may stand behind a long call before they are swept out
 
 
 class Cutoff:
-    """One call that will be cut off at *when*. `task` is None once it has ended; `fired` once it was cut."""
+    """One call that will be cut off. Whoever makes it sets its fields: a constructor would cost a frame."""
 
-    __slots__ = ("fired", "task", "when")
+    __slots__ = ("cancelling", "fired", "outer", "queue", "seconds", "task", "timer", "when")
 
-    def __init__(self, when: float, task: asyncio.Task[Any]) -> None:
-        self.when = when
-        self.task: asyncio.Task[Any] | None = task
-        self.fired = False
+    when: float  # on `MONOTONIC`
+    seconds: float  # how long it was given
+    task: asyncio.Task[Any] | None  # None once the call has ended
+    fired: bool  # whether it was cut off
+    cancelling: int  # how often the task had been asked to cancel before
+    outer: Instant | None  # the caller's deadline
+    queue: CutoffQueue | None  # where it stands; None if it has a timer of its own
+    timer: asyncio.TimerHandle | None
 
     def fire(self) -> None:
         """Cancel the call, if it is still under way."""
@@ -33,58 +40,49 @@ class Cutoff:
 
 
 class CutoffQueue:
-    """The calls under way on *loop* that may each take *seconds*.
+    """The calls under way on *loop* under one limit, in the order in which they began.
+
+    A call that has ended stays as a blank until it is at the head, or until there are too many of them.
 
     Concurrency: belongs to its loop's thread.
     """
 
-    __slots__ = ("_entries", "_finished", "_seconds", "_timer", "loop")
+    __slots__ = ("_blanks", "entries", "loop", "timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._seconds = seconds
-        self._entries: deque[Cutoff] = deque()
-        self._finished = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self.entries: deque[Cutoff] = deque()
+        self.timer: asyncio.TimerHandle | None = None
+        self._blanks = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def start_timer(self) -> None:
+        """Wake up when the head's time is up."""
+        delay = self.entries[0].when - MONOTONIC()
+        self.timer = self.loop.call_later(max(0.0, delay), self._fire)
 
-    def begin(self, task: asyncio.Task[Any]) -> Cutoff:
-        """Enter a call of *task* that begins now."""
-        entry = Cutoff(self.loop.time() + self._seconds, task)
-        self._entries.append(entry)
-        if self._timer is None:
-            self._timer = self.loop.call_at(entry.when, self._fire)
-        return entry
-
-    def end(self, entry: Cutoff) -> None:
-        """Take a call out again. It stays in the queue as a blank until it is at its head, or swept out."""
-        entry.task = None
-        entries = self._entries
-        if entries and entries[0] is entry:
+    def trim(self) -> None:
+        """Take blanks from the head."""
+        entries = self.entries
+        while entries and entries[0].task is None:
             entries.popleft()
-            while entries and entries[0].task is None:
-                entries.popleft()
-                self._finished -= 1
-        elif not entry.fired:
-            self._finished += 1
-            if self._finished > _SLACK and self._finished * 2 > len(entries):
-                self._sweep()
+            self._blanks -= 1
 
-    def _sweep(self) -> None:
-        self._entries = deque(entry for entry in self._entries if entry.task is not None)
-        self._finished = 0
+    def leave_blank(self) -> None:
+        """Note that a call ended which is not at the head."""
+        self._blanks += 1
+        if self._blanks > _SLACK and self._blanks * 2 > len(self.entries):
+            live = [entry for entry in self.entries if entry.task is not None]
+            self.entries.clear()
+            self.entries.extend(live)
+            self._blanks = 0
 
     def _fire(self) -> None:
-        self._timer = None
-        entries = self._entries
-        now = self.loop.time()
-        while entries and (entries[0].task is None or entries[0].when <= now):
-            entry = entries.popleft()
-            if entry.task is None:
-                self._finished -= 1
-            else:
-                entry.fire()
+        self.timer = None
+        entries = self.entries
+        now = MONOTONIC()
+        self.trim()
+        while entries and entries[0].when <= now:
+            entries.popleft().fire()
+            self.trim()
         if entries:
-            self._timer = self.loop.call_at(entries[0].when, self._fire)
+            self.start_timer()

@@ -82,7 +82,7 @@ def _window_below_timeout(layers: Sequence[Policy]) -> Iterator[Finding]:
         if window < 2 * longest:
             yield Finding(
                 "window-below-timeout",
-                f"CircuitBreaker {layer.name!r} looks back {window:g} s, a call inside may take {longest:g} s: "
+                f"CircuitBreaker {layer.name!r} looks back {window:g} s, a call may take {longest:g} s: "
                 f"failures leave the window before there are enough; make it at least {2 * longest:g} s",
             )
 

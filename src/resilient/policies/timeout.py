@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -132,70 +133,110 @@ class _Queues(threading.local):
     queue: CutoffQueue | None = None
 
 
-_Armed = tuple[Cutoff, CutoffQueue | asyncio.TimerHandle, int, Instant | None, float]
-
-
 class _CutoffGate:
     """The form for coroutines: cancels a call whose time is up, and tells that from a caller's cancel."""
 
     def __init__(self, limit: _Limit) -> None:
         self._limit = limit
+        self._seconds = limit.seconds
         self._ticker = limit.calls.ticker
         self._queues = _Queues()
+        self._is_real_time = limit.clock is MONOTONIC
 
-    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> _Armed:
-        limit = self._limit
-        seconds, instant = limit.begin()
-        next(self._ticker)
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        if task is None:
-            msg = f"{limit.kind} {limit.name!r} can only cut off code that runs in a task"
-            raise RuntimeError(msg)
-        cutoff, timer = self._arm(loop, task, seconds)
+    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Cutoff:
+        loop = get_running_loop()
+        queue = self._queues.queue
         outer = current_deadline.get()
-        current_deadline.set(instant)
-        return cutoff, timer, task.cancelling(), outer, seconds
+        if outer is not None or queue is None or queue.loop is not loop or not self._is_real_time:
+            return self._admit_carefully(loop, outer)
+        cutoff = Cutoff()
+        cutoff.task = task = current_task(loop)
+        if task is None:
+            raise self._no_task()
+        next(self._ticker)
+        cutoff.seconds = self._seconds
+        cutoff.when = when = MONOTONIC() + self._seconds
+        cutoff.fired = False
+        cutoff.cancelling = task.cancelling()
+        cutoff.outer = None
+        cutoff.queue = queue
+        queue.entries.append(cutoff)
+        if queue.timer is None:
+            queue.start_timer()
+        current_deadline.set((when, MONOTONIC))
+        return cutoff
 
-    admit_stream = admit
+    admit_stream = admit  # never used: streams are bounded step by step
 
-    def _arm(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], seconds: float
-    ) -> tuple[Cutoff, CutoffQueue | asyncio.TimerHandle]:
-        if seconds != self._limit.seconds:
+    def success(self, cutoff: Cutoff, _result: Any) -> None:
+        queue = cutoff.queue
+        if queue is None or cutoff.fired or queue.entries[0] is not cutoff:
+            self._end_carefully(cutoff)
+            return
+        current_deadline.set(cutoff.outer)
+        cutoff.task = None
+        entries = queue.entries
+        entries.popleft()
+        if entries and entries[0].task is None:
+            queue.trim()
+
+    def failure(self, cutoff: Cutoff, _exc: Exception) -> None:
+        self._end_carefully(cutoff)
+
+    def abandon(self, cutoff: Cutoff, exc: BaseException) -> None:
+        ours = self._end_carefully(cutoff)
+        if ours and isinstance(exc, asyncio.CancelledError):
+            raise self._limit.overrun(cutoff.seconds, running=False) from exc
+
+    def _admit_carefully(self, loop: asyncio.AbstractEventLoop, outer: Instant | None) -> Cutoff:
+        seconds, instant = self._limit.begin()
+        cutoff = Cutoff()
+        cutoff.task = task = current_task(loop)
+        if task is None:
+            raise self._no_task()
+        next(self._ticker)
+        cutoff.seconds = seconds
+        cutoff.when = MONOTONIC() + seconds
+        cutoff.fired = False
+        cutoff.cancelling = task.cancelling()
+        cutoff.outer = outer
+        if seconds == self._seconds:
+            cutoff.queue = self._enqueue(loop, cutoff)
+        else:
             # Cut short by an outer deadline, it is out of the queue's order: a timer of its own.
-            cutoff = Cutoff(loop.time() + seconds, task)
-            return cutoff, loop.call_at(cutoff.when, cutoff.fire)
+            cutoff.queue = None
+            cutoff.timer = loop.call_later(seconds, cutoff.fire)
+        current_deadline.set(instant)
+        return cutoff
+
+    def _enqueue(self, loop: asyncio.AbstractEventLoop, cutoff: Cutoff) -> CutoffQueue:
         queue = self._queues.queue
         if queue is None or queue.loop is not loop:
-            queue = self._queues.queue = CutoffQueue(loop, seconds)
-        return queue.begin(task), queue
+            queue = self._queues.queue = CutoffQueue(loop)
+        queue.entries.append(cutoff)
+        if queue.timer is None:
+            queue.start_timer()
+        return queue
 
-    def success(self, armed: _Armed, _result: Any) -> None:
-        self._disarm(armed)
-
-    def failure(self, armed: _Armed, _exc: Exception) -> None:
-        self._disarm(armed)
-
-    def abandon(self, armed: _Armed, exc: BaseException) -> None:
-        ours = self._disarm(armed)
-        if ours and isinstance(exc, asyncio.CancelledError):
-            raise self._limit.overrun(armed[4], running=False) from exc
-
-    def _disarm(self, armed: _Armed) -> bool:
+    def _end_carefully(self, cutoff: Cutoff) -> bool:
         """End the limit; return whether the call was cancelled by it and by nobody else.
 
         A call that answers although it was cancelled keeps its answer; the cancel is taken back.
         """
-        cutoff, timer, cancelling, outer, _ = armed
-        current_deadline.set(outer)
-        task = cutoff.task
-        if isinstance(timer, CutoffQueue):
-            timer.end(cutoff)
-        else:
-            cutoff.task = None
-            timer.cancel()
-        return cutoff.fired and task is not None and task.uncancel() <= cancelling
+        current_deadline.set(cutoff.outer)
+        task, cutoff.task = cutoff.task, None
+        if cutoff.queue is None:
+            if cutoff.timer is not None:
+                cutoff.timer.cancel()
+        elif not cutoff.fired:
+            cutoff.queue.leave_blank()
+            cutoff.queue.trim()
+        return cutoff.fired and task is not None and task.uncancel() <= cutoff.cancelling
+
+    def _no_task(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self._limit.kind} {self._limit.name!r} can only cut off code that runs in a task"
+        )
 
 
 class _StreamLimit:

@@ -19,11 +19,18 @@ from ..workers import Job, Workers
 __all__ = ["Lookup", "aload", "load", "lookup"]
 
 
+class Switch(Protocol):
+    """Tells whether answers are looked up at all."""
+
+    @property
+    def enabled(self) -> bool: ...
+
+
 class Lookup(Protocol):
     """Knows answers by key, and decides who finds out what it does not know."""
 
     @property
-    def enabled(self) -> bool: ...
+    def switch(self) -> Switch: ...
 
     plain_keys: bool
     clock: Callable[[], float]
@@ -62,7 +69,7 @@ def lookup(core: Lookup, fn: Callable[..., Any], shape: Shape) -> Callable[..., 
 
 def _function(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
     find, clock, hits, note = core.find, core.clock, core.hit_ticker, core.note
-    plain, key_of = core.plain_keys, core.key_of
+    plain, key_of, switch = core.plain_keys, core.key_of, core.switch
 
     @functools.wraps(fn)
     def cached(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +78,7 @@ def _function(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
             entry = find(key)
         except TypeError as exc:
             raise core.bad_key(exc) from exc
-        if entry is not None and clock() < entry.fresh_until and core.enabled:
+        if entry is not None and clock() < entry.fresh_until and switch.enabled:
             entry.visited = True
             next(hits)
             note(entry)
@@ -83,7 +90,7 @@ def _function(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _coroutine(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
     find, clock, hits, note = core.find, core.clock, core.hit_ticker, core.note
-    plain, key_of = core.plain_keys, core.key_of
+    plain, key_of, switch = core.plain_keys, core.key_of, core.switch
 
     @functools.wraps(fn)
     async def cached(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +99,7 @@ def _coroutine(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
             entry = find(key)
         except TypeError as exc:
             raise core.bad_key(exc) from exc
-        if entry is not None and clock() < entry.fresh_until and core.enabled:
+        if entry is not None and clock() < entry.fresh_until and switch.enabled:
             entry.visited = True
             next(hits)
             note(entry)

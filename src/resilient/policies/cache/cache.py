@@ -138,6 +138,7 @@ class Cache(Policy):
         self.announcer = core.announcer
         self._subject: object = None
         # What the wrappers bind.
+        self.switch = core
         self.plain_keys = key is None
         self.find = self._store.find
         self.hit_ticker = core.hits.ticker
