@@ -35,11 +35,12 @@ def no_rates(error: Exception, calls: Calls) -> ecb.Rates:
 rates_cache = Cache(
     "rates", ttl=shelf_life(HOUR), stale_while_revalidate=shelf_life(DAY), stale_if_error=math.inf
 )
+# Two calls are enough to judge by: the cache lets few through.
 rates_breaker = CircuitBreaker(
     "rates-api", failure_ratio=0.5, min_calls=2, window=scaled(60), reset_timeout=scaled(30)
 )
 rates_api = Pipeline(
-    Fallback(no_rates),
+    Fallback(no_rates, name="shipped-rates"),
     rates_cache,
     Retry(on=is_passing, attempts=2),
     rates_breaker,
@@ -51,6 +52,7 @@ def own_service(name: str) -> Pipeline:
     """Return what guards the calls to one of the shop's own services."""
     return Pipeline(
         deadline(scaled(15)),
+        # Where no connection was made, nothing was sent: even an order may be repeated.
         Retry(on=httpx.ConnectError, attempts=3),
         CircuitBreaker(name, exclude=(is_our_mistake,), reset_timeout=scaled(5)),
         Timeout(scaled(10)),

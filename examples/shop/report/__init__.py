@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from string import Template
 
-from examples.shop import incident
+from examples.shop import incident, protected
 from examples.shop.display import SUMMARY_HEADERS, seconds, summary_cells
 from examples.shop.figures import (
     FAULT,
@@ -28,6 +28,7 @@ from examples.shop.load import MIX
 from examples.shop.report.plots import Line, line_plot, linear_axis, seconds_axis, state_strip
 from examples.shop.timing import HOUR, SCALE, SHELF_LIFE_SCALE, scaled, shelf_life
 from examples.shop.verdict import Check
+from resilient.testing import describe
 
 HERE = Path(__file__).parent
 THE_DIFFERENCE = HERE.parent / "protected.py"
@@ -80,6 +81,7 @@ def _page(settings: Settings, runs: Sequence[Run], summaries: Summaries, checks:
         headers="".join(f"<th>{header}" for header in ("run", *SUMMARY_HEADERS)),
         summary=_summary_rows(summaries),
         settings=_settings_rows(settings),
+        policies=_policy_rows(),
         events=_event_rows(runs),
         difference=escape(THE_DIFFERENCE.read_text(encoding="utf-8")),
         lag="; ".join(f"{run.version} {_lag(run)}" for run in runs),
@@ -88,21 +90,14 @@ def _page(settings: Settings, runs: Sequence[Run], summaries: Summaries, checks:
 
 
 def _tiles(summaries: Summaries) -> str:
-    bare, ours = summaries["bare"], summaries["protected"]
-    calls = [sum(row.api_calls for row in phases.values()) for phases in (bare, ours)]
+    runs = summaries["bare"], summaries["protected"]
+    faults = [run[FAULT] for run in runs]
+    calls = [sum(row.api_calls for row in run.values()) for run in runs]
     return "".join(
         (
-            _tile(
-                "checkout p99 in fault",
-                seconds(bare[FAULT].checkout_p99),
-                seconds(ours[FAULT].checkout_p99),
-            ),
-            _tile(
-                "failed requests in fault",
-                f"{bare[FAULT].error_ratio:.1%}",
-                f"{ours[FAULT].error_ratio:.1%}",
-            ),
-            _tile("good answers/s in fault", f"{bare[FAULT].goodput:.1f}", f"{ours[FAULT].goodput:.1f}"),
+            _tile("checkout p99 in fault", *(seconds(row.checkout_p99) for row in faults)),
+            _tile("failed requests in fault", *(f"{row.error_ratio:.1%}" for row in faults)),
+            _tile("good answers/s in fault", *(f"{row.goodput:.1f}" for row in faults)),
             _tile("calls to the rates API", *map(str, calls)),
         )
     )
@@ -184,6 +179,15 @@ def _settings_rows(settings: Settings) -> str:
         ["phases", "", ", ".join(f"{s.name} {s.end - s.start:g} s" for s in settings.spans())],
         [f"of {sum(MIX.values())} requests", "", mix],
     ]
+    return "".join(map(_row, rows))
+
+
+def _policy_rows() -> str:
+    rows = []
+    for layer in describe(protected.rates_api):
+        settings = {name: value for name, value in layer.items() if value is not None}
+        kind, name = settings.pop("kind"), settings.pop("name")
+        rows.append([str(kind), str(name), ", ".join(f"{word} {value}" for word, value in settings.items())])
     return "".join(map(_row, rows))
 
 
