@@ -18,17 +18,15 @@ __all__ = ["Cutoff", "CutoffQueue"]
 _SLACK: Final = 64  # finished entries that may stand behind a long call before they are swept out
 
 
-class Cutoff:
-    """One call that will be cut off. Whoever makes it sets its fields: a constructor would cost a frame."""
+class Cutoff(Instant):
+    """One call that will be cut off, and the deadline it sets for what it calls."""
 
-    __slots__ = ("cancelling", "fired", "outer", "queue", "seconds", "task", "timer", "when")
+    __slots__ = ("cancelling", "fired", "queue", "seconds", "task", "timer")
 
-    when: float  # on `MONOTONIC`
-    seconds: float  # how long it was given
+    seconds: float  # how long the call was given
     task: asyncio.Task[Any] | None  # None once the call has ended
     fired: bool  # whether it was cut off
     cancelling: int  # how often the task had been asked to cancel before
-    outer: Instant | None  # the caller's deadline
     queue: CutoffQueue | None  # where it stands; None if it has a timer of its own
     timer: asyncio.TimerHandle | None
 
@@ -63,7 +61,7 @@ class CutoffQueue:
     def trim(self) -> None:
         """Take blanks from the head."""
         entries = self.entries
-        while entries and entries[0].task is None:
+        while entries and entries[0].over:
             entries.popleft()
             self._blanks -= 1
 
@@ -71,7 +69,7 @@ class CutoffQueue:
         """Note that a call ended which is not at the head."""
         self._blanks += 1
         if self._blanks > _SLACK and self._blanks * 2 > len(self.entries):
-            live = [entry for entry in self.entries if entry.task is not None]
+            live = [entry for entry in self.entries if not entry.over]
             self.entries.clear()
             self.entries.extend(live)
             self._blanks = 0

@@ -6,16 +6,40 @@ It nests (the earliest wins) and follows the context into tasks and, where the l
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TypeAlias
 
 from ..typing import Clock
 
-__all__ = ["Instant", "current_deadline", "time_left"]
+__all__ = ["Instant", "current_deadline", "innermost", "time_left"]
 
-Instant: TypeAlias = tuple[float, Clock]
-"""A moment on a clock. A bare tuple, because one is made for every call with a time limit."""
 
-current_deadline: ContextVar[Instant | None] = ContextVar("resilient_deadline", default=None)
+class Instant:
+    """A moment on a clock until which a call wants its answer.
+
+    When the call has ended, its instant is *over* and whoever still finds it looks at the one outside. So
+    ending a call need not touch the context, which would cost more than all the rest; and work that a call
+    leaves behind (a refresh in the background) is not bound by the deadline of a caller that has its answer.
+
+    Whoever makes one sets its fields: a constructor would cost a frame on every call.
+    """
+
+    __slots__ = ("clock", "outer", "over", "when")
+
+    when: float
+    clock: Clock
+    outer: Instant | None
+    over: bool
+
+
+innermost: ContextVar[Instant | None] = ContextVar("resilient_deadline", default=None)
+"""The deadline set last in this context; it may be over."""
+
+
+def current_deadline() -> Instant | None:
+    """Return the deadline that holds in this context."""
+    instant = innermost.get()
+    while instant is not None and instant.over:
+        instant = instant.outer
+    return instant
 
 
 def time_left() -> float | None:
@@ -26,5 +50,5 @@ def time_left() -> float | None:
 
     Concurrency: reads the current context only.
     """
-    instant = current_deadline.get()
-    return None if instant is None else instant[0] - instant[1]()
+    instant = current_deadline()
+    return None if instant is None else instant.when - instant.clock()

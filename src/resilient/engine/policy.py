@@ -15,12 +15,16 @@ from .shape import Shape, describe, shape_of
 __all__ = ["Policy", "attach", "policies_of"]
 
 _MARK = "__resilient__"
+# What `inspect.markcoroutinefunction` and asyncio before it leave on a function that returns a coroutine.
+_COROUTINE_MARKS = frozenset({"_is_coroutine_mark", "_is_coroutine"})
 _NOT_PLAIN = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def policies_of(fn: Callable[..., Any]) -> tuple[Policy, ...]:
     """Return the policies on *fn*, outermost first."""
-    return getattr(fn, _MARK, ())
+    marks = getattr(fn, _MARK, ())
+    # A proxy answers to any name: what it answers is not our mark.
+    return marks if isinstance(marks, tuple) else ()
 
 
 class Policy:
@@ -161,6 +165,9 @@ def attach(policy: Policy, fn: Any, *, checked: bool) -> Any:
         for position in range(len(policy.layers)):
             check_order(inside[position], inside[position + 1 :], describe(fn))
     wrapper = policy.wrap(fn, shape)
+    if not hasattr(fn, "__name__"):  # a partial or an object: the wrapper's own name would mean nothing to anybody
+        wrapper.__qualname__ = describe(fn)
+        wrapper.__name__ = wrapper.__qualname__.rpartition(".")[2]
     setattr(wrapper, _MARK, inside)
     return wrapper
 
@@ -168,7 +175,7 @@ def attach(policy: Policy, fn: Any, *, checked: bool) -> Any:
 def _is_plain(fn: Callable[..., Any]) -> bool:
     """Whether a call of *fn* is over when it returns. Quick for functions and methods; the rest is asked."""
     code = getattr(fn, "__code__", None)
-    if code is not None:
+    if code is not None and _COROUTINE_MARKS.isdisjoint(getattr(fn, "__dict__", ())):
         return not code.co_flags & _NOT_PLAIN
     return isinstance(fn, type) or shape_of(fn) is Shape.FUNCTION
 

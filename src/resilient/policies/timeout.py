@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.cutoff import Cutoff, CutoffQueue
-from ..engine.deadline import Instant, current_deadline
+from ..engine.deadline import Instant, current_deadline, innermost
 from ..engine.drive.bounds import bound_stream
 from ..engine.drive.gates import gate, settle
 from ..engine.policy import Policy
@@ -58,20 +58,23 @@ class _Limit:
         self.lock = threading.Lock()
         self.timed_out = self.rejected = 0
 
-    def begin(self) -> tuple[float, Instant]:
-        """Return the seconds a call that begins now may take, and the instant that is.
+    def begin(self, instant: Instant) -> float:
+        """Set *instant* for a call that begins now, and return the seconds it may take.
 
         Raises:
-            DeadlineExceededError: there are none left.
+            DeadlineExceededError: the caller's deadline has passed.
         """
-        outer = current_deadline.get()
-        if outer is not None:
-            left = outer[0] - outer[1]()
+        seconds, outer = self.seconds, current_deadline()
+        if outer is not None and (left := outer.when - outer.clock()) < seconds:
             if left <= 0.0:
                 raise self.too_late(left)
-            if left < self.seconds:
-                return left, outer
-        return self.seconds, (self.clock() + self.seconds, self.clock)
+            seconds = left
+        next(self.calls.ticker)
+        instant.outer = outer
+        instant.clock = self.clock
+        instant.when = self.clock() + seconds
+        instant.over = False
+        return seconds
 
     def too_late(self, left: float) -> DeadlineExceededError:
         with self.lock:
@@ -103,28 +106,23 @@ class _DeadlineGate:
 
     def __init__(self, limit: _Limit) -> None:
         self._limit = limit
-        self._ticker = limit.calls.ticker
 
-    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Instant | None:
-        _, instant = self._limit.begin()
-        next(self._ticker)
-        outer = current_deadline.get()
-        current_deadline.set(instant)
-        return outer
+    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Instant:
+        instant = Instant()
+        self._limit.begin(instant)
+        innermost.set(instant)
+        return instant
 
     admit_stream = admit  # never used: streams are bounded step by step
 
-    # The outer deadline is set again instead of reset by token: a token is refused in any other context,
-    # and a coroutine may be closed from one.
+    def success(self, instant: Instant, _result: Any) -> None:
+        instant.over = True
 
-    def success(self, outer: Instant | None, _result: Any) -> None:
-        current_deadline.set(outer)
+    def failure(self, instant: Instant, _exc: Exception) -> None:
+        instant.over = True
 
-    def failure(self, outer: Instant | None, _exc: Exception) -> None:
-        current_deadline.set(outer)
-
-    def abandon(self, outer: Instant | None, _exc: BaseException) -> None:
-        current_deadline.set(outer)
+    def abandon(self, instant: Instant, _exc: BaseException) -> None:
+        instant.over = True
 
 
 class _Queues(threading.local):
@@ -141,29 +139,35 @@ class _CutoffGate:
         self._seconds = limit.seconds
         self._ticker = limit.calls.ticker
         self._queues = _Queues()
+        self._queue: CutoffQueue | None = None  # the one used last, of whatever thread
         self._is_real_time = limit.clock is MONOTONIC
 
     def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Cutoff:
         loop = get_running_loop()
-        queue = self._queues.queue
-        outer = current_deadline.get()
-        if outer is not None or queue is None or queue.loop is not loop or not self._is_real_time:
-            return self._admit_carefully(loop, outer)
+        outer = innermost.get()
+        while outer is not None and outer.over:
+            outer = outer.outer
+        if outer is not None or not self._is_real_time:
+            return self._admit_carefully(loop)
+        queue = self._queue
+        if queue is None or queue.loop is not loop:
+            queue = self._queue_of(loop)
         cutoff = Cutoff()
         cutoff.task = task = current_task(loop)
         if task is None:
             raise self._no_task()
         next(self._ticker)
         cutoff.seconds = self._seconds
-        cutoff.when = when = MONOTONIC() + self._seconds
-        cutoff.fired = False
-        cutoff.cancelling = task.cancelling()
+        cutoff.when = MONOTONIC() + self._seconds
+        cutoff.clock = MONOTONIC
         cutoff.outer = None
+        cutoff.over = cutoff.fired = False
+        cutoff.cancelling = task.cancelling()
         cutoff.queue = queue
         queue.entries.append(cutoff)
         if queue.timer is None:
             queue.start_timer()
-        current_deadline.set((when, MONOTONIC))
+        innermost.set(cutoff)
         return cutoff
 
     admit_stream = admit  # never used: streams are bounded step by step
@@ -173,11 +177,11 @@ class _CutoffGate:
         if queue is None or cutoff.fired or queue.entries[0] is not cutoff:
             self._end_carefully(cutoff)
             return
-        current_deadline.set(cutoff.outer)
+        cutoff.over = True
         cutoff.task = None
         entries = queue.entries
         entries.popleft()
-        if entries and entries[0].task is None:
+        if entries and entries[0].over:
             queue.trim()
 
     def failure(self, cutoff: Cutoff, _exc: Exception) -> None:
@@ -188,34 +192,27 @@ class _CutoffGate:
         if ours and isinstance(exc, asyncio.CancelledError):
             raise self._limit.overrun(cutoff.seconds, running=False) from exc
 
-    def _admit_carefully(self, loop: asyncio.AbstractEventLoop, outer: Instant | None) -> Cutoff:
-        seconds, instant = self._limit.begin()
-        cutoff = Cutoff()
-        cutoff.task = task = current_task(loop)
+    def _admit_carefully(self, loop: asyncio.AbstractEventLoop) -> Cutoff:
+        """Admit a call inside another deadline, or on a clock that is not the real one."""
+        task = current_task(loop)
         if task is None:
             raise self._no_task()
-        next(self._ticker)
-        cutoff.seconds = seconds
-        cutoff.when = MONOTONIC() + seconds
+        cutoff = Cutoff()
+        cutoff.seconds = seconds = self._limit.begin(cutoff)
+        cutoff.task = task
         cutoff.fired = False
         cutoff.cancelling = task.cancelling()
-        cutoff.outer = outer
-        if seconds == self._seconds:
-            cutoff.queue = self._enqueue(loop, cutoff)
-        else:
-            # Cut short by an outer deadline, it is out of the queue's order: a timer of its own.
-            cutoff.queue = None
-            cutoff.timer = loop.call_later(seconds, cutoff.fire)
-        current_deadline.set(instant)
+        # Out of the queue's order, it gets a timer of its own.
+        cutoff.queue = None
+        cutoff.timer = loop.call_later(seconds, cutoff.fire)
+        innermost.set(cutoff)
         return cutoff
 
-    def _enqueue(self, loop: asyncio.AbstractEventLoop, cutoff: Cutoff) -> CutoffQueue:
+    def _queue_of(self, loop: asyncio.AbstractEventLoop) -> CutoffQueue:
         queue = self._queues.queue
         if queue is None or queue.loop is not loop:
             queue = self._queues.queue = CutoffQueue(loop)
-        queue.entries.append(cutoff)
-        if queue.timer is None:
-            queue.start_timer()
+        self._queue = queue
         return queue
 
     def _end_carefully(self, cutoff: Cutoff) -> bool:
@@ -223,7 +220,7 @@ class _CutoffGate:
 
         A call that answers although it was cancelled keeps its answer; the cancel is taken back.
         """
-        current_deadline.set(cutoff.outer)
+        cutoff.over = True
         task, cutoff.task = cutoff.task, None
         if cutoff.queue is None:
             if cutoff.timer is not None:
@@ -240,26 +237,29 @@ class _CutoffGate:
 
 
 class _StreamLimit:
-    """The form for generators: every step gets what is left of one limit for the whole stream."""
+    """The form for generators: every step gets what is left of one limit for the whole stream.
+
+    Between the steps the deadline must not hold: the consumer is not bound by it, and may take the next step
+    in another context.
+    """
 
     def __init__(self, limit: _Limit) -> None:
         self._limit = limit
-        self._seconds, self._instant = limit.begin()
-        next(limit.calls.ticker)
+        self._instant = Instant()
+        self._seconds = limit.begin(self._instant)
 
     def step(self, advance: Callable[[Any], Any], value: Any) -> Any:
-        outer = current_deadline.get()
-        current_deadline.set(self._instant)
+        before = innermost.get()
+        innermost.set(self._instant)
         try:
             return advance(value)
         finally:
-            current_deadline.set(outer)
+            innermost.set(before)
 
     async def astep(self, step: Awaitable[Any]) -> Any:
-        left = self._instant[0] - self._instant[1]()
-        outer = current_deadline.get()
-        current_deadline.set(self._instant)
-        scope = asyncio.timeout(left)
+        before = innermost.get()
+        innermost.set(self._instant)
+        scope = asyncio.timeout(self._instant.when - self._instant.clock())
         try:
             async with scope:
                 return await step
@@ -268,7 +268,7 @@ class _StreamLimit:
                 raise self._limit.overrun(self._seconds, running=False) from exc
             raise
         finally:
-            current_deadline.set(outer)
+            innermost.set(before)
 
 
 class _ThreadForm:
@@ -287,8 +287,8 @@ class _ThreadForm:
         return bounded
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        seconds, instant = self._limit.begin()
-        next(self._limit.calls.ticker)
+        instant = Instant()
+        seconds = self._limit.begin(instant)
         job = self._job(call, instant)
         ended = False
         try:
@@ -304,12 +304,12 @@ class _ThreadForm:
         return _outcome(job)
 
     def _job(self, call: Callable[[], Any], instant: Instant) -> Job:
-        outer = current_deadline.get()
-        current_deadline.set(instant)
+        before = innermost.get()
+        innermost.set(instant)
         try:
             return Job(call, self.overdue)  # takes a copy of the context, deadline and all
         finally:
-            current_deadline.set(outer)
+            innermost.set(before)
 
 
 def _outcome(job: Job) -> Any:
