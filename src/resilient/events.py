@@ -52,11 +52,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened(Event):
-    """A breaker opened for *open_for* seconds, the *times_opened*-th time in a row."""
+    """A breaker opened for *open_for* seconds, the *in_a_row*-th time without closing."""
 
     reason: str
     open_for: float
-    times_opened: int
+    in_a_row: int
 
 
 @dataclass(frozen=True, slots=True)

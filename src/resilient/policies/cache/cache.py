@@ -154,6 +154,11 @@ class Cache(Policy):
         return self._name
 
     @property
+    def lifetimes(self) -> Lifetimes:
+        """How long answers are good for, in seconds."""
+        return self._core.lifetimes
+
+    @property
     def enabled(self) -> bool:
         """Whether the cache is used. Set to False, every call loads for itself; what is kept stays kept."""
         return self._core.enabled

@@ -161,7 +161,7 @@ class CacheCore:
                 flight.error = exc
                 self._end(flight, Outcome.FAILED)
             else:
-                entry.retry_at = now + self.lifetimes.negative_ttl
+                entry.retry_at = now + self._hold_off(exc)
                 flight.entry, flight.stale = entry, Freshness(self.name, "stale", now - entry.stored_at)
                 self.stale += not flight.background
                 self._end(flight, Outcome.LANDED)
@@ -243,6 +243,11 @@ class CacheCore:
             return None
         # A refusal of ours means that the value could not be had: that is what the last one is kept for.
         return entry if isinstance(exc, RejectedError) or self._on.match(exc) else None
+
+    def _hold_off(self, exc: Exception) -> float:
+        """Return for how long not to load again after *exc*: a refusal tells when another try makes sense."""
+        asked = exc.retry_after if isinstance(exc, RejectedError) else None
+        return max(self.lifetimes.negative_ttl, asked or 0.0)
 
     def _remember_failure(self, flight: Flight, exc: Exception, now: float) -> None:
         if not (self.lifetimes.negative_ttl and flight.keep and self.enabled):
