@@ -165,7 +165,7 @@ def attach(policy: Policy, fn: Any, *, checked: bool) -> Any:
         for position in range(len(policy.layers)):
             check_order(inside[position], inside[position + 1 :], describe(fn))
     wrapper = policy.wrap(fn, shape)
-    if not hasattr(fn, "__name__"):  # a partial or an object: the wrapper's own name would mean nothing to anybody
+    if not hasattr(fn, "__name__"):  # a partial or an object; the wrapper's own name would mean nothing
         wrapper.__qualname__ = describe(fn)
         wrapper.__name__ = wrapper.__qualname__.rpartition(".")[2]
     setattr(wrapper, _MARK, inside)

@@ -1,0 +1,159 @@
+"""Every policy in each of its modes, made new for each test, and a look at what a call has left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pybreaker
+import pytest
+from tests.contract.forms import FORMS, STREAMS
+
+from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, Timeout, deadline, time_left
+from resilient.engine.policy import Policy
+from resilient.testing import FakeClock
+
+
+class UpstreamError(Exception):
+    """What the guarded calls in these tests fail with; counted by breakers, retried by retries."""
+
+
+class UnrelatedError(Exception):
+    """An exception that no policy here has anything to do with."""
+
+
+class HeardByPybreaker(pybreaker.CircuitBreakerListener):
+    """A listener that makes a breaker take the path on which every call is announced."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A policy in one of its modes."""
+
+    name: str
+    make: Callable[[FakeClock], Policy]
+    attempts: int = 1
+    """How often it calls for one call that fails with `UpstreamError`."""
+
+    takes_streams: bool = True
+
+
+def _pipeline(clock: FakeClock) -> Pipeline:
+    return Pipeline(
+        Fallback("instead", on=KeyError),
+        Cache("cache", ttl=60.0, on=KeyError, clock=clock),
+        deadline(60.0),
+        Retry(on=UpstreamError, attempts=3, sleep=clock.sleep, clock=clock),
+        CircuitBreaker("dependency", clock=clock),
+        Timeout(30.0),
+    )
+
+
+def _stream_pipeline(clock: FakeClock) -> Pipeline:
+    pipeline = _pipeline(clock)
+    return Pipeline(*(policy for policy in pipeline.policies if policy.kind != "Cache"))
+
+
+BREAKERS = (
+    Mode("breaker", lambda clock: CircuitBreaker("b", clock=clock)),
+    Mode("breaker-slow-after", lambda clock: CircuitBreaker("b", slow_after=5.0, clock=clock)),
+    Mode("breaker-last-calls", lambda clock: CircuitBreaker("b", window=Calls(20), clock=clock)),
+    Mode("breaker-fail-max", lambda clock: CircuitBreaker("b", fail_max=10, clock=clock)),
+    Mode("breaker-on-result", lambda clock: CircuitBreaker("b", on_result=lambda _: False, clock=clock)),
+    Mode(
+        "breaker-listened-to", lambda clock: CircuitBreaker("b", listeners=[HeardByPybreaker()], clock=clock)
+    ),
+    Mode(
+        "breaker-with-fallback",
+        lambda clock: CircuitBreaker("b", on=KeyError, fallback="instead", clock=clock),
+    ),
+)
+
+MODES = (
+    *BREAKERS,
+    Mode("retry", lambda clock: Retry(on=UpstreamError, sleep=clock.sleep, clock=clock), attempts=3),
+    Mode(
+        "retry-in-a-time",
+        lambda clock: Retry(on=UpstreamError, sleep=clock.sleep, timeout=60.0, clock=clock),
+        attempts=3,
+    ),
+    Mode("timeout", lambda _: Timeout(30.0)),
+    Mode("timeout-in-threads", lambda _: Timeout(30.0, threads=2)),
+    Mode("deadline", lambda _: deadline(30.0)),
+    Mode("fallback", lambda _: Fallback("instead", on=KeyError)),
+    Mode("cache", lambda clock: Cache("c", ttl=60.0, on=KeyError, clock=clock), takes_streams=False),
+    Mode("pipeline", _pipeline, attempts=3, takes_streams=False),
+    Mode("pipeline-for-streams", _stream_pipeline, attempts=3),
+)
+
+
+def each_mode(modes: tuple[Mode, ...] = MODES) -> pytest.MarkDecorator:
+    """Parametrise a test with `mode`."""
+    return pytest.mark.parametrize("mode", modes, ids=lambda mode: mode.name)
+
+
+def each_case(*kinds: str, modes: tuple[Mode, ...] = MODES) -> pytest.MarkDecorator:
+    """Parametrise a test with `mode` and `form`: every pair of a policy and a callable that it takes.
+
+    A stream is no value that could be cached; that such pairs are refused has a test of its own.
+    """
+    forms = [form for form in FORMS if not kinds or form.kind in kinds]
+    cases = [
+        pytest.param(mode, form, id=f"{mode.name}-{form.name}".replace(" ", "-"))
+        for mode in modes
+        for form in forms
+        if form.kind not in STREAMS or mode.takes_streams
+    ]
+    return pytest.mark.parametrize(("mode", "form"), cases)
+
+
+def breakers_in(policy: Policy) -> Iterator[CircuitBreaker]:
+    """Yield the breakers among the layers of *policy*."""
+    return (layer for layer in policy.layers if isinstance(layer, CircuitBreaker))
+
+
+def open_circuits(policy: Policy) -> None:
+    """Open every breaker in *policy* by hand."""
+    for breaker in breakers_in(policy):
+        breaker.force_open()
+
+
+def left_behind(policy: Policy) -> dict[str, Any]:
+    """Return what calls that have ended still hold: empty where all is well."""
+    held = {"deadline": time_left()}
+    for layer in policy.layers:
+        held.update({f"{layer.kind} {name}": value for name, value in _held_by(layer).items()})
+    return {what: value for what, value in held.items() if value}
+
+
+def _held_by(layer: Policy) -> dict[str, Any]:
+    if isinstance(layer, CircuitBreaker):
+        return {"probes": dict(layer._core._period.probes)}
+    if isinstance(layer, Cache):
+        return {"flights": dict(layer._core._flights), "refreshes": set(layer.refreshes)}
+    if isinstance(layer, Timeout):
+        queue = layer._cutoff_gate._queues.queue
+        return {"cut-offs": 0 if queue is None else len(queue), "overdue": layer.stats().abandoned}
+    return {}
+
+
+def evidence(policy: Policy) -> dict[str, int]:
+    """Return what the breakers and retries in *policy* have made of the calls so far."""
+    counted: dict[str, int] = {}
+    for layer in policy.layers:
+        stats = layer.stats()
+        for field in (
+            "calls",
+            "failures",
+            "slow",
+            "ignored",
+            "retries",
+            "exhausted",
+            "used",
+            "failed",
+            "timed_out",
+        ):
+            if layer.kind in {"CircuitBreaker", "Retry", "Fallback", "Timeout"} and hasattr(stats, field):
+                counted[f"{layer.kind} {field}"] = getattr(stats, field)
+    return counted
