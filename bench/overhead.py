@@ -82,15 +82,16 @@ def run(only: str | None, rounds: int, sample: float) -> Results:
     chosen = [subject for subject in SUBJECTS if matches(only, subject.id)]
     measured, absent = _measure(chosen, rounds, sample)
     selected = {subject.id for subject in chosen}
+    packages = [subject.package for subject in chosen if subject.package]
     if any(matches(only, name) for name in startup.STATEMENTS):
         selected |= startup.STATEMENTS.keys()
+        packages += startup.PACKAGES
         measured += _measure_startup(min(rounds, STARTUP_ROUNDS), absent)
     judged = targets.judge(
         {f"{one.family}/{one.name}": one.samples for one in measured},
         {f"{one.family}/{one.name}": one.frames for one in measured if one.frames is not None},
         frozenset(selected),
     )
-    packages = [subject.package for subject in chosen if subject.package]
     return Results(report.describe_run(rounds, sample, packages), report.tabulate(measured), absent, judged)
 
 

@@ -108,9 +108,11 @@ def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 def tabulate(series: Iterable[Series]) -> list[Row]:
     """Return a row per series, compared with ours of the same family."""
+    families: dict[str, list[Series]] = {}
+    for one in series:
+        families.setdefault(one.family, []).append(one)
     rows: list[Row] = []
-    for _, group in groupby(series, key=lambda one: one.family):
-        members = list(group)
+    for members in families.values():
         ours = next((one for one in members if one.name == OURS), None)
         rows += sorted((_row(one, ours) for one in members), key=lambda row: row.ns.median)
     return rows

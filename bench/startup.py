@@ -12,6 +12,9 @@ FAMILY = "import"
 # `opentelemetry` itself is an empty namespace; `metrics` is the part a library calls.
 DEPENDENCIES = ("cachetools", "limits", "opentelemetry.metrics", "pybreaker", "tenacity")
 
+PACKAGES = ("cachetools", "limits", "opentelemetry-api", "pybreaker", "redis", "tenacity")
+"""Distributions whose versions matter here; pybreaker imports redis where that is installed."""
+
 STATEMENTS: Mapping[str, str] = MappingProxyType(
     {
         f"{FAMILY}/resilient": "import resilient",

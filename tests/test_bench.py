@@ -59,8 +59,8 @@ def test_table_compares_ours_with_each_of_its_family_and_no_other() -> None:
     rows = report.tabulate(
         [
             Series("breaker", "slow", [4.0, 40.0]),
-            Series("breaker", "resilient", [2.0, 20.0]),
             Series("baseline", "bare", [1.0, 1.0]),
+            Series("breaker", "resilient", [2.0, 20.0]),
         ]
     )
 
