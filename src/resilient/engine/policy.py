@@ -16,7 +16,7 @@ __all__ = ["Policy", "attach", "policies_of"]
 
 _MARK = "__resilient__"
 # What `inspect.markcoroutinefunction` and asyncio before it leave on a function that returns a coroutine.
-_COROUTINE_MARKS = frozenset({"_is_coroutine_mark", "_is_coroutine"})
+_COROUTINE_MARKS = frozenset({"_is_coroutine_marker", "_is_coroutine"})
 _NOT_PLAIN = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
