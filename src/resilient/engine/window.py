@@ -12,7 +12,7 @@ import math
 import sys
 import threading
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeAlias
 
 from . import params
 from .fork import renew_after_fork
@@ -68,12 +68,11 @@ class Tally:
         self._lock = threading.RLock()
 
 
-class Counts(NamedTuple):
-    """What a window holds."""
+Counts: TypeAlias = tuple[int, int, int]
+"""What a window holds: calls, failures, slow. Bare, because one is made for every call that fails."""
 
-    calls: int
-    failures: int
-    slow: int
+_Mark: TypeAlias = tuple[int, int, int]
+"""What the counters read at some moment: successes, failures, slow."""
 
 
 class Calls:
@@ -129,7 +128,7 @@ class TimeWindow:
         self._failures = 0
         self._slow = 0
         # What the counters read when each part of the window began, oldest first.
-        self._marks: deque[Counts] = deque(maxlen=BUCKETS)
+        self._marks: deque[_Mark] = deque(maxlen=BUCKETS)
         self.edge = now
         self.restart(now)
 
@@ -162,14 +161,12 @@ class TimeWindow:
             self.edge += self._step
 
     def counts(self) -> Counts:
-        successes, failures, slow = self._read()
-        oldest = self._marks[0]
-        failures -= oldest.failures
-        return Counts(successes - oldest.calls + failures, failures, slow - oldest.slow)
+        successes, failures, slow = self._marks[0]
+        failures = self._failures - failures
+        return self._successes.read() - successes + failures, failures, self._slow - slow
 
-    def _read(self) -> Counts:
-        # In a mark, `calls` holds the successes alone: calls are added up when the window is read.
-        return Counts(self._successes.read(), self._failures, self._slow)
+    def _read(self) -> _Mark:
+        return self._successes.read(), self._failures, self._slow
 
 
 class CallWindow:
@@ -212,7 +209,7 @@ class CallWindow:
     def counts(self) -> Counts:
         serial = self._serial()
         self._forget(serial - self._length)
-        return Counts(min(serial, self._length), len(self._failures), len(self._slow))
+        return min(serial, self._length), len(self._failures), len(self._slow)
 
     def _serial(self) -> int:
         """Return the number of the latest call."""
@@ -244,4 +241,4 @@ class NoWindow:
     def was_slow(self) -> None: ...
     def roll(self, now: float) -> None: ...
     def counts(self) -> Counts:
-        return Counts(0, 0, 0)
+        return 0, 0, 0

@@ -261,7 +261,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     def stats(self) -> BreakerStats:
         """Return what the breaker has counted and where it stands, as of one moment."""
         core = self._core
-        period, override, window, successes, now = core.look()
+        period, override, (window_calls, failures, slow), successes, now = core.look()
         return BreakerStats(
             state=period.state.value,
             override=None if override is None else override.mode.value,
@@ -273,9 +273,9 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
             ignored=core.ignored,
             stale=core.stale,
             unenforced=core.unenforced,
-            window_calls=window.calls,
-            failure_ratio=window.failures / window.calls if window.calls else 0.0,
-            slow_ratio=window.slow / window.calls if window.calls else 0.0,
+            window_calls=window_calls,
+            failure_ratio=failures / window_calls if window_calls else 0.0,
+            slow_ratio=slow / window_calls if window_calls else 0.0,
             consecutive_failures=core.consecutive,
             opened_for=max(0.0, now - period.since) if period.state is State.OPEN else 0.0,
             times_opened=core.times_opened,
