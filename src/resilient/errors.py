@@ -67,7 +67,10 @@ class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
         retry_after: float | None = None,
         last_failure: str | None = None,
     ) -> None:
-        super().__init__(message, policy=policy, retry_after=retry_after)
+        # Straight to the base: a refusal should cost as little as can be when there are many of them.
+        Exception.__init__(self, message)
+        self.policy = policy
+        self.retry_after = retry_after
         self.last_failure = last_failure
 
 
