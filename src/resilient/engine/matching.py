@@ -10,7 +10,7 @@ import pybreaker
 
 from ..errors import RejectedError
 from ..typing import FailureRule, Predicate
-from .params import refuse
+from .params import plain_function, refuse
 
 __all__ = ["Matcher", "verdict_of"]
 
@@ -83,4 +83,4 @@ def _checked_type(parameter: str, part: Any) -> type[Exception]:
 def _checked_predicate(parameter: str, part: Any) -> Predicate:
     if not callable(part):
         refuse(TypeError, parameter, "must be an exception type, a predicate, or a tuple of these", part)
-    return part  # type: ignore[no-any-return]  # callable() narrows Any to nothing more precise
+    return plain_function(parameter, part)

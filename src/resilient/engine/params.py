@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,7 +10,18 @@ from typing import Any, NoReturn
 
 from ..typing import Seconds
 
-__all__ = ["callback", "count", "flag", "named", "number", "optional_seconds", "ratio", "refuse", "seconds"]
+__all__ = [
+    "callback",
+    "count",
+    "flag",
+    "named",
+    "number",
+    "optional_seconds",
+    "plain_function",
+    "ratio",
+    "refuse",
+    "seconds",
+]
 
 
 def refuse(error: type[TypeError | ValueError], parameter: str, rule: str, value: object) -> NoReturn:
@@ -29,11 +41,15 @@ def number(
     """Return *value* as a float that is at least (with *above*: greater than) *least*."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         refuse(TypeError, parameter, f"must be {what}", value)
-    if math.isnan(value) or (math.isinf(value) and not infinite):
+    try:
+        plain = float(value)
+    except OverflowError:  # a whole number beyond all floats
+        plain = math.inf
+    if math.isnan(plain) or (math.isinf(plain) and not infinite):
         refuse(ValueError, parameter, f"must be {what} that is finite", value)
-    if value < least or (above and value == least):
+    if plain < least or (above and plain == least):
         refuse(ValueError, parameter, f"must be {'greater than' if above else 'at least'} {least:g}", value)
-    return float(value)
+    return plain
 
 
 def seconds(
@@ -93,4 +109,14 @@ def callback(parameter: str, value: Callable[..., Any]) -> Callable[..., Any]:
     """Return *value* if it can be called."""
     if not callable(value):
         refuse(TypeError, parameter, "must be callable", value)
+    return value
+
+
+def plain_function(parameter: str, value: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *value* if a call of it gives a plain answer: a class or a coroutine would count as a yes."""
+    callback(parameter, value)
+    if isinstance(value, type):
+        refuse(TypeError, parameter, "must be an instance or a function, not a class", value)
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None)):  # noqa: B004
+        refuse(TypeError, parameter, "must be an ordinary function, not a coroutine function", value)
     return value
