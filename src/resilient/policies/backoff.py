@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC
+from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Final
 
 from tenacity import RetryCallState
 from tenacity.stop import stop_base
@@ -23,6 +23,7 @@ from ..engine.deadline import time_left
 from ..typing import Seconds
 
 __all__ = [
+    "LONGEST_ASKED",
     "longest_waits",
     "retry_after_of",
     "stop_at_deadline",
@@ -32,8 +33,10 @@ __all__ = [
     "wait_retry_after",
 ]
 
-_MAX_EXPONENT = 64  # 2**64 times anything is beyond every cap; the exponent may not overflow the float
-_MAX_HEADER = 64  # characters of a Retry-After that are looked at
+LONGEST_ASKED: Final = 3600.0
+"""Seconds; a server that asks for more is not waited for."""
+
+_MAX_HEADER: Final = 64  # characters of a Retry-After that are looked at
 
 
 class _Exponential(wait_base):
@@ -52,10 +55,9 @@ class _Exponential(wait_base):
         self._random: Callable[[], float] = params.callback("random", random)
 
     def _capped(self, attempt: int) -> float:
-        exponent = min(attempt - 1, _MAX_EXPONENT)
         try:
-            return min(self._max, self._initial * self._factor**exponent)
-        except OverflowError:
+            return min(self._max, self._initial * self._factor ** (attempt - 1))
+        except OverflowError:  # beyond all floats, so beyond every cap
             return self._max
 
     def longest_total(self, waits: int) -> float:
@@ -160,8 +162,9 @@ class wait_decorrelated_jitter(_Exponential):  # noqa: N801
 class wait_retry_after(wait_base):  # noqa: N801
     """Wait at least as long as the server asked for, with another strategy where it did not.
 
-    Looks at `retry_after` and at the `Retry-After` header (seconds or HTTP date) of the exception, of its
-    `response`, or of a result that is a response.
+    For plain tenacity; a `Retry` does so by itself (`retry_after=True`). Looks at `retry_after` and at the
+    `Retry-After` header (seconds or HTTP date) of the exception, of its `response`, or of a result that is a
+    response.
 
     Args:
         otherwise: a tenacity wait strategy for what is waited in any case; None for none.
@@ -176,8 +179,10 @@ class wait_retry_after(wait_base):  # noqa: N801
     Source: RFC 9110, section 10.2.3.
     """
 
-    def __init__(self, otherwise: wait_base | None = None, max: Seconds = 3600.0) -> None:  # noqa: A002
-        self._otherwise: wait_base = wait_none() if otherwise is None else otherwise
+    def __init__(self, otherwise: wait_base | None = None, max: Seconds = LONGEST_ASKED) -> None:  # noqa: A002
+        self._otherwise: Callable[[RetryCallState], float] = (
+            wait_none() if otherwise is None else params.plain_function("otherwise", otherwise)
+        )
         self._max = params.seconds("max", max, above=True)
 
     def __call__(self, retry_state: RetryCallState) -> float:
@@ -219,8 +224,8 @@ def retry_after_of(subject: Any, now: Callable[[], float] = time.time) -> float 
 
     What cannot be read is not there: a broken header never becomes an error.
     """
-    for source in (subject, getattr(subject, "response", None)):
-        asked = _as_seconds(getattr(source, "retry_after", None), now)
+    for source in (subject, _attribute(subject, "response")):
+        asked = _as_seconds(_attribute(source, "retry_after"), now)
         if asked is None:
             asked = _as_seconds(_header(source), now)
         if asked is not None:
@@ -228,11 +233,18 @@ def retry_after_of(subject: Any, now: Callable[[], float] = time.time) -> float 
     return None
 
 
+def _attribute(source: Any, name: str) -> Any:
+    try:
+        return getattr(source, name, None)
+    except Exception:  # noqa: BLE001 - a property of somebody else's that raises is a thing that is not there
+        return None
+
+
 def _header(source: Any) -> Any:
-    headers = getattr(source, "headers", None)
+    headers = _attribute(source, "headers")
     for name in ("Retry-After", "retry-after"):
         try:
-            value = headers.get(name)  # type: ignore[union-attr]  # whatever has .get; the rest is caught
+            value = headers.get(name)
         except Exception:  # noqa: BLE001 - not ours, and not what headers look like
             return None
         if value is not None:
@@ -243,6 +255,8 @@ def _header(source: Any) -> Any:
 def _as_seconds(value: Any, now: Callable[[], float]) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if isinstance(value, str):

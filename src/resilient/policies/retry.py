@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Final
 
 from tenacity import Future as Outcome
 from tenacity import RetryAction, RetryCallState
-from tenacity.retry import (
-    retry_all,
-    retry_any,
-    retry_base,
-    retry_if_exception,
-    retry_if_exception_cause_type,
-)
+from tenacity.retry import retry_base
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base, wait_fixed
 
@@ -26,15 +19,16 @@ from ..engine import params
 from ..engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ..engine.deadline import time_left
 from ..engine.drive.loops import loop
-from ..engine.matching import Matcher, verdict_of
+from ..engine.fork import renew_after_fork
 from ..engine.policy import Policy
-from ..engine.shape import Shape
+from ..engine.shape import Shape, describe
 from ..engine.window import Tally
-from ..errors import RejectedError
 from ..events import Announcer, BudgetExhausted, RetriesExhausted, RetryScheduled, error_text
 from ..typing import Clock, FailureRule, Predicate, Seconds
-from .backoff import retry_after_of, wait_full_jitter
+from .backoff import LONGEST_ASKED, retry_after_of, wait_full_jitter
+from .retry_block import AsyncAttempts, Attempts
 from .retry_budget import RetryBudget, checked_budget
+from .retry_judge import Judge
 from .timeout import Deadline
 
 __all__ = ["Retry", "RetryStats"]
@@ -76,27 +70,30 @@ class RetryStats:
 class Retry(Policy):
     """Call again after a failure that is likely to pass.
 
-    The exception that ends the last attempt is raised as it is, with a note of how many attempts there were
-    and why there was no other. Refusals (`RejectedError`) are not retried unless *on* names their class.
-    Generators are begun anew only until they have yielded.
+    The exception that ends the last attempt is raised as it is; if it was worth a retry, or followed one,
+    with a note of how many attempts there were and why there is no other. Refusals (`RejectedError`) are not
+    retried unless *on* names their class. Generators are begun anew only until they have yielded.
+
+    A block of code is retried by `for attempt in retry: with attempt: ...`, in a coroutine by `async for`.
 
     Args:
         on: which failures to retry: exception types, predicates `(exc) -> bool`, or a tuple of both; a
-            predicate may return a number of seconds to wait before the next attempt. A tenacity `retry_*`
-            strategy is taken as it is.
+            predicate may return the seconds to wait before the next attempt, more than 0 of them. A tenacity
+            `retry_*` strategy, or a mix of them, is taken as it is.
         attempts: the most attempts, the first one included; at least 1. None for no limit by number.
         wait: seconds between attempts: a number, a `timedelta`, or any tenacity `wait_*` strategy. None is
             full jitter from 0.1 s, doubling, capped at 10 s.
-        stop: any tenacity `stop_*` strategy that ends it earlier.
+        stop: any tenacity `stop_*` strategy that ends it earlier. Its time counts from the first failure.
         timeout: seconds for everything, waits included; greater than 0. It is a deadline for what is inside;
             a coroutine is cut off by it. None for no limit of its own. No wait is begun that could not be
             followed by an attempt within it, or within the caller's deadline.
         on_result: which results to retry: a predicate `(result) -> bool`, or seconds. The last result is
-            returned, whatever it is.
+            returned, whatever it is. Not for generators and blocks: they have no result.
         retry_after: take a `Retry-After` (on the exception, its response, or a result) as the shortest wait.
+            One of more than an hour ends the call.
         budget: how many retries there may be over all calls. None for no limit. By default each Retry has a
             `RetryBudget()` of its own.
-        before_sleep: called before each wait with tenacity's `RetryCallState`.
+        before_sleep: called before each wait with tenacity's `RetryCallState`; what it raises ends the call.
         name: in errors, events and statistics.
         clock: a monotonic clock, in seconds.
         sleep: waits the given seconds; may return an awaitable in asynchronous code. None for the real wait.
@@ -133,12 +130,14 @@ class Retry(Policy):
         self.sleep = None if sleep is None else params.callback("sleep", sleep)
         self.attempts = None if attempts is None else params.count("attempts", attempts)
         self.wait = _wait_strategy(wait)
-        self.stop = _strategy("stop", stop, "tenacity stop strategy")
+        self.stop = None if stop is None else params.plain_function("stop", stop)
         self.timeout = params.optional_seconds("timeout", timeout)
         self.retry_after = params.flag("retry_after", retry_after)
-        self.before_sleep = _strategy("before_sleep", before_sleep, "function of a RetryCallState")
+        self.before_sleep = (
+            None if before_sleep is None else params.plain_function("before_sleep", before_sleep)
+        )
         self.announcer = Announcer()
-        self._judge = _Judge(on, on_result)
+        self._judge = Judge(on, on_result)
         self.refuses = self._judge.refuses
         self._calls = Tally()
         self.ticker = self._calls.ticker
@@ -151,6 +150,7 @@ class Retry(Policy):
             self.budget.enrol(self, self._calls)
         self.lock = threading.RLock()
         self.retries = self.recovered = self.exhausted = self.over_budget = 0
+        renew_after_fork(self)
 
     @property
     def name(self) -> str:
@@ -159,15 +159,20 @@ class Retry(Policy):
 
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, retried."""
+        if self.refuses is not None and shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}:
+            msg = f"Retry {self._name!r} judges results, and {describe(fn)}, a {shape.value}, has none"
+            raise TypeError(msg)
         retried = loop(self, fn, shape)
-        if self.timeout is None:
-            return retried
         # "Within the timeout" and "within the caller's deadline" are one rule: the timeout is a deadline.
-        return Deadline(self.timeout, self._name, self.clock).wrap(retried, shape)
+        return retried if self.timeout is None else self.limit(self.timeout).wrap(retried, shape)
 
-    def begin(self, fn: Any, args: Any, kwargs: Any, until: float | None = None) -> _Run:
+    def limit(self, seconds: float) -> Deadline:
+        """Return a deadline in *seconds* that speaks with this policy's voice."""
+        return Deadline(seconds, self._name, self.clock, self.announcer)
+
+    def begin(self, fn: Any, args: Any, kwargs: Any, until: float | None = None) -> Run:
         """Return the state of a call whose first attempt has just ended in vain."""
-        return _Run(self, self._judge, (fn, args, kwargs), until)
+        return Run(self, self._judge, (fn, args, kwargs), until)
 
     def stats(self) -> RetryStats:
         """Return what has been counted so far."""
@@ -181,116 +186,74 @@ class Retry(Policy):
         counts = f"{stats.calls} calls, {stats.retries} retries, {stats.exhausted} exhausted"
         return f"<Retry {self._name!r} {counts}>"
 
-    def __iter__(self) -> Iterator[Attempt]:
-        """Yield attempts: `for attempt in retry: with attempt: ...`."""
-        block = _Block(self)
-        while (attempt := block.next_attempt()) is not None:
-            yield attempt
-            if block.delay is not None:
-                block.run.sleep(block.delay)
+    def __iter__(self) -> Attempts:
+        """Begin a block: `for attempt in retry: with attempt: ...`."""
+        return Attempts(self)
 
-    async def __aiter__(self) -> AsyncIterator[Attempt]:
-        """Yield attempts: `async for attempt in retry: with attempt: ...`."""
-        block = _Block(self)
-        while (attempt := block.next_attempt()) is not None:
-            yield attempt
-            if block.delay is not None:
-                await block.run.asleep(block.delay)
+    def __aiter__(self) -> AsyncAttempts:
+        """Begin a block in a coroutine: `async for attempt in retry: with attempt: ...`."""
+        return AsyncAttempts(self)
+
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""
+        self.lock = threading.RLock()
+        self.announcer.after_fork()
 
 
-class _Judge:
-    """What is retried: a rule of ours or a tenacity strategy, for exceptions and for results."""
-
-    def __init__(self, on: FailureRule | retry_base, on_result: Predicate | None) -> None:
-        self._strategy = on if isinstance(on, retry_base) else None
-        self._matcher = None if isinstance(on, retry_base) else Matcher("on", on)
-        self._on_result = None if on_result is None else params.callback("on_result", on_result)
-        judges = self._on_result is not None or (
-            self._strategy is not None and not _is_about_exceptions_only(self._strategy)
-        )
-        self.refuses: Callable[[Any], bool] | None = self._refuses if judges else None
-
-    def exception(self, exc: Exception, state: RetryCallState) -> bool | float:
-        if self._matcher is not None:
-            return self._matcher.match(exc)
-        if isinstance(exc, RejectedError):
-            return False
-        return self._ask_strategy(state)
-
-    def result(self, result: Any, state: RetryCallState) -> bool | float:
-        if self._on_result is not None and (verdict := verdict_of(self._on_result, result, default=False)):
-            return verdict
-        return self._strategy is not None and self._ask_strategy(state)
-
-    def _refuses(self, result: Any) -> bool:
-        state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # a strategy looks at the outcome
-        state.outcome = Outcome.construct(1, result, has_exception=False)
-        return bool(self.result(result, state))
-
-    def _ask_strategy(self, state: RetryCallState) -> bool:
-        return bool(verdict_of(self._strategy, state, default=False))  # type: ignore[arg-type]  # checked by callers
-
-
-def _is_about_exceptions_only(strategy: object) -> bool:
-    """Whether *strategy* lets every result pass, so that results need not be shown to it."""
-    if isinstance(strategy, retry_any | retry_all):
-        return all(_is_about_exceptions_only(part) for part in strategy.retries)
-    return isinstance(strategy, retry_if_exception | retry_if_exception_cause_type)
-
-
-class _Run:
+class Run:
     """The further attempts of one call. Lives in the call's frame; nothing of it is shared.
 
     It lets go of each exception as soon as it is judged: the exception's traceback refers to the frame that
     refers to this object, and together they would outlive the call.
     """
 
-    __slots__ = ("_judge", "_policy", "_started", "_state", "_until")
+    __slots__ = ("_grant", "_judge", "_policy", "_started", "_state", "_until")
 
     def __init__(
-        self, policy: Retry, judge: _Judge, call: tuple[Any, Any, Any], until: float | None = None
+        self, policy: Retry, judge: Judge, call: tuple[Any, Any, Any], until: float | None = None
     ) -> None:
         self._policy = policy
         self._judge = judge
         self._started = policy.clock()
         self._until = until
-        self._state = RetryCallState(None, *call)  # type: ignore[arg-type]  # no tenacity controller
+        self._grant = 0
+        # Not a controller of tenacity's, but what stands for one in a log line about a block.
+        self._state = RetryCallState(policy, *call)  # type: ignore[arg-type]
         self._state.start_time = self._started
 
     def failed(self, exc: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None if *exc* is final."""
         self._note_outcome(exc, failed=True)
         try:
-            verdict = self._judge.exception(exc, self._state)
-            if not verdict:
+            if verdict := self._judge.exception(exc, self._state):
+                reason, delay = self._plan(verdict, exc)
+            elif self._state.attempt_number == 1:
                 return None
-            reason, delay = self._plan(verdict, exc)
-            if delay is None:
-                self._give_up(reason, error_text(exc))
-                _annotate(exc, f"{self._summary()}: {reason}")
             else:
-                self._schedule(delay, error_text(exc))
-            return delay
+                reason, delay = "this failure is not one to retry", None
+            if delay is None:
+                _annotate(
+                    exc, f"resilient: {self._policy.name!r} gave up", f"after {self._length()}: {reason}"
+                )
+            return self._proceed(delay, reason, error_text(exc))
         finally:
             self._state.outcome = None
 
     def returned(self, result: Any) -> float | None:
         """Return the seconds to wait before the next attempt, or None if *result* is the answer."""
-        if self._judge.refuses is None:
-            self.recovered()
-            return None
+        if self._judge.refuses is not None:
+            self._note_outcome(result, failed=False)
+            if verdict := self._judge.result(result, self._state):
+                return self.refused(result, verdict)
+        self.recovered()
+        return None
+
+    def refused(self, result: Any, verdict: bool | float) -> float | None:
+        """Return the seconds to wait after *result*, which was judged, or None if it has to do after all."""
         self._note_outcome(result, failed=False)
         try:
-            verdict = self._judge.result(result, self._state)
-            if not verdict:
-                self.recovered()
-                return None
             reason, delay = self._plan(verdict, result)
-            if delay is None:
-                self._give_up(reason, "a result that will not do")
-            else:
-                self._schedule(delay, "a result that will not do")
-            return delay
+            return self._proceed(delay, reason, "a result that will not do")
         finally:
             self._state.outcome = None
 
@@ -304,7 +267,7 @@ class _Run:
         try:
             sleep(delay, self._policy.sleep)
         except BaseException:
-            self._unsent()
+            self.unsent()
             raise
         self._sent()
 
@@ -313,32 +276,47 @@ class _Run:
         try:
             await asleep(delay, self._policy.sleep)
         except BaseException:
-            self._unsent()
+            self.unsent()
             raise
         self._sent()
+
+    def unsent(self) -> None:
+        """Give back what the budget granted: the attempt will not be made."""
+        if self._policy.budget is not None:
+            self._policy.budget.refund(self._grant)
 
     def _plan(self, verdict: bool | float, subject: Any) -> tuple[str, float | None]:
         """Decide about another attempt: ("", seconds until it) or (why not, None)."""
         policy, state = self._policy, self._state
         if policy.attempts is not None and state.attempt_number >= policy.attempts:
-            return f"{policy.attempts} attempts are the limit", None
-        delay = self._delay(verdict, subject)
-        state.upcoming_sleep = delay
+            return f"attempts={policy.attempts}", None
+        asked = (retry_after_of(subject) or 0.0) if policy.retry_after else 0.0
+        if asked > LONGEST_ASKED:
+            return f"asked to wait {asked:.3g} s, more than {LONGEST_ASKED:g} s", None
+        delay = state.upcoming_sleep = self._delay(verdict, asked)
         if policy.stop is not None and policy.stop(state):
             return "its stop strategy said so", None
         left = self._time_left()
         if left is not None and delay >= left:
             return f"the next attempt would begin in {delay:.3g} s, the deadline is in {left:.3g} s", None
-        if policy.budget is not None and not policy.budget.withdraw():
-            self._over_budget(policy.budget)
+        if policy.budget is not None and not self._withdraw(policy.budget):
             return f"the retry budget {policy.budget.name!r} is spent", None
         return "", delay
 
-    def _delay(self, verdict: bool | float, subject: Any) -> float:
+    def _delay(self, verdict: bool | float, asked: float) -> float:
         delay = float(self._policy.wait(self._state)) if isinstance(verdict, bool) else verdict
-        if self._policy.retry_after and (asked := retry_after_of(subject)) is not None:
-            delay = max(delay, asked)
-        return max(0.0, delay)
+        # No platform can wait longer than that; nobody will see the end of it.
+        return min(max(0.0, delay, asked), threading.TIMEOUT_MAX)
+
+    def _withdraw(self, budget: RetryBudget) -> bool:
+        self._grant = budget.withdraw()
+        if self._grant:
+            return True
+        with self._policy.lock:
+            self._policy.over_budget += 1
+        if self._policy.announcer.heard:
+            self._policy.announcer.announce(BudgetExhausted(self._policy.name, budget.name))
+        return False
 
     def _time_left(self) -> float | None:
         left = time_left()
@@ -346,6 +324,13 @@ class _Run:
             return left
         own: float = self._until - self._policy.clock()
         return own if left is None else min(own, left)
+
+    def _proceed(self, delay: float | None, reason: str, error: str) -> float | None:
+        if delay is None:
+            self._give_up(reason, error)
+        else:
+            self._schedule(delay, error)
+        return delay
 
     def _schedule(self, delay: float, error: str) -> None:
         policy, state = self._policy, self._state
@@ -357,7 +342,7 @@ class _Run:
             try:
                 policy.before_sleep(state)
             except BaseException:
-                self._unsent()
+                self.unsent()
                 raise
         state.attempt_number += 1
 
@@ -369,17 +354,10 @@ class _Run:
             event = RetriesExhausted(policy.name, self._state.attempt_number, reason, error)
             policy.announcer.announce(event)
 
-    def _over_budget(self, budget: RetryBudget) -> None:
-        with self._policy.lock:
-            self._policy.over_budget += 1
-        if self._policy.announcer.heard:
-            self._policy.announcer.announce(BudgetExhausted(self._policy.name, budget.name))
-
-    def _summary(self) -> str:
+    def _length(self) -> str:
         attempts, elapsed = self._state.attempt_number, self._policy.clock() - self._started
         plural = "attempt" if attempts == 1 else "attempts"
-        when = f"{elapsed:.3g} s after the first failure"
-        return f"{self._policy.name!r} gave up after {attempts} {plural}, {when}"
+        return f"{attempts} {plural}, {elapsed:.3g} s after the first failure"
 
     def _note_outcome(self, value: Any, *, failed: bool) -> None:
         self._state.outcome = Outcome.construct(self._state.attempt_number, value, has_exception=failed)
@@ -389,62 +367,12 @@ class _Run:
         with self._policy.lock:
             self._policy.retries += 1
 
-    def _unsent(self) -> None:
-        if self._policy.budget is not None:
-            self._policy.budget.refund()
 
-
-class _Block:
-    """The attempts of one `for attempt in retry` loop."""
-
-    def __init__(self, policy: Retry) -> None:
-        if policy.refuses is not None:
-            msg = f"Retry {policy.name!r} judges results, and a block has none: decorate a function instead"
-            raise TypeError(msg)
-        next(policy.ticker)
-        until = None if policy.timeout is None else policy.clock() + policy.timeout
-        self.run = policy.begin(None, (), {}, until)
-        self.delay: float | None = 0.0
-        self._attempt = 0
-
-    def next_attempt(self) -> Attempt | None:
-        if self.delay is None:
-            return None
-        self._attempt += 1
-        self.delay = None  # a block that is left without `with attempt` ends the loop
-        return Attempt(self, self._attempt)
-
-
-class Attempt(AbstractContextManager["Attempt", bool]):
-    """One attempt of a retried block.
-
-    Attributes:
-        number: the number of the attempt; the first one is 1.
-    """
-
-    __slots__ = ("_block", "number")
-
-    def __init__(self, block: _Block, number: int) -> None:
-        self._block = block
-        self.number = number
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> bool:
-        if exc is None:
-            if self.number > 1:
-                self._block.run.recovered()
-            return False
-        if not isinstance(exc, Exception):
-            return False
-        self._block.delay = self._block.run.failed(exc)
-        return self._block.delay is not None
-
-
-def _annotate(exc: Exception, note: str) -> None:
-    """Add *note* to *exc*, once: an instance that is raised again and again must not grow."""
-    mark = "resilient: "
+def _annotate(exc: Exception, head: str, rest: str) -> None:
+    """Add a note to *exc* in place of an earlier one: an instance raised again and again must not grow."""
     with contextlib.suppress(Exception):  # somebody else's class may not take notes
-        notes = [line for line in getattr(exc, "__notes__", ()) if not line.startswith(mark)]
-        exc.__notes__ = [*notes, mark + note]
+        others = [line for line in getattr(exc, "__notes__", ()) if not line.startswith(head)]
+        exc.__notes__ = [*others, f"{head} {rest}"]
 
 
 def _wait_strategy(wait: Any) -> wait_base:
@@ -452,10 +380,7 @@ def _wait_strategy(wait: Any) -> wait_base:
         return wait_full_jitter()
     if isinstance(wait, int | float | timedelta):
         return wait_fixed(params.seconds("wait", wait))
-    return params.callback("wait", wait)  # type: ignore[return-value]  # tenacity takes any function of the state
-
-
-def _strategy(parameter: str, value: Any, what: str) -> Any:
-    if value is not None and not callable(value):
-        params.refuse(TypeError, parameter, f"must be a {what} or None", value)
-    return value
+    if not callable(wait):
+        rule = "must be a number of seconds, a timedelta, a tenacity wait strategy or None"
+        params.refuse(TypeError, "wait", rule, wait)
+    return params.plain_function("wait", wait)  # type: ignore[return-value]  # any function of the state will do

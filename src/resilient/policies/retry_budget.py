@@ -75,12 +75,15 @@ class RetryBudget:
         self.window = params.seconds("window", window, above=True)
         self._clock = params.callback("clock", clock)
         self._lock = threading.RLock()
-        self._tallies: list[Tally] = []
+        self._tallies: list[tuple[weakref.ref[object], Tally]] = []
         self._seen = 0  # calls counted so far, over all tallies, including those of policies that are gone
         self._gone = 0
-        # Calls and retries per part of the window, oldest first; the last part ends at `_edge`.
+        # Calls and retries per part of the window, oldest first; the last part ends at `_edge`. The current
+        # part is never a whole one: with one more of them, no retry is forgotten before its window is over.
         self._calls: deque[float] = deque([0.0] * _BUCKETS, maxlen=_BUCKETS)
-        self._retries: deque[int] = deque([0] * _BUCKETS, maxlen=_BUCKETS)
+        self._retries: deque[int] = deque([0] * (_BUCKETS + 1), maxlen=_BUCKETS + 1)
+        self._part = 1  # the number of the current part
+        self._returned: deque[int] = deque()  # parts of the retries given back since the last look
         self._looked = self._clock()
         self._edge = self._looked + self.window / _BUCKETS
         self._denied = 0
@@ -89,28 +92,24 @@ class RetryBudget:
     def enrol(self, owner: object, tally: Tally) -> None:
         """Count the calls of *tally* as calls of this budget, for as long as *owner* lives."""
         with self._lock:
-            self._tallies.append(tally)
+            self._drop_departed()
+            self._tallies.append((weakref.ref(owner), tally))
             self._gone -= tally.read()  # what it counted before is no call of this budget
-        weakref.finalize(owner, self._retire, tally).atexit = False
 
-    def withdraw(self) -> bool:
-        """Take one retry out; return whether it was there."""
+    def withdraw(self) -> int:
+        """Take one retry out; return a mark for `refund`, or 0 if there was none."""
         with self._lock:
             self._roll()
             if self._retries_left() < 1.0:
                 self._denied += 1
-                return False
+                return 0
             self._retries[-1] += 1
-            return True
+            return self._part
 
-    def refund(self) -> None:
-        """Give one retry back that was never sent."""
-        with self._lock:
-            self._roll()
-            for part in reversed(range(len(self._retries))):
-                if self._retries[part]:
-                    self._retries[part] -= 1
-                    return
+    def refund(self, mark: int) -> None:
+        """Give back the retry that `withdraw` answered with *mark*: it was never sent."""
+        # One append and no lock: this may be called by a finalizer, in the middle of anything.
+        self._returned.append(mark)
 
     def stats(self) -> BudgetStats:
         """Return what the budget holds now."""
@@ -143,26 +142,39 @@ class RetryBudget:
             self._calls[-1] += rate * max(0.0, self._edge - max(begin, self._edge - step))
             self._calls.append(0.0)
             self._retries.append(0)
+            self._part += 1
             self._edge += step
         if now >= self._edge:  # more than a whole window has passed
             self._skip_to(now, rate, step)
+        self._take_back()
         self._calls[-1] += rate * (now - max(begin, self._edge - step)) if elapsed > 0.0 else fresh
 
     def _skip_to(self, now: float, rate: float, step: float) -> None:
         self._calls.extend([rate * step] * (_BUCKETS - 1))
         self._calls.append(0.0)
-        self._retries.extend([0] * _BUCKETS)
+        self._retries.extend([0] * (_BUCKETS + 1))
+        self._part += _BUCKETS + 1
         self._edge = now + step
 
+    def _take_back(self) -> None:
+        while self._returned:
+            position = self._returned.popleft() - self._part - 1
+            if position >= -len(self._retries):  # or its part has left the window already
+                self._retries[position] -= 1
+
     def _count_calls(self) -> int:
-        total = self._gone + sum(tally.read() for tally in self._tallies)
+        self._drop_departed()
+        total = self._gone + sum(tally.read() for _, tally in self._tallies)
         fresh, self._seen = total - self._seen, total
         return fresh
 
-    def _retire(self, tally: Tally) -> None:
-        with self._lock:
-            self._tallies.remove(tally)
-            self._gone += tally.read()
+    def _drop_departed(self) -> None:
+        """Let go of policies that are no more; what they counted stays counted."""
+        # Here, and not when they die: a finalizer runs in the middle of anything and must not take a lock.
+        departed = [entry for entry in self._tallies if entry[0]() is None]
+        for entry in departed:
+            self._tallies.remove(entry)
+            self._gone += entry[1].read()
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child."""

@@ -16,7 +16,8 @@ from ..engine.clock import MONOTONIC
 from ..engine.cutoff import Cutoff, CutoffQueue
 from ..engine.deadline import Instant, current_deadline, innermost
 from ..engine.drive.bounds import bound_stream
-from ..engine.drive.gates import gate, settle
+from ..engine.drive.gates import GateBlock, gate, settle
+from ..engine.fork import renew_after_fork
 from ..engine.policy import Policy
 from ..engine.shape import Shape
 from ..engine.window import Tally
@@ -48,15 +49,16 @@ class TimeoutStats:
 class _Limit:
     """What the forms of one time limit share: its length, its counters, its errors."""
 
-    def __init__(self, kind: str, name: str, seconds: float, clock: Clock) -> None:
+    def __init__(self, kind: str, name: str, seconds: float, clock: Clock, announcer: Announcer) -> None:
         self.kind = kind
         self.name = name
         self.seconds = seconds
         self.clock = clock
-        self.announcer = Announcer()
+        self.announcer = announcer
         self.calls = Tally()
-        self.lock = threading.Lock()
         self.timed_out = self.rejected = 0
+        self.after_fork()
+        renew_after_fork(self)
 
     def begin(self, instant: Instant) -> float:
         """Set *instant* for a call that begins now, and return the seconds it may take.
@@ -99,6 +101,10 @@ class _Limit:
     def stats(self, abandoned: int) -> TimeoutStats:
         with self.lock:
             return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.announcer.after_fork()
 
 
 class _DeadlineGate:
@@ -327,11 +333,13 @@ class _TimeLimit(Policy):
 
     _limit: _Limit
 
-    def __init__(self, seconds: Seconds, name: str | None, clock: Clock) -> None:
+    def __init__(
+        self, seconds: Seconds, name: str | None, clock: Clock, announcer: Announcer | None = None
+    ) -> None:
         length = params.seconds("seconds", seconds, above=True)
         label = f"{self.kind}-{length:g}s" if name is None else params.named("name", name)
-        self._limit = _Limit(self.kind, label, length, params.callback("clock", clock))
-        self.announcer = self._limit.announcer
+        self.announcer = Announcer() if announcer is None else announcer
+        self._limit = _Limit(self.kind, label, length, params.callback("clock", clock), self.announcer)
         self._deadline_gate = _DeadlineGate(self._limit)
         self._cutoff_gate = _CutoffGate(self._limit)
 
@@ -424,6 +432,10 @@ class Deadline(_TimeLimit):
 
     kind: ClassVar[str] = "deadline"
 
+    def block(self, *, in_task: bool) -> GateBlock:
+        """Return a block under this limit, for one `with`; with *in_task*, one that is cut off."""
+        return GateBlock(self._cutoff_gate if in_task else self._deadline_gate)
+
     def __enter__(self) -> Self:
         _enter(self._deadline_gate)
         return self
@@ -442,19 +454,27 @@ class Deadline(_TimeLimit):
         return f"<deadline {self.name!r} {self.seconds:g} s>"
 
 
+_Form = _DeadlineGate | _CutoffGate
+
 # The blocks that are open in this context, innermost last. In the context and not in the object, so that
 # one object may be open in many tasks and threads at once, and in itself.
-_open_blocks: ContextVar[tuple[Any, ...]] = ContextVar("resilient_open_deadlines", default=())
+_open_blocks: ContextVar[tuple[tuple[_Form, Any], ...]] = ContextVar("resilient_open_deadlines", default=())
 
 
-def _enter(form: _DeadlineGate | _CutoffGate) -> None:
-    _open_blocks.set((*_open_blocks.get(), form.admit(None, (), {})))
+def _enter(form: _Form) -> None:
+    _open_blocks.set((*_open_blocks.get(), (form, form.admit(None, (), {}))))
 
 
-def _leave(form: _DeadlineGate | _CutoffGate, exc: BaseException | None) -> None:
-    *outer, ticket = _open_blocks.get()
-    _open_blocks.set(tuple(outer))
-    settle(form, ticket, exc)
+def _leave(form: _Form, exc: BaseException | None) -> None:
+    blocks = _open_blocks.get()
+    # Mostly the last one; but blocks in generators may end in any order.
+    for position in reversed(range(len(blocks))):
+        if blocks[position][0] is form:
+            _open_blocks.set(blocks[:position] + blocks[position + 1 :])
+            settle(form, blocks[position][1], exc)
+            return
+    msg = "a deadline block must be left in the context (task, thread) in which it was entered"
+    raise RuntimeError(msg)
 
 
 def deadline(seconds: Seconds, *, name: str | None = None, clock: Clock = MONOTONIC) -> Deadline:

@@ -22,8 +22,8 @@ class Loop(Protocol):
     ticker: Any
     """Raised once per call, with `next`."""
 
-    refuses: Callable[[Any], bool] | None
-    """Whether a result will not do; None where every result will."""
+    refuses: Callable[[Any], bool | float] | None
+    """Judges the result of a first attempt: the verdict is for `refused`. None where every result will do."""
 
     def begin(self, fn: Any, args: Any, kwargs: Any, /) -> LoopRun: ...
 
@@ -31,10 +31,12 @@ class Loop(Protocol):
 class LoopRun(Protocol):
     """The further attempts of one call, from its first failure on.
 
-    `failed` and `returned` answer with the seconds to wait before the next attempt, or None for no other.
+    `failed`, `refused` and `returned` answer with the seconds to wait before the next attempt, or None for no
+    other.
     """
 
     def failed(self, exc: Exception, /) -> float | None: ...
+    def refused(self, result: Any, verdict: bool | float, /) -> float | None: ...
     def returned(self, result: Any, /) -> float | None: ...
     def recovered(self) -> None: ...
     def sleep(self, delay: float, /) -> None: ...
@@ -59,10 +61,10 @@ def _function(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
             if (delay := run.failed(exc)) is None:
                 raise
         else:
-            if refuses is None or not refuses(result):
+            if refuses is None or not (verdict := refuses(result)):
                 return result
             run = begin(fn, args, kwargs)
-            if (delay := run.returned(result)) is None:
+            if (delay := run.refused(result, verdict)) is None:
                 return result
         return _further_attempts(run, delay, fn, args, kwargs)
 
@@ -96,10 +98,10 @@ def _coroutine(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
             if (delay := run.failed(exc)) is None:
                 raise
         else:
-            if refuses is None or not refuses(result):
+            if refuses is None or not (verdict := refuses(result)):
                 return result
             run = begin(fn, args, kwargs)
-            if (delay := run.returned(result)) is None:
+            if (delay := run.refused(result, verdict)) is None:
                 return result
         return await _afurther_attempts(run, delay, fn, args, kwargs)
 
