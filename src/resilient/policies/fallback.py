@@ -6,11 +6,12 @@ import inspect
 import threading
 from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 from ..engine import params
 from ..engine.drive.rescues import rescue
-from ..engine.matching import Matcher
+from ..engine.fork import renew_after_fork
+from ..engine.matching import Matcher, verdict_of
 from ..engine.policy import Policy, policies_of
 from ..engine.shape import Shape, describe, shape_of
 from ..events import Announcer, FallbackUsed, error_text
@@ -20,6 +21,8 @@ __all__ = ["Fallback", "FallbackStats"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_STREAMS: Final = frozenset({Shape.GENERATOR, Shape.ASYNC_GENERATOR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Fallback(Policy):
             second source, called with the arguments of the call alone. It may be asynchronous where the
             guarded function is. For a generator, the answer is something to iterate over.
         on: which exceptions to answer for: types, predicates `(exc) -> bool`, or a tuple of both. Refusals
-            (`RejectedError`) are among them if *on* is `Exception` or names their class.
+            (`RejectedError`) are judged like any other exception.
         name: in errors, events and statistics.
 
     Raises:
@@ -66,12 +69,11 @@ class Fallback(Policy):
     def __init__(self, handler: object, *, on: FailureRule = Exception, name: str | None = None) -> None:
         self._name = "fallback" if name is None else params.named("name", name)
         self._matcher = Matcher("on", on)
-        self._takes_all = Exception in self._matcher.types
-        self._handler = handler
         self._answer = _Answer(handler, with_exception=not (callable(handler) and policies_of(handler)))
         self.announcer = Announcer()
-        self._lock = threading.Lock()
         self._used = self._failed = 0
+        self.after_fork()
+        renew_after_fork(self)
 
     @classmethod
     def chain(
@@ -94,13 +96,12 @@ class Fallback(Policy):
             msg = "Fallback.chain needs at least one source after the first one"
             raise TypeError(msg)
         params.callback("source", primary)
-        *between, last = (params.callback("source", source) for source in sources)
-        instead = last
-        for source in (*reversed(between), primary):
-            step = cls(None, on=on, name=f"chain-after-{describe(source)}")
-            step._answer = _Answer(instead, with_exception=False)
-            instead = step(source)
-        return cast("Callable[P, T]", instead)
+        chained = primary
+        for source in sources:
+            step = cls(None, on=on, name=f"chain-to-{describe(params.callback('source', source))}")
+            step._answer = _Answer(source, with_exception=False)
+            chained = step(chained)
+        return chained
 
     @property
     def name(self) -> str:
@@ -114,8 +115,11 @@ class Fallback(Policy):
 
     def takes(self, exc: Exception) -> bool:
         """Return whether to answer for *exc*."""
-        # Retries and breakers pass our refusals by; to answer for them is what a fallback is there for.
-        return self._takes_all or bool(self._matcher.match(exc))
+        # Not `match`: retries and breakers pass our refusals by; a fallback is there to answer for them.
+        matcher = self._matcher
+        return isinstance(exc, matcher.types) or any(
+            verdict_of(predicate, exc, default=True) for predicate in matcher.predicates
+        )
 
     def answer(self, exc: Exception, args: Any, kwargs: Any) -> Any:
         """Return the answer for a call that ended in *exc*."""
@@ -148,6 +152,11 @@ class Fallback(Policy):
         stats = self.stats()
         return f"<Fallback {self._name!r} used {stats.used} times, failed {stats.failed} times>"
 
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""
+        self._lock = threading.Lock()
+        self.announcer.after_fork()
+
     def _count(self, exc: Exception, *, failed: bool) -> None:
         with self._lock:
             self._used += not failed
@@ -175,8 +184,11 @@ class _Answer:
         if self._shape is not None and self._shape.is_async and not shape.is_async:
             msg = f"an asynchronous handler cannot answer for {describe(fn)}, which is a {shape.value}"
             raise TypeError(msg)
-        streams = shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}
-        iterable = isinstance(self._handler, Iterable | AsyncIterable)
-        if streams and not callable(self._handler) and not iterable:
+        if shape in _STREAMS and not callable(self._handler) and not self._can_be_iterated(shape):
             subject = f"{describe(fn)}, a {shape.value}"
             raise TypeError(f"handler must be iterable to answer for {subject}, got {self._handler!r}")
+
+    def _can_be_iterated(self, shape: Shape) -> bool:
+        return isinstance(self._handler, Iterable) or (
+            shape.is_async and isinstance(self._handler, AsyncIterable)
+        )
