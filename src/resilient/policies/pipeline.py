@@ -141,5 +141,4 @@ class Pipeline(Policy):
         return PipelineStats(tuple((layer.kind, layer.name, layer.stats()) for layer in self.layers))
 
     def __repr__(self) -> str:
-        opened = "(".join(f"{layer.kind} {layer.name!r}" for layer in self.layers)
-        return f"<Pipeline {self._name!r} {opened}{')' * (len(self.layers) - 1)}>"
+        return f"<Pipeline {self._name!r}: {' > '.join(map(repr, self.layers))}>"
