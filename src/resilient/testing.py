@@ -122,9 +122,10 @@ def _settings(policy: Policy) -> dict[str, object]:
     for name in ("seconds", "attempts", "wait", "timeout", "rules", "lifetimes"):
         value = getattr(policy, name, None)
         if value is not None:
-            settings.update(
-                dataclasses.asdict(value)
-                if dataclasses.is_dataclass(value) and not isinstance(value, type)
-                else {name: value}
-            )
+            settings.update(_fields(value) if dataclasses.is_dataclass(value) else {name: value})
     return settings
+
+
+def _fields(value: Any) -> dict[str, object]:
+    # Not `asdict`, which copies: a setting may be a function's object that cannot be copied.
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
