@@ -18,7 +18,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture(scope="module")
 def drive() -> Iterator[Driver]:
-    """Run calls of any kind. One loop serves a whole module: a loop for each of thousands of tests is slow."""
+    """Run calls of any kind. One loop serves a whole module: one for each of thousands of tests is slow."""
     driver = Driver()
     yield driver
     driver.close()

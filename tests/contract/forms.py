@@ -195,12 +195,18 @@ class Driver:
         return guarded(*args)
 
     def wait_for(self, awaitable: Awaitable[Any]) -> Any:
-        """Return what *awaitable* results in."""
+        """Return what *awaitable* results in, or raise what it raises; an interrupt does not end the loop."""
 
         async def wait() -> Any:
-            return await awaitable
+            try:
+                return await awaitable, None
+            except BaseException as exc:
+                return None, exc
 
-        return self._runner.run(wait())
+        result, error = self._runner.run(wait())
+        if error is not None:
+            raise error
+        return result
 
     def close(self) -> None:
         """Close the loop."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pybreaker
 import pytest
-from tests.contract.forms import FORMS, STREAMS
+from tests.contract.forms import FORMS, STREAMS, Form
 
 from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, Timeout, deadline, time_left
 from resilient.engine.policy import Policy
 from resilient.testing import FakeClock
+
+Test = TypeVar("Test", bound=Callable[..., None])
 
 
 class UpstreamError(Exception):
@@ -37,6 +42,11 @@ class Mode:
     """How often it calls for one call that fails with `UpstreamError`."""
 
     takes_streams: bool = True
+
+    @property
+    def loads_in_tasks(self) -> bool:
+        """Whether coroutines run in a task of their own, for all who wait: a cache's loads do."""
+        return not self.takes_streams
 
 
 def _pipeline(clock: FakeClock) -> Pipeline:
@@ -64,14 +74,14 @@ BREAKERS = (
     Mode(
         "breaker-listened-to", lambda clock: CircuitBreaker("b", listeners=[HeardByPybreaker()], clock=clock)
     ),
-    Mode(
-        "breaker-with-fallback",
-        lambda clock: CircuitBreaker("b", on=KeyError, fallback="instead", clock=clock),
-    ),
 )
 
 MODES = (
     *BREAKERS,
+    Mode(
+        "breaker-with-fallback",
+        lambda clock: CircuitBreaker("b", on=KeyError, fallback="instead", clock=clock),
+    ),
     Mode("retry", lambda clock: Retry(on=UpstreamError, sleep=clock.sleep, clock=clock), attempts=3),
     Mode(
         "retry-in-a-time",
@@ -93,19 +103,38 @@ def each_mode(modes: tuple[Mode, ...] = MODES) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("mode", modes, ids=lambda mode: mode.name)
 
 
-def each_case(*kinds: str, modes: tuple[Mode, ...] = MODES) -> pytest.MarkDecorator:
-    """Parametrise a test with `mode` and `form`: every pair of a policy and a callable that it takes.
+def each_case(*kinds: str, modes: tuple[Mode, ...] = MODES) -> Callable[[Test], Test]:
+    """Run a test for every pair of a policy (`mode`) and a callable that it takes (`form`).
 
-    A stream is no value that could be cached; that such pairs are refused has a test of its own.
+    A test item for each mode, which goes through the forms: an item for each pair would spend most of a
+    minute on setting up. A stream is no value that could be cached; that such pairs are refused has a test
+    of its own.
     """
     forms = [form for form in FORMS if not kinds or form.kind in kinds]
-    cases = [
-        pytest.param(mode, form, id=f"{mode.name}-{form.name}".replace(" ", "-"))
-        for mode in modes
-        for form in forms
-        if form.kind not in STREAMS or mode.takes_streams
-    ]
-    return pytest.mark.parametrize(("mode", "form"), cases)
+
+    def decorate(test: Test) -> Test:
+        @functools.wraps(test)
+        def for_each_form(mode: Mode, **fixtures: Any) -> None:
+            for form in forms:
+                if form.kind not in STREAMS or mode.takes_streams:
+                    with _about(form):
+                        test(mode=mode, form=form, **fixtures)
+
+        asked = inspect.signature(test)
+        parameters = [parameter for name, parameter in asked.parameters.items() if name != "form"]
+        for_each_form.__signature__ = asked.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return each_mode(modes)(for_each_form)  # type: ignore[return-value]
+
+    return decorate
+
+
+@contextmanager
+def _about(form: Form) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as exc:
+        exc.add_note(f"with a {form.name}")
+        raise
 
 
 def breakers_in(policy: Policy) -> Iterator[CircuitBreaker]:
@@ -134,7 +163,7 @@ def _held_by(layer: Policy) -> dict[str, Any]:
         return {"flights": dict(layer._core._flights), "refreshes": set(layer.refreshes)}
     if isinstance(layer, Timeout):
         queue = layer._cutoff_gate._queues.queue
-        return {"cut-offs": 0 if queue is None else len(queue), "overdue": layer.stats().abandoned}
+        return {"cut-offs": 0 if queue is None else len(queue.entries), "overdue": layer.stats().abandoned}
     return {}
 
 

@@ -24,7 +24,18 @@ class Outcome(Enum):
 class Flight:
     """One load of one key. Its fields are guarded by the lock of whoever made it until it has ended."""
 
-    __slots__ = ("background", "cancel", "entry", "error", "keep", "key", "outcome", "stale", "waiters")
+    __slots__ = (
+        "background",
+        "cancel",
+        "entry",
+        "error",
+        "keep",
+        "key",
+        "outcome",
+        "raised",
+        "stale",
+        "waiters",
+    )
 
     def __init__(self, key: Hashable, *, background: bool) -> None:
         self.key = key
@@ -33,7 +44,8 @@ class Flight:
         self.outcome = Outcome.PENDING
         self.entry: Any = None
         self.stale: Any = None  # set where `entry` is the last known good
-        self.error: Exception | None = None
+        self.error: Exception | None = None  # without a traceback: that would lead back to this object
+        self.raised: BaseException | None = None  # what ended a load in a task, for whoever began it
         self.waiters: list[Waiter] = []
         self.cancel: Callable[[], None] | None = None  # ends a load that nobody waits for any more
 

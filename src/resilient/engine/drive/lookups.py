@@ -190,7 +190,20 @@ async def _await(core: Lookup, flight: Flight, start: Callable[[], None] | None 
                 return core.overdue(flight.key)
         finally:
             core.leave(flight, waiter)
+    if start is not None:
+        _raise_own(flight)
     return _outcome(core, flight)
+
+
+def _raise_own(flight: Flight) -> None:
+    """Raise, for whoever began the load, what ended it; the others get copies, or begin anew."""
+    raised, flight.raised = flight.raised, None
+    if raised is None or flight.outcome is Outcome.LANDED:
+        return
+    try:
+        raise raised
+    finally:
+        del raised  # or this frame and its traceback would keep each other alive
 
 
 def _begin_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) -> None:
@@ -198,9 +211,16 @@ def _begin_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) 
     task = loop.create_task(_load_in_task(core, lead, loader))
     core.refreshes.add(task)  # the loop itself keeps only weak references
     task.add_done_callback(core.refreshes.discard)
-    # A task that is cancelled before its first step never runs at all: then this is what ends the flight.
-    task.add_done_callback(lambda _: core.abandon(flight) if flight.outcome is Outcome.PENDING else None)
+    task.add_done_callback(functools.partial(_task_ended, core, flight))
     flight.cancel = functools.partial(_cancel_from_anywhere, loop, task)
+
+
+def _task_ended(core: Lookup, flight: Flight, task: asyncio.Task[None]) -> None:
+    # A task that is cancelled before its first step never runs at all: then this is what ends the flight.
+    if flight.outcome is Outcome.PENDING:
+        core.abandon(flight)
+    if not task.cancelled():
+        task.exception()  # an interrupt has gone through the loop: asyncio need not report it once more
 
 
 def _cancel_from_anywhere(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
@@ -213,8 +233,10 @@ async def _load_in_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable
     try:
         value = await loader()
     except Exception as exc:  # noqa: BLE001 - the core hands it to those who wait
+        flight.raised = None if flight.background else exc
         core.fail(flight, exc)
-    except BaseException:
+    except BaseException as exc:
+        flight.raised = exc
         core.abandon(flight)
         raise
     else:

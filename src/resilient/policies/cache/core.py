@@ -158,7 +158,7 @@ class CacheCore:
             entry = self._last_known_good(flight.key, exc, now)
             if entry is None:
                 self._remember_failure(flight, exc, now)
-                flight.error = exc
+                flight.error = replica(exc)
                 self._end(flight, Outcome.FAILED)
             else:
                 entry.retry_at = now + self._hold_off(exc)
