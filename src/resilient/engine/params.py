@@ -112,10 +112,14 @@ def callback(parameter: str, value: Callable[..., Any]) -> Callable[..., Any]:
     return value
 
 
-def plain_function(parameter: str, value: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *value* if a call of it gives a plain answer: a class or a coroutine would count as a yes."""
+def plain_function(parameter: str, value: Callable[..., Any], *, classes: bool = False) -> Callable[..., Any]:
+    """Return *value* if a call of it gives a plain answer.
+
+    The coroutine that an asynchronous one returns would count as a yes. So would the instance that comes from
+    the class of a strategy, given by mistake; *classes* lets `bool` and the like pass.
+    """
     callback(parameter, value)
-    if isinstance(value, type):
+    if isinstance(value, type) and not classes:
         refuse(TypeError, parameter, "must be an instance or a function, not a class", value)
     if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None)):  # noqa: B004
         refuse(TypeError, parameter, "must be an ordinary function, not a coroutine function", value)

@@ -47,7 +47,9 @@ class Judge:
         self._strategy = on if isinstance(on, retry_base) else None
         self._matcher = None if isinstance(on, retry_base) else Matcher("on", _without_strategies(on))
         self._refusals = tuple(_refusals_named_by(self._strategy))
-        self._on_result = None if on_result is None else params.plain_function("on_result", on_result)
+        self._on_result = (
+            None if on_result is None else params.plain_function("on_result", on_result, classes=True)
+        )
         self.refuses = self._first_look()
 
     def exception(self, exc: Exception, state: RetryCallState) -> Verdict:
