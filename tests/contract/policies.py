@@ -103,6 +103,11 @@ def each_mode(modes: tuple[Mode, ...] = MODES) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("mode", modes, ids=lambda mode: mode.name)
 
 
+def takers_of_streams() -> tuple[Mode, ...]:
+    """Return the modes that take generators."""
+    return tuple(mode for mode in MODES if mode.takes_streams)
+
+
 def each_case(*kinds: str, modes: tuple[Mode, ...] = MODES) -> Callable[[Test], Test]:
     """Run a test for every pair of a policy (`mode`) and a callable that it takes (`form`).
 
