@@ -1,4 +1,4 @@
-"""A guarded generator is a generator in every respect: what is sent, thrown, returned and closed gets through."""
+"""A guarded generator is a generator in every respect: sends, throws, results, closes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from tests.contract.forms import Driver
 from tests.contract.policies import Mode, UnrelatedError, each_mode, evidence, left_behind, takers_of_streams
 
 from resilient import CircuitBreaker, Fallback, Pipeline, Retry, Timeout, time_left
+from resilient.engine.policy import Policy
+from resilient.errors import CircuitOpenError
 from resilient.testing import FakeClock
+
+Begin = Callable[[Policy], "Remote"]
 
 on_every_mode = each_mode(takers_of_streams())
 
@@ -85,16 +89,17 @@ def diary() -> Diary:
     return Diary()
 
 
-Source = Callable[[Diary], Any]
+@pytest.fixture
+def begin(source: Callable[[Diary], Any], diary: Diary, drive: Driver) -> Begin:
+    """Begin a stream of either kind under a policy."""
+    return lambda policy: Remote(policy(source)(diary), drive)
 
 
 @on_every_mode
-def test_sent_values_and_items_get_through(
-    mode: Mode, source: Source, diary: Diary, clock: FakeClock, drive: Driver
-) -> None:
+def test_sent_values_and_items_get_through(mode: Mode, begin: Begin, diary: Diary, clock: FakeClock) -> None:
     """`send` reaches the generator, also at the first item and through falsy values."""
     policy = mode.make(clock)
-    stream = Remote(policy(source)(diary), drive)
+    stream = begin(policy)
 
     assert [stream.send(value) for value in (None, "a", 0, None, "b")] == ["ready", "a", 0, None, "b"]
 
@@ -105,11 +110,11 @@ def test_sent_values_and_items_get_through(
 
 @on_every_mode
 def test_exception_thrown_in_reaches_the_generator(
-    mode: Mode, source: Source, diary: Diary, clock: FakeClock, drive: Driver
+    mode: Mode, begin: Begin, diary: Diary, clock: FakeClock
 ) -> None:
     """A handled one is answered with an item, at any item, and is no failure of the call."""
     policy, thrown = mode.make(clock), [UnrelatedError(), UnrelatedError()]
-    stream = Remote(policy(source)(diary), drive)
+    stream = begin(policy)
 
     stream.send(None)
     assert [stream.throw(exc) for exc in thrown] == ["caught", "caught"]
@@ -124,11 +129,11 @@ def test_exception_thrown_in_reaches_the_generator(
 @on_every_mode
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_unhandled_exception_thrown_in_comes_back_itself(
-    mode: Mode, source: Source, error: type[BaseException], diary: Diary, clock: FakeClock, drive: Driver
+    mode: Mode, error: type[BaseException], begin: Begin, diary: Diary, clock: FakeClock
 ) -> None:
     """The generator is finished then, and gives its place back."""
     policy, thrown = mode.make(clock), error()
-    stream = Remote(policy(source)(diary), drive)
+    stream = begin(policy)
 
     stream.send(None)
     with pytest.raises(error) as caught:
@@ -144,11 +149,11 @@ def test_unhandled_exception_thrown_in_comes_back_itself(
 @on_every_mode
 @pytest.mark.parametrize("items_taken", [0, 1, 2])
 def test_closing_early_closes_the_generator_and_counts_for_nothing(
-    mode: Mode, source: Source, items_taken: int, diary: Diary, clock: FakeClock, drive: Driver
+    mode: Mode, items_taken: int, begin: Begin, diary: Diary, clock: FakeClock
 ) -> None:
     """A consumer that has seen enough says nothing about the source."""
     policy = mode.make(clock)
-    stream = Remote(policy(source)(diary), drive)
+    stream = begin(policy)
 
     for _ in range(items_taken):
         stream.send(None)
@@ -206,7 +211,7 @@ def test_generator_that_ignores_its_close_is_reported_as_python_does(mode: Mode,
 @on_every_mode
 def test_guarded_generators_serve_as_context_managers(mode: Mode, clock: FakeClock, drive: Driver) -> None:
     """`contextlib` builds on the whole protocol; the block's exception comes out as it went in."""
-    policy, error = mode.make(clock), ValueError()
+    policy, error = mode.make(clock), UnrelatedError()
 
     @contextlib.contextmanager
     @policy
@@ -218,28 +223,32 @@ def test_guarded_generators_serve_as_context_managers(mode: Mode, clock: FakeClo
     async def aresource() -> AsyncGenerator[str, None]:
         yield "resource"
 
-    async def use() -> None:
+    def use() -> None:
+        with resource() as held:
+            assert held == "resource"
+            raise error
+
+    async def ause() -> None:
         async with aresource() as held:
             assert held == "resource"
             raise error
 
-    with pytest.raises(ValueError, match="^$") as caught, resource() as held:
-        assert held == "resource"
-        raise error
+    with pytest.raises(UnrelatedError) as caught:
+        use()
     assert caught.value is error
-    with pytest.raises(ValueError, match="^$") as caught:
-        drive.wait_for(use())
+    with pytest.raises(UnrelatedError) as caught:
+        drive.wait_for(ause())
     assert caught.value is error
 
 
 @on_every_mode
 def test_nothing_happens_before_the_first_step(
-    mode: Mode, source: Source, diary: Diary, clock: FakeClock
+    mode: Mode, begin: Begin, diary: Diary, clock: FakeClock
 ) -> None:
     """Calling a generator function runs nothing: no admission, no count, no place taken."""
     policy = mode.make(clock)
 
-    policy(source)(diary)
+    begin(policy)
 
     assert diary.entries == []
     assert not {what for what, count in evidence(policy).items() if count}
@@ -308,7 +317,7 @@ def test_stream_is_replaced_only_until_its_first_item(clock: FakeClock) -> None:
 
 
 def test_consumer_of_a_probe_is_not_part_of_it(clock: FakeClock) -> None:
-    """Between two items of a stream that is a probe, other calls are not let through as parts of the probe."""
+    """Between two items of a stream that is a probe, other calls do not pass as parts of the probe."""
     breaker = CircuitBreaker("b", probes=1, reset_timeout=1.0, clock=clock)
 
     @breaker
@@ -322,8 +331,7 @@ def test_consumer_of_a_probe_is_not_part_of_it(clock: FakeClock) -> None:
     next(probe)
 
     assert breaker.current_state == "half-open"
-    with pytest.raises(Exception, match="half-open|is open") as refused:
+    with pytest.raises(CircuitOpenError):
         breaker.call(int)
-    assert type(refused.value).__name__ == "CircuitOpenError"
     assert list(probe) == [2]
     assert breaker.current_state == "closed"
