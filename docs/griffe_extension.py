@@ -1,7 +1,7 @@
 """Shows docstrings and signatures as they are meant; `mkdocs.yml` names this file.
 
-griffe takes a section it does not know, such as "Concurrency: ...", for a box with its first line as the title,
-and shows a default as the source spells it, even where that is a constant that no reader has heard of.
+griffe takes a section it does not know, such as "Concurrency: ...", for a box with its first line as the
+title, and shows a default as the source spells it, even where that is a constant nobody has heard of.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import griffe
 
-_OWN_SECTION = re.compile(r"^(Concurrency|Source): (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
+_OWN_SECTION = re.compile(
+    r"^(Concurrency|Source): (.*(?:\n[ \t]+\S.*)*)", re.MULTILINE
+)
 _CONSTANT = re.compile(r"_?[A-Z][A-Z_]+")
 
 
@@ -22,14 +24,18 @@ class AsMeant(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of *obj*."""
         if obj.docstring is not None:
-            obj.docstring.value = _OWN_SECTION.sub(_paragraph, obj.docstring.value)
+            obj.docstring.value = _OWN_SECTION.sub(
+                _paragraph, obj.docstring.value
+            )
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Rewrite the defaults of *func*."""
         for parameter in func.parameters:
             name = str(parameter.default)
             if _CONSTANT.fullmatch(name):
-                parameter.default = _shown(getattr(importlib.import_module(func.module.path), name))
+                parameter.default = _shown(
+                    getattr(importlib.import_module(func.module.path), name)
+                )
 
 
 def _paragraph(section: re.Match[str]) -> str:
@@ -38,4 +44,8 @@ def _paragraph(section: re.Match[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}" if callable(value) else repr(value)
+    return (
+        f"{value.__module__}.{value.__qualname__}"
+        if callable(value)
+        else repr(value)
+    )
