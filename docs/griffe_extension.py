@@ -1,7 +1,8 @@
-"""Shows docstrings and signatures as they are meant; `mkdocs.yml` names this file.
+"""Shows docstrings and signatures as they are meant; for `mkdocs.yml`.
 
-griffe takes a section it does not know, such as "Concurrency: ...", for a box with its first line as the
-title, and shows a default as the source spells it, even where that is a constant nobody has heard of.
+griffe takes a section it does not know, such as "Concurrency: ...", for a box
+with its first line as the title, and shows a default as the source spells it,
+even where that is a constant nobody has heard of.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _CONSTANT = re.compile(r"_?[A-Z][A-Z_]+")
 
 
 class AsMeant(griffe.Extension):
-    """Turns our own sections into paragraphs, and constants in signatures into their values."""
+    """Turns our own sections into paragraphs, and constants into values."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of *obj*."""
