@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 from .waiting import Waiter
 
-__all__ = ["Flight", "Follow", "Lead", "Outcome", "Serve", "Step"]
+__all__ = ["Flight", "Follow", "Lead", "Outcome", "Serve", "Step", "Tie", "current_flight"]
 
 
 class Outcome(Enum):
@@ -25,14 +28,19 @@ class Flight:
     """One load of one key. Its fields are guarded by the lock of whoever made it until it has ended."""
 
     __slots__ = (
+        "awaits",
         "background",
         "cancel",
         "entry",
         "error",
         "keep",
         "key",
+        "loop",
+        "older",
         "outcome",
+        "overdue",
         "raised",
+        "running",
         "stale",
         "waiters",
     )
@@ -40,6 +48,9 @@ class Flight:
     def __init__(self, key: Hashable, *, background: bool) -> None:
         self.key = key
         self.background = background
+        self.running = not background  # a refresh may have to wait for a thread
+        self.overdue = False  # somebody has waited for it as long as one may: the next one loads anew
+        self.older: Flight | None = None  # the overdue one that this one stands in for
         self.keep = True  # False once the key was put or invalidated: the result is for the waiters only
         self.outcome = Outcome.PENDING
         self.entry: Any = None
@@ -47,7 +58,14 @@ class Flight:
         self.error: Exception | None = None  # without a traceback: that would lead back to this object
         self.raised: BaseException | None = None  # what ended a load in a task, for whoever began it
         self.waiters: list[Waiter] = []
+        self.awaits: list[Flight] = []  # the loads that this one has begun, or waits for
+        self.loop: asyncio.AbstractEventLoop | None = None  # where it runs as a task
         self.cancel: Callable[[], None] | None = None  # ends a load that nobody waits for any more
+
+    @property
+    def stranded(self) -> bool:
+        """Whether it runs on a loop that was closed under it, and will never end."""
+        return self.loop is not None and self.loop.is_closed()
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -79,3 +97,54 @@ class Follow:
 
 Step = Serve | Lead | Follow
 """What to do about a call that found nothing fresh."""
+
+
+current_flight: ContextVar[Flight | None] = ContextVar("resilient_flight", default=None)
+"""The load that this context is part of; it may have ended."""
+
+# One for all caches: a circle may go through several. Taken only by loads inside loads.
+_knots = threading.Lock()
+
+
+class Tie:
+    """Notes, for as long as the block lasts, that the load this context is part of waits for *flight*.
+
+    `holds` is False, and nothing is noted, where that would close a circle: a load that waits for itself,
+    directly or through others, in whatever threads and tasks they are, would never end.
+
+    The block may be left in another order than it was entered: the edge is found by identity.
+    """
+
+    __slots__ = ("_flight", "_outer", "holds")
+
+    def __init__(self, flight: Flight) -> None:
+        outer = current_flight.get()
+        self._flight = flight
+        self._outer = outer if outer is not None and outer.outcome is Outcome.PENDING else None
+        self.holds = True
+
+    def __enter__(self) -> bool:
+        if self._outer is not None:
+            with _knots:
+                self.holds = not _leads_to(self._flight, self._outer)
+                if self.holds:
+                    self._outer.awaits.append(self._flight)
+        return self.holds
+
+    def __exit__(self, *_: object) -> None:
+        if self._outer is not None and self.holds:
+            with _knots:
+                self._outer.awaits.remove(self._flight)
+
+
+def _leads_to(start: Flight, goal: Flight) -> bool:
+    seen: set[int] = set()
+    ahead = [start]
+    while ahead:
+        flight = ahead.pop()
+        if flight is goal:
+            return True
+        if id(flight) not in seen:
+            seen.add(id(flight))
+            ahead.extend(flight.awaits)
+    return False

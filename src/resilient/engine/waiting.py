@@ -58,21 +58,9 @@ class TaskWaiter:
 
     async def park(self, seconds: float | None) -> bool:
         """Wait to be woken, for at most *seconds* (None: without end); return whether it was."""
-        if seconds is None:
-            await self._future
-            return True
-        timer = self._loop.call_later(max(seconds, 0.0), self._future.cancel)
-        try:
-            await self._future
-        except asyncio.CancelledError:
-            # Both the timer and whoever cancels the task arrive as this; only the task's own counts.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return False
-        finally:
-            timer.cancel()
-        return True
+        # Unlike `wait_for` this cancels nothing when the time is up, so a cancel is always the task's own.
+        done, _ = await asyncio.wait((self._future,), timeout=seconds)
+        return bool(done)
 
     def _finish(self) -> None:
         if not self._future.done():

@@ -8,15 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, Protocol
+import math
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any, Final, Protocol
 
-from ..flight import Flight, Lead, Outcome, Serve, Step
+from ..clock import MONOTONIC
+from ..deadline import innermost, time_left
+from ..flight import Flight, Lead, Outcome, Serve, Step, Tie, current_flight
 from ..shape import Shape, describe
 from ..waiting import TaskWaiter, ThreadWaiter, Waiter
 from ..workers import Job, Workers
 
 __all__ = ["Lookup", "aload", "load", "lookup"]
+
+_GLANCE: Final = 1.0  # seconds
+_USED_UP: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 class Switch(Protocol):
@@ -41,7 +48,7 @@ class Lookup(Protocol):
     refreshers: Workers
     refreshes: set[Any]
 
-    def key_of(self, args: Any, kwargs: Any, /) -> Hashable: ...
+    def keys_for(self, fn: Any, /) -> Callable[[Any, Any], Hashable]: ...
     def bad_key(self, exc: TypeError, /) -> TypeError: ...
     def begin(self, key: Hashable, /) -> Step: ...
     def join(self, flight: Flight, waiter: Waiter, /) -> bool: ...
@@ -49,7 +56,9 @@ class Lookup(Protocol):
     def land(self, flight: Flight, value: Any, /) -> Any: ...
     def fail(self, flight: Flight, exc: Exception, /) -> Serve | None: ...
     def abandon(self, flight: Flight, /) -> None: ...
-    def overdue(self, key: Hashable, /) -> Serve: ...
+    def depart(self, flight: Flight, /) -> bool: ...
+    def overdue(self, flight: Flight, waited: float | None, /) -> Serve: ...
+    def too_slow(self, waited: float | None, /) -> Exception: ...
     def failure_of(self, flight: Flight, /) -> Exception: ...
 
 
@@ -69,7 +78,7 @@ def lookup(core: Lookup, fn: Callable[..., Any], shape: Shape) -> Callable[..., 
 
 def _function(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
     find, clock, hits, note = core.find, core.clock, core.hit_ticker, core.note
-    plain, key_of, switch = core.plain_keys, core.key_of, core.switch
+    plain, key_of, switch = core.plain_keys, core.keys_for(fn), core.switch
 
     @functools.wraps(fn)
     def cached(*args: Any, **kwargs: Any) -> Any:
@@ -90,7 +99,7 @@ def _function(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _coroutine(core: Lookup, fn: Callable[..., Any]) -> Callable[..., Any]:
     find, clock, hits, note = core.find, core.clock, core.hit_ticker, core.note
-    plain, key_of, switch = core.plain_keys, core.key_of, core.switch
+    plain, key_of, switch = core.plain_keys, core.keys_for(fn), core.switch
 
     @functools.wraps(fn)
     async def cached(*args: Any, **kwargs: Any) -> Any:
@@ -117,24 +126,29 @@ def load(core: Lookup, key: Hashable, loader: Callable[[], Any]) -> Any:
             if step.lead is not None:
                 _refresh_in_thread(core, step.lead, loader)
             return _serve(core, step)
-        if isinstance(step, Lead):
-            return _serve(core, _load_here(core, step, loader))
-        if (answer := _wait(core, step.flight)) is not None:
+        with Tie(step.flight) as ends:
+            if not ends:  # that load waits for this one: call, as it would be without a cache
+                return loader()
+            answer = _load_here(core, step, loader) if isinstance(step, Lead) else _wait(core, step.flight)
+        if answer is not None:
             return _serve(core, answer)
 
 
 def _load_here(core: Lookup, lead: Lead, loader: Callable[[], Any]) -> Serve:
     flight = lead.flight
+    outer = current_flight.set(flight)
     try:
-        value = loader()
+        value = _keepable(loader())
     except Exception as exc:
-        last_known_good = core.fail(flight, exc)
-        if last_known_good is None:
+        answer = core.fail(flight, exc)
+        if answer is None:
             raise
-        return last_known_good
+        return answer
     except BaseException:
         core.abandon(flight)
         raise
+    finally:
+        current_flight.reset(outer)
     return Serve(core.land(flight, value))
 
 
@@ -142,9 +156,10 @@ def _wait(core: Lookup, flight: Flight) -> Serve | None:
     """Wait for somebody else's load; None if it was abandoned and has to be begun anew."""
     waiter = ThreadWaiter()
     if core.join(flight, waiter):
+        patience = _shorter(core.load_timeout, time_left())
         try:
-            if not waiter.park(core.load_timeout):
-                return core.overdue(flight.key)
+            if not any(waiter.park(seconds) for seconds in _glances(core, flight, patience)):
+                return core.overdue(flight, patience)
         finally:
             core.leave(flight, waiter)
     return _outcome(core, flight)
@@ -152,8 +167,10 @@ def _wait(core: Lookup, flight: Flight) -> Serve | None:
 
 def _refresh_in_thread(core: Lookup, lead: Lead, loader: Callable[[], Any]) -> None:
     def refresh() -> None:
-        with contextlib.suppress(Exception):  # the core has been told; nobody waits for it here
-            _load_here(core, lead, loader)
+        innermost.set(None)  # the deadline of a caller who has its answer binds nobody
+        if core.depart(lead.flight):
+            with contextlib.suppress(Exception):  # the core has been told; nobody waits for it here
+                _load_here(core, lead, loader)
 
     try:
         core.refreshers.submit(Job(refresh, core.refreshes))
@@ -172,22 +189,26 @@ async def aload(core: Lookup, key: Hashable, loader: Callable[[], Awaitable[Any]
             if step.lead is not None:
                 _begin_task(core, step.lead, loader)
             return _serve(core, step)
-        if isinstance(step, Lead):
-            answer = await _await(core, step.flight, functools.partial(_begin_task, core, step, loader))
-        else:
-            answer = await _await(core, step.flight)
+        with Tie(step.flight) as ends:
+            if not ends:
+                return await loader()
+            start = functools.partial(_begin_task, core, step, loader) if isinstance(step, Lead) else None
+            answer = await _await(core, step.flight, start)
         if answer is not None:
             return _serve(core, answer)
 
 
-async def _await(core: Lookup, flight: Flight, start: Callable[[], None] | None = None) -> Serve | None:
+async def _await(core: Lookup, flight: Flight, start: Callable[[], None] | None) -> Serve | None:
     waiter = TaskWaiter()
     if core.join(flight, waiter):
         try:
             if start is not None:
                 start()
-            if not await waiter.park(core.load_timeout):
-                return core.overdue(flight.key)
+            for seconds in _glances(core, flight, core.load_timeout):
+                if await waiter.park(seconds):
+                    break
+            else:
+                return core.overdue(flight, core.load_timeout)
         finally:
             core.leave(flight, waiter)
     if start is not None:
@@ -208,6 +229,7 @@ def _raise_own(flight: Flight) -> None:
 
 def _begin_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) -> None:
     loop, flight = asyncio.get_running_loop(), lead.flight
+    flight.loop, flight.running = loop, True
     task = loop.create_task(_load_in_task(core, lead, loader))
     core.refreshes.add(task)  # the loop itself keeps only weak references
     task.add_done_callback(core.refreshes.discard)
@@ -220,7 +242,7 @@ def _task_ended(core: Lookup, flight: Flight, task: asyncio.Task[None]) -> None:
     if flight.outcome is Outcome.PENDING:
         core.abandon(flight)
     if not task.cancelled():
-        task.exception()  # an interrupt has gone through the loop: asyncio need not report it once more
+        task.exception()  # an interrupt went through the loop already; asyncio need not report it again
 
 
 def _cancel_from_anywhere(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
@@ -230,8 +252,11 @@ def _cancel_from_anywhere(loop: asyncio.AbstractEventLoop, task: asyncio.Task[An
 
 async def _load_in_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) -> None:
     flight = lead.flight
+    current_flight.set(flight)
+    if flight.background:
+        innermost.set(None)
     try:
-        value = await loader()
+        value = _keepable(await (_in_time(core, loader) if flight.background else loader()))
     except Exception as exc:  # noqa: BLE001 - the core hands it to those who wait
         flight.raised = None if flight.background else exc
         core.fail(flight, exc)
@@ -241,6 +266,43 @@ async def _load_in_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable
         raise
     else:
         core.land(flight, value)
+
+
+async def _in_time(core: Lookup, loader: Callable[[], Awaitable[Any]]) -> Any:
+    """Await a refresh for as long as one may wait for a load: there is nobody who could leave it."""
+    limit = asyncio.timeout(core.load_timeout)
+    try:
+        async with limit:
+            return await loader()
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise
+        raise core.too_slow(core.load_timeout) from exc
+
+
+def _glances(core: Lookup, flight: Flight, seconds: float | None) -> Iterator[float]:
+    """Cut a wait of *seconds* in pieces, and look after each whether the load can still end at all."""
+    end = math.inf if seconds is None else MONOTONIC() + seconds
+    while (left := end - MONOTONIC()) > 0.0:
+        yield min(left, _GLANCE)
+        if flight.stranded:
+            core.abandon(flight)
+
+
+def _shorter(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _keepable(value: Any) -> Any:
+    """Return *value*, unless it can be used only once: the second caller would find it used up."""
+    if isinstance(value, _USED_UP):
+        if isinstance(value, CoroutineType):
+            value.close()
+        msg = (
+            f"cannot cache a {type(value).__name__}: load the finished value (a coroutine function by `aget`)"
+        )
+        raise TypeError(msg)
+    return value
 
 
 def _outcome(core: Lookup, flight: Flight) -> Serve | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import cachetools
 
@@ -13,8 +15,8 @@ from ...engine.clock import MONOTONIC
 from ...engine.drive.lookups import aload, load, lookup
 from ...engine.flight import Flight, Serve
 from ...engine.matching import Matcher
-from ...engine.policy import Policy
-from ...engine.shape import Shape
+from ...engine.policy import Policy, callee_of
+from ...engine.shape import Shape, describe
 from ...engine.workers import Workers
 from ...errors import CallTimeoutError
 from ...typing import Clock, FailureRule, Seconds
@@ -29,6 +31,8 @@ D = TypeVar("D")
 _KEYWORDS = object()  # stands between positional arguments and keywords in a key
 _REFRESH_THREADS = 4
 
+_lent: WeakValueDictionary[int, cachetools.Cache[Any, Any]] = WeakValueDictionary()  # by identity
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
@@ -36,8 +40,9 @@ class CacheStats:
 
     Attributes:
         hits: calls answered with a fresh value.
-        stale: calls answered with a value past its time.
+        stale: calls answered at once with a value past its time.
         misses: calls that had to load, or to wait for a load.
+        rescued: of the misses, those that the last known good answered.
         loads: loads begun, refreshes in the background included.
         load_failures: loads that failed.
         joined: calls that waited for the load of another one.
@@ -49,6 +54,7 @@ class CacheStats:
     hits: int
     stale: int
     misses: int
+    rescued: int
     loads: int
     load_failures: int
     joined: int
@@ -71,6 +77,9 @@ class Cache(Policy):
     load runs in the background. After that, one call loads and the others wait for it, in whatever thread,
     task or loop they are. When the load fails, the last known good answer serves up to *stale_if_error*
     seconds past its *ttl*; `freshness()` tells.
+
+    A load that needs its own key again, itself or in a circle through others, is not made to wait for
+    itself: it calls the function, as it would without a cache.
 
     None is an answer like any other. A coroutine that waits can be cancelled without harm to the others; the
     load is cancelled when nobody waits for it any more.
@@ -126,7 +135,9 @@ class Cache(Policy):
         lifetimes = Lifetimes(
             ttl=params.seconds("ttl", ttl, above=True),
             stale_while_revalidate=params.seconds("stale_while_revalidate", stale_while_revalidate),
-            stale_if_error=params.seconds("stale_if_error", stale_if_error or 0.0, infinite=True),
+            stale_if_error=params.seconds(
+                "stale_if_error", 0.0 if stale_if_error is None else stale_if_error, infinite=True
+            ),
             negative_ttl=params.optional_seconds("negative_ttl", negative_ttl) or 0.0,
             jitter=params.ratio("jitter", jitter, zero=True),
         )
@@ -136,17 +147,17 @@ class Cache(Policy):
         self._store = _store(storage, params.count("max_size", max_size))
         self._core = core = CacheCore(self._name, lifetimes, self._store, Matcher("on", on), self.clock)
         self.announcer = core.announcer
-        self._subject: object = None
+        self._subject: Callable[..., Any] | None = None
         # What the wrappers bind.
         self.switch = core
         self.plain_keys = key is None
         self.find = self._store.find
         self.hit_ticker = core.hits.ticker
         self.note: Callable[[Any], object] = served.set
-        self.begin, self.join, self.leave = core.begin, core.join, core.leave
+        self.begin, self.depart, self.join, self.leave = core.begin, core.depart, core.join, core.leave
         self.land, self.fail, self.abandon = core.land, core.fail, core.abandon
+        self.refreshes = core.at_work
         self.refreshers = Workers(_REFRESH_THREADS, f"resilient-refresh-{self._name}")
-        self.refreshes: set[Any] = set()
 
     @property
     def name(self) -> str:
@@ -255,6 +266,7 @@ class Cache(Policy):
             hits=core.hits.read(),
             stale=core.stale,
             misses=core.led + core.joined,
+            rescued=core.rescued,
             loads=core.led + core.refreshes,
             load_failures=core.load_failures,
             joined=core.joined,
@@ -277,24 +289,36 @@ class Cache(Policy):
 
     # What the wrappers ask.
 
-    def key_of(self, args: Any, kwargs: Any) -> Hashable:
-        """Return the key of a call."""
-        if self._key is not None:
-            return _normal(self._key(*args, **kwargs))
-        return (*args, _KEYWORDS, *sorted(kwargs.items())) if kwargs else args
+    def keys_for(self, fn: Callable[..., Any]) -> Callable[[Any, Any], Hashable]:
+        """Return what makes a key of the arguments of a call of *fn*."""
+        make = self._key
+        if make is None:
+            return _key_of
+        first = 1 if _hands_on(fn) else 0  # the user's *key* is asked about the arguments of the callee
+
+        def made_key(args: Any, kwargs: Any) -> Hashable:
+            return _normal(make(*args[first:], **kwargs))
+
+        return made_key
 
     def bad_key(self, exc: TypeError) -> TypeError:
         """Return the error for arguments that cannot be a key."""
         return TypeError(f"cache {self._name!r} cannot make a key of these arguments ({exc}): give it key=")
 
-    def overdue(self, key: Hashable) -> Serve:
-        """Return the last known good for a caller that has waited long enough, or raise."""
-        message = f"cache {self._name!r}: no answer in {self.load_timeout:.3g} s"
-        error = CallTimeoutError(message, policy=self._name, seconds=self.load_timeout)
-        answer = self._core.last_resort(key, error)
+    def overdue(self, flight: Flight, waited: float | None) -> Serve:
+        """Return what may answer a caller that has *waited* as long as it can for *flight*, or raise."""
+        limit = self.load_timeout
+        error = self.too_slow(waited)
+        overdue = waited is not None and limit is not None and waited >= limit
+        answer = self._core.last_resort(flight, error, overdue=overdue)
         if answer is None:
             raise error
         return answer
+
+    def too_slow(self, waited: float | None) -> CallTimeoutError:
+        """Return the error for a load that did not end in time."""
+        message = f"cache {self._name!r}: no answer in {waited:.3g} s"
+        return CallTimeoutError(message, policy=self._name, seconds=waited)
 
     def failure_of(self, flight: Flight) -> Exception:
         """Return the failure of a load for one of those who waited for it."""
@@ -302,7 +326,10 @@ class Cache(Policy):
         return replica(flight.error)
 
     def _fresh(self, key: Hashable) -> tuple[bool, Any]:
-        entry = self.find(key)
+        try:
+            entry = self.find(key)
+        except TypeError as exc:
+            raise self.bad_key(exc) from exc
         if entry is None or self.clock() >= entry.fresh_until or not self.enabled:
             return False, None
         entry.visited = True
@@ -312,16 +339,47 @@ class Cache(Policy):
 
     def _claim(self, fn: Callable[..., Any]) -> None:
         """Refuse a second function: its arguments would meet the first one's answers."""
-        if self._key is not None or getattr(fn, "__module__", "").startswith("resilient.engine"):
+        if self._key is not None or _hands_on(fn):
             return
-        subject = (getattr(fn, "__module__", None), getattr(fn, "__qualname__", fn))
-        if self._subject not in {None, subject}:
+        if self._subject is not None and not _is_same(fn, self._subject):
             msg = (
-                f"cache {self._name!r} serves {self._subject} already, and {subject} would get its answers: "
-                "give each function a Cache of its own, or one key= that tells them apart"
+                f"cache {self._name!r} serves {describe(self._subject)} already; {describe(fn)} would get "
+                "its answers: give each function a Cache of its own, or one key= that tells them apart"
             )
             raise ValueError(msg)
-        self._subject = subject
+        self._subject = fn
+
+
+def _hands_on(fn: Callable[..., Any]) -> bool:
+    """Tell whether *fn* calls what it is given, for `call` and `acall`: then the callee is in the key."""
+    callee, _ = callee_of(_origin(fn), (None,))
+    return callee is None
+
+
+def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Tell whether two callables are one, or one definition that was executed again, as by a reload."""
+    if one == other:
+        return True
+    name = _definition(one)
+    return name is not None and name == _definition(other)
+
+
+def _definition(fn: Any) -> tuple[str, str] | None:
+    """Return where *fn* is defined, if there is but one function there: not a closure, method or lambda."""
+    fn = _origin(fn)
+    if not isinstance(fn, FunctionType) or "<" in fn.__qualname__:
+        return None
+    return fn.__module__, fn.__qualname__
+
+
+def _origin(fn: Any) -> Any:
+    while isinstance(fn, FunctionType) and "__wrapped__" in vars(fn):
+        fn = vars(fn)["__wrapped__"]
+    return fn
+
+
+def _key_of(args: Any, kwargs: Any) -> Hashable:
+    return (*args, _KEYWORDS, *sorted(kwargs.items())) if kwargs else args
 
 
 def _normal(key: Hashable) -> Hashable:
@@ -331,8 +389,9 @@ def _normal(key: Hashable) -> Hashable:
 def _store(storage: Any, max_size: int) -> Store:
     if storage is None:
         return SieveCache(max_size)
-    if isinstance(storage, SieveCache):
-        return storage
     if not isinstance(storage, cachetools.Cache):
         params.refuse(TypeError, "storage", "must be a cachetools.Cache or None", storage)
-    return BorrowedStore(storage)
+    if _lent.get(id(storage)) is storage:  # their keys would meet, and their locks would not
+        params.refuse(ValueError, "storage", "must not be another cache's, too", storage)
+    _lent[id(storage)] = storage
+    return storage if isinstance(storage, SieveCache) else BorrowedStore(storage)

@@ -7,14 +7,17 @@ part in it, whatever thread, task or loop they are in.
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import threading
 import weakref
 from collections.abc import Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
+from ...engine.deadline import time_left
 from ...engine.flight import Flight, Follow, Lead, Outcome, Serve, Step
 from ...engine.fork import renew_after_fork
 from ...engine.matching import Matcher
@@ -26,6 +29,8 @@ from ...typing import Clock
 from .store import Entry, Store
 
 __all__ = ["CacheCore", "Freshness", "Lifetimes", "freshness", "replica", "served"]
+
+_log = logging.getLogger("resilient")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,9 @@ class CacheCore:
         self.enabled = True
         self.announcer = Announcer()
         self.hits = Tally()
-        self.led = self.refreshes = self.load_failures = self.joined = self.stale = self.negative = 0
+        self.led = self.refreshes = self.load_failures = self.joined = 0
+        self.stale = self.rescued = self.negative = 0
+        self.at_work: set[Any] = set()  # jobs and tasks: somebody has to hold them
         self._on = on
         self._random = random.random
         self._lock = threading.RLock()
@@ -101,25 +108,16 @@ class CacheCore:
             Exception: the failure that is remembered for *key*.
         """
         with self._lock:
-            now = self.clock()
-            entry = self.store.find(key) if self.enabled else None
-            if entry is not None:
-                if now < entry.fresh_until:  # loaded while this call was on its way here
-                    next(self.hits.ticker)
-                    return Serve(entry)
-                if entry.error is not None and now < entry.retry_at:
-                    self.negative += 1
-                    raise replica(entry.error)
-                if entry.error is None and (now < entry.stale_until or now < entry.retry_at):
-                    self.stale += 1
-                    age = Freshness(self.name, "stale", now - entry.stored_at)
-                    return Serve(entry, age, self._refresh(key, entry, now))
-            flight = self._flights.get(key)
-            if flight is None:
-                self.led += 1
-                return self._take_off(key, background=False)
-            self.joined += 1
-            return Follow(flight)
+            step = self._decide(key, self.clock())
+        if isinstance(step, Exception):
+            raise replica(step)
+        return step
+
+    def depart(self, flight: Flight) -> bool:
+        """Tell that a thread is free for *flight*; False if somebody has loaded in the meantime."""
+        with self._lock:
+            flight.running = flight.outcome is Outcome.PENDING
+            return flight.running
 
     def join(self, flight: Flight, waiter: Waiter) -> bool:
         """Have *waiter* woken when *flight* ends; False if it has ended already."""
@@ -142,46 +140,47 @@ class CacheCore:
     def land(self, flight: Flight, value: Any) -> Entry:
         """Settle *flight* with the *value* it loaded."""
         with self._lock:
-            now = self.clock()
-            entry = self._entry(value, now)
-            if flight.keep and self.enabled:
-                self.store.keep(flight.key, entry)
+            entry = self._entry(value, self.clock())
+            if flight.keep and self.enabled and flight.outcome is Outcome.PENDING:
+                self._keep(flight, entry)
             flight.entry = entry
             self._end(flight, Outcome.LANDED)
         return entry
 
     def fail(self, flight: Flight, exc: Exception) -> Serve | None:
         """Settle *flight*, whose load raised *exc*; return the last known good if that may answer."""
+        excused, twin = self._excused(exc), replica(exc)  # the user's code: not under the lock
+        late = not flight.background and (left := time_left()) is not None and left <= 0.0
         with self._lock:
             now = self.clock()
             self.load_failures += 1
-            entry = self._last_known_good(flight.key, exc, now)
-            if entry is None:
-                self._remember_failure(flight, exc, now)
-                flight.error = replica(exc)
-                self._end(flight, Outcome.FAILED)
+            answer = self._instead(flight.key, now, excused=excused)
+            if answer is not None:
+                self._land_elsewhere(flight, answer, now + self._hold_off(exc))
+            elif late:  # it ran out of its caller's time, which says nothing about the others'
+                self._end(flight, Outcome.ABANDONED)
             else:
-                entry.retry_at = now + self._hold_off(exc)
-                flight.entry, flight.stale = entry, Freshness(self.name, "stale", now - entry.stored_at)
-                self.stale += not flight.background
-                self._end(flight, Outcome.LANDED)
+                self._remember_failure(flight, twin, now)
+                flight.error = twin
+                self._end(flight, Outcome.FAILED)
         self._announce(flight, exc)
-        return None if flight.entry is None else Serve(flight.entry, flight.stale)
+        return answer
 
     def abandon(self, flight: Flight) -> None:
         """Settle *flight*, whose load was interrupted: nothing is known, and somebody else may try."""
         with self._lock:
             self._end(flight, Outcome.ABANDONED)
 
-    def last_resort(self, key: Hashable, exc: Exception) -> Serve | None:
-        """Return the last known good for a caller that cannot wait any longer."""
+    def last_resort(self, flight: Flight, exc: Exception, *, overdue: bool) -> Serve | None:
+        """Return the last known good for a caller that cannot wait for *flight* any longer."""
+        excused = self._excused(exc)
         with self._lock:
-            now = self.clock()
-            entry = self._last_known_good(key, exc, now)
-            if entry is None:
-                return None
-            self.stale += 1
-            return Serve(entry, Freshness(self.name, "stale", now - entry.stored_at))
+            flight.overdue |= overdue
+            answer = self._instead(flight.key, self.clock(), excused=excused)
+            self.rescued += answer is not None
+        if answer is not None and answer.stale is not None and self.announcer.heard:
+            self.announcer.announce(StaleServed(self.name, answer.stale.age, error_text(exc)))
+        return answer
 
     def put(self, key: Hashable, value: Any) -> None:
         """Store *value* as if it had been loaded now."""
@@ -198,9 +197,8 @@ class CacheCore:
     def clear(self) -> None:
         """Forget everything, and do not keep what is being loaded."""
         with self._lock:
-            for key in self._flights:
+            for key in list(self._flights):
                 self._disown(key)
-            self._flights.clear()
             self.store.clear()
 
     def held(self, key: Hashable) -> Entry | None:
@@ -208,22 +206,49 @@ class CacheCore:
         entry = self.store.find(key)
         return entry if entry is not None and entry.error is None else None
 
-    # All below require the lock.
+    # All below require the lock, but for the two that say so.
+
+    def _decide(self, key: Hashable, now: float) -> Step | Exception:
+        entry = self.store.find(key) if self.enabled else None
+        if entry is not None:
+            if now < entry.fresh_until:  # loaded while this call was on its way here
+                next(self.hits.ticker)
+                return Serve(entry)
+            if entry.error is not None and now < entry.retry_at:
+                self.negative += 1
+                return entry.error
+            if now < entry.stale_until or now < min(entry.retry_at, entry.error_until):
+                self.stale += 1
+                return Serve(entry, self._staleness(entry, now), self._refresh(key, entry, now))
+        flight = self._flights.get(key)
+        if flight is None or flight.overdue or not flight.running or flight.stranded:
+            self.led += 1
+            return self._take_off(key, background=False)
+        self.joined += 1
+        return Follow(flight)
 
     def _take_off(self, key: Hashable, *, background: bool) -> Lead:
         flight = Flight(key, background=background)
+        flight.keep = self.enabled
         if self.enabled:  # a cache that is switched off lets every call load for itself
+            former = self._flights.get(key)
+            if former is not None and former.running and not former.stranded:
+                flight.older = former  # overdue: it may still land
+            elif former is not None:
+                self._end(former, Outcome.ABANDONED)
             self._flights[key] = flight
         lead = Lead(flight)
         weakref.finalize(lead, self._crashed, flight).atexit = False
         return lead
 
     def _crashed(self, flight: Flight) -> None:
+        """Abandon *flight*, whose lead has died. Takes the lock itself."""
         if flight.outcome is Outcome.PENDING:
             self.abandon(flight)
 
     def _refresh(self, key: Hashable, entry: Entry, now: float) -> Lead | None:
-        if key in self._flights or now < entry.retry_at:
+        under_way = self._flights.get(key)
+        if now < entry.retry_at or (under_way is not None and not under_way.stranded):
             return None
         self.refreshes += 1
         return self._take_off(key, background=True)
@@ -237,12 +262,39 @@ class CacheCore:
         entry.error_until = entry.fresh_until + times.stale_if_error
         return entry
 
-    def _last_known_good(self, key: Hashable, exc: Exception, now: float) -> Entry | None:
+    def _keep(self, flight: Flight, entry: Entry) -> None:
+        try:
+            self.store.keep(flight.key, entry)
+        except Exception:  # noqa: BLE001 - a `getsizeof` of the user's: it costs the caller no answer
+            _log.exception("cache %r could not keep a value", self.name)
+            self.store.drop(flight.key)
+        _disown(flight.older)  # what began before must not be kept after
+
+    def _instead(self, key: Hashable, now: float, *, excused: bool) -> Serve | None:
+        """Return what may answer in place of a load that failed, or does not end."""
         entry = self.store.find(key) if self.enabled else None
-        if entry is None or entry.error is not None or now >= entry.error_until:
+        if entry is None or entry.error is not None:
             return None
+        if now < entry.fresh_until:  # put there in the meantime
+            return Serve(entry)
+        return Serve(entry, self._staleness(entry, now)) if excused and now < entry.error_until else None
+
+    def _staleness(self, entry: Entry, now: float) -> Freshness:
+        return Freshness(self.name, "stale", now - entry.stored_at)
+
+    def _land_elsewhere(self, flight: Flight, answer: Serve, retry_at: float) -> None:
+        """End *flight*, whose load failed, with *answer* for all who wait for it."""
+        flight.entry, flight.stale = answer.entry, answer.stale
+        if answer.stale is not None:
+            answer.entry.retry_at = retry_at
+        loads_itself = flight.loop is None and not flight.background  # in its own thread: nobody's waiter
+        self.rescued += len(flight.waiters) + loads_itself
+        self._end(flight, Outcome.LANDED)
+
+    def _excused(self, exc: Exception) -> bool:
+        """Tell whether the last known good may answer for *exc*. Without the lock: asks the user's code."""
         # A refusal of ours means that the value could not be had: that is what the last one is kept for.
-        return entry if isinstance(exc, RejectedError) or self._on.match(exc) else None
+        return isinstance(exc, RejectedError) or bool(self._on.match(exc))
 
     def _hold_off(self, exc: Exception) -> float:
         """Return for how long not to load again after *exc*: a refusal tells when another try makes sense."""
@@ -250,23 +302,29 @@ class CacheCore:
         return max(self.lifetimes.negative_ttl, asked or 0.0)
 
     def _remember_failure(self, flight: Flight, exc: Exception, now: float) -> None:
-        if not (self.lifetimes.negative_ttl and flight.keep and self.enabled):
+        if not (flight.keep and self.enabled):
             return
-        if isinstance(exc, RejectedError):  # not the dependency's answer
-            return
-        entry = Entry(self, None, now)
-        entry.error = replica(exc)
-        entry.retry_at = now + self.lifetimes.negative_ttl
-        self.store.keep(flight.key, entry)
+        retry_at = now + self._hold_off(exc)
+        former = self.store.find(flight.key)
+        if former is not None and now < former.stale_until:
+            former.retry_at = min(retry_at, former.stale_until)  # its time as an answer is not over
+        elif now < retry_at and not isinstance(
+            exc, RejectedError
+        ):  # a refusal is not the dependency's answer
+            entry = Entry(self, None, now)
+            entry.error = exc
+            entry.retry_at = retry_at
+            self.store.keep(flight.key, entry)
 
     def _disown(self, key: Hashable) -> None:
-        flight = self._flights.get(key)
-        if flight is not None:
-            flight.keep = False
+        # Out of the table, too: who asks from now on must not get what was read before the change.
+        _disown(self._flights.pop(key, None))
 
     def _end(self, flight: Flight, outcome: Outcome) -> None:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
+        if flight.outcome is not Outcome.PENDING:
+            return
         flight.outcome = outcome
         flight.cancel = None
         waiters, flight.waiters = flight.waiters, []
@@ -283,8 +341,20 @@ class CacheCore:
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child."""
+        # A thread that changed the store in the middle of the fork was not copied: it will not finish.
+        torn = not self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
         self._flights.clear()  # their loaders are threads and loops of the parent
+        self.at_work.clear()
+        self.announcer.after_fork()
+        self.store.after_fork(torn=torn)
+
+
+def _disown(flight: Flight | None) -> None:
+    """Have what *flight* loads, and those it stands in for, not be kept."""
+    while flight is not None:
+        flight.keep = False
+        flight = flight.older
 
 
 def replica(exc: Exception) -> Exception:
@@ -293,7 +363,22 @@ def replica(exc: Exception) -> Exception:
     One instance raised in several places would collect all their tracebacks, and keep their frames alive.
     """
     try:
-        twin = copy.copy(exc)
+        twin = _twin(exc)
     except Exception:  # noqa: BLE001 - a class that cannot be copied is raised as it is
         return exc
+    if hasattr(twin, "__notes__"):
+        twin.__notes__ = list(twin.__notes__)  # each gets its own notes from here on
     return twin.with_traceback(None) if type(twin) is type(exc) else exc
+
+
+def _twin(exc: Exception) -> Exception:
+    kind = type(exc)
+    if not isinstance(kind.__init__, FunctionType):
+        return copy.copy(exc)
+    # A constructor in Python may make its message out of its arguments, and would make one of the message.
+    twin = kind.__new__(kind, *exc.args)
+    inits = (vars(base).get("__init__") for base in kind.__mro__)
+    builtin = next(init for init in inits if init is not None and not isinstance(init, FunctionType))
+    builtin(twin, *exc.args)
+    twin.__dict__.update(exc.__dict__)
+    return twin
