@@ -87,7 +87,7 @@ class _Limit:
     def no_thread(self, size: int, seconds: float) -> BulkheadFullError:
         with self.lock:
             self.rejected += 1
-        reason = f"none of its {size} threads came free in {seconds:.3g} s, the call was not begun"
+        reason = f"none of its threads ({size}) came free in {seconds:.3g} s, the call was not begun"
         return BulkheadFullError(f"{self.kind} {self.name!r}: {reason}", policy=self.name)
 
     def overrun(self, seconds: float, *, running: bool) -> CallTimeoutError:
