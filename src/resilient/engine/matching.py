@@ -42,6 +42,7 @@ class Matcher:
     Args:
         parameter: the parameter it comes from, for messages.
         rule: a type, a predicate, or a tuple of both.
+        doubtful: the verdict of a predicate that raises.
 
     Raises:
         TypeError: *rule* holds something that is neither.
@@ -50,9 +51,10 @@ class Matcher:
     Concurrency: immutable.
     """
 
-    __slots__ = ("predicates", "refusals", "types")
+    __slots__ = ("_doubtful", "predicates", "refusals", "types")
 
-    def __init__(self, parameter: str, rule: FailureRule) -> None:
+    def __init__(self, parameter: str, rule: FailureRule, *, doubtful: bool = True) -> None:
+        self._doubtful = doubtful
         parts = rule if isinstance(rule, tuple | list | set | frozenset) else (rule,)
         self.types = tuple(_checked_type(parameter, part) for part in parts if isinstance(part, type))
         self.predicates: tuple[Predicate, ...] = tuple(
@@ -67,7 +69,7 @@ class Matcher:
         if isinstance(exc, self.types):
             return True
         for predicate in self.predicates:
-            if verdict := verdict_of(predicate, exc, default=True):
+            if verdict := verdict_of(predicate, exc, default=self._doubtful):
                 return verdict
         return False
 

@@ -12,7 +12,7 @@ from ..typing import P, T
 from .order import check_order
 from .shape import Shape, describe, shape_of
 
-__all__ = ["Policy", "attach", "policies_of"]
+__all__ = ["Policy", "attach", "callee_of", "policies_of"]
 
 _MARK = "__resilient__"
 # What `inspect.markcoroutinefunction` and asyncio before it leave on a function that returns a coroutine.
@@ -170,6 +170,11 @@ def attach(policy: Policy, fn: Any, *, checked: bool) -> Any:
         wrapper.__name__ = wrapper.__qualname__.rpartition(".")[2]
     setattr(wrapper, _MARK, inside)
     return wrapper
+
+
+def callee_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return who is called, and with what: `call` and `acall` hand their callee on as an argument."""
+    return (args[0], args[1:]) if fn is _invoke or fn is _ainvoke else (fn, args)
 
 
 def _is_plain(fn: Callable[..., Any]) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..shape import Shape
 from .streams import PlainStream, drive_async_generator
 
-__all__ = ["Gate", "GateBlock", "gate", "settle"]
+__all__ = ["NO_RESULT", "Gate", "GateBlock", "gate", "settle"]
+
+NO_RESULT: Final = object()
+"""What a gate is told where a call has no result to judge: at the end of a block or a stream."""
 
 
 class Gate(Protocol):
@@ -54,7 +57,7 @@ class GateBlock:
 def settle(core: Gate, ticket: Any, exc: BaseException | None) -> None:
     """Tell *core* how a block ended."""
     if exc is None:
-        core.success(ticket, None)
+        core.success(ticket, NO_RESULT)
     elif isinstance(exc, Exception):
         core.failure(ticket, exc)
     else:
@@ -115,7 +118,7 @@ def _generator(core: Gate, fn: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as exc:
             abandon(ticket, exc)
             raise
-        success(ticket, result)
+        success(ticket, NO_RESULT)
         return result
 
     return guarded
@@ -145,7 +148,7 @@ class _GatedStream(PlainStream):
         try:
             return await step
         except StopAsyncIteration:
-            self._core.success(self._ticket, None)
+            self._core.success(self._ticket, NO_RESULT)
             raise
         except Exception as exc:
             self._core.failure(self._ticket, exc)

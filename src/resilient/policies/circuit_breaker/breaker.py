@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self, overload
 
 import pybreaker
@@ -27,7 +26,7 @@ from ...typing import Clock, FailureRule, P, Predicate, Seconds, T
 from ..fallback import Fallback
 from .core import BreakerCore
 from .pybreaker_bridge import Bridge, StorageMirror, state_object
-from .states import Mode, Rules, State
+from .states import BreakerStats, Mode, Rules, State
 
 __all__ = ["BreakerStats", "CircuitBreaker"]
 
@@ -37,49 +36,6 @@ class _Default(float):
 
 
 _DEFAULT_RATIO = _Default(0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class BreakerStats:
-    """What a breaker has counted, and where it stands.
-
-    Attributes:
-        state: "closed", "open" or "half-open".
-        override: how it was set by hand, or None.
-        calls: calls that ended and were counted, since the start.
-        failures: calls that failed, since the start.
-        slow: calls that took longer than `slow_after`, since the start.
-        rejected: calls that were refused, since the start.
-        abandoned: calls given up by their caller, since the start.
-        ignored: calls that ended in an exception that counts as nothing, since the start.
-        stale: results that came after the state had changed, and were dropped, since the start.
-        unenforced: calls let through in observe-only that would have been refused, since the start.
-        window_calls: calls in the window now; the ratio rules need `min_calls`.
-        failure_ratio: share of the calls in the window that failed; 0 while it is empty.
-        slow_ratio: share of the calls in the window that were slow; 0 while it is empty.
-        consecutive_failures: failures since the last success.
-        opened_for: seconds since it opened; 0 while it is not open.
-        times_opened: how often it opened, since the start.
-        last_failure: the last failure, as text.
-    """
-
-    state: str
-    override: str | None
-    calls: int
-    failures: int
-    slow: int
-    rejected: int
-    abandoned: int
-    ignored: int
-    stale: int
-    unenforced: int
-    window_calls: int
-    failure_ratio: float
-    slow_ratio: float
-    consecutive_failures: int
-    opened_for: float
-    times_opened: int
-    last_failure: str | None
 
 
 class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
@@ -117,7 +73,8 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         on: what is a failure: exception types, predicates `(exc) -> bool`, or a tuple of both. A predicate
             may return seconds: open now, for so long. What is no failure counts as nothing.
         exclude: what is never a failure, in the same words.
-        on_result: which results are failures: a predicate `(result) -> bool`, or seconds as above.
+        on_result: which results are failures: a predicate `(result) -> bool`, or seconds as above. Blocks and
+            streams have no result to judge.
         fallback: answers in place of refusals and failures, as `Fallback(handler)` outside would.
         listeners: functions of an `Event`, and pybreaker listeners.
         state_storage: a pybreaker storage that mirrors the state; one that is away costs the calls nothing.
@@ -179,9 +136,10 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
             probe_timeout=params.optional_seconds("probe_timeout", probe_timeout),
             ramp=params.seconds("ramp", ramp),
         )
-        _check_together(rules)
+        rules.check()
         self._on = Matcher("on", on)
-        self._exclude = _exclusions(exclude)
+        self._excluded = _several("exclude", (exclude,) if callable(exclude) else exclude)
+        self._exclude = _exclusions(self._excluded)
         self._on_result = None if on_result is None else params.callback("on_result", on_result)
         self._core = BreakerCore(
             label,
@@ -197,9 +155,9 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         self._bridge = Bridge(self, self._core)
         self.announcer.listeners.add(self._bridge.on_event)
         self._storage = state_storage
-        self._mirror = self._mirrored_in(state_storage)
-        for listener in listeners or ():
+        for listener in _several("listeners", listeners):
             self.add_listener(listener)
+        self._mirror = self._mirrored_in(state_storage)  # last: the listeners hear what comes of it
 
     # As a policy.
 
@@ -260,33 +218,17 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
 
     def stats(self) -> BreakerStats:
         """Return what the breaker has counted and where it stands, as of one moment."""
-        core = self._core
-        period, override, (window_calls, failures, slow), successes, now = core.look()
-        return BreakerStats(
-            state=period.state.value,
-            override=None if override is None else override.mode.value,
-            calls=successes + core.failures,
-            failures=core.failures,
-            slow=core.slow,
-            rejected=core.rejected,
-            abandoned=core.abandoned,
-            ignored=core.ignored,
-            stale=core.stale,
-            unenforced=core.unenforced,
-            window_calls=window_calls,
-            failure_ratio=failures / window_calls if window_calls else 0.0,
-            slow_ratio=slow / window_calls if window_calls else 0.0,
-            consecutive_failures=core.consecutive,
-            opened_for=max(0.0, now - period.since) if period.state is State.OPEN else 0.0,
-            times_opened=core.times_opened,
-            last_failure=core.last_failure,
-        )
+        return self._core.stats()
 
     def __repr__(self) -> str:
         stats = self.stats()
         override = "" if stats.override is None else f" ({stats.override})"
-        window = f"{stats.failure_ratio:.0%} of {stats.window_calls} calls failed"
-        return f"<CircuitBreaker {self.name!r} {stats.state}{override}, {window}, {stats.rejected} rejected>"
+        failed = (
+            f"{stats.consecutive_failures} of {self.fail_max} failures in a row"
+            if self.rules.failure_ratio is None and self.fail_max is not None
+            else f"{stats.failure_ratio:.0%} of {stats.window_calls} calls failed"
+        )
+        return f"<CircuitBreaker {self.name!r} {stats.state}{override}, {failed}, {stats.rejected} rejected>"
 
     # By hand.
 
@@ -429,7 +371,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     @property
     def excluded_exceptions(self) -> tuple[Any, ...]:
         """What is never a failure."""
-        return (*self._exclude.types, *self._exclude.predicates)
+        return self._excluded
 
     def add_excluded_exception(self, exception: Any) -> None:
         """Never count *exception* as a failure.
@@ -437,7 +379,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         Args:
             exception: a type or a predicate.
         """
-        self._exclude = _exclusions((*self.excluded_exceptions, exception))
+        self._set_excluded((*self._excluded, exception))
 
     def remove_excluded_exception(self, exception: Any) -> None:
         """Undo `add_excluded_exception`.
@@ -448,9 +390,9 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         Raises:
             ValueError: it is not excluded.
         """
-        kept = list(self.excluded_exceptions)
+        kept = list(self._excluded)
         kept.remove(exception)
-        self._exclude = _exclusions(kept)
+        self._set_excluded(tuple(kept))
 
     def is_system_error(self, exception: BaseException) -> bool:
         """Return whether *exception* counts as a failure of the dependency.
@@ -506,12 +448,18 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         assert self._on_result is not None  # noqa: S101 - the core is given this method only if there is one
         return verdict_of(self._on_result, result, default=False)
 
+    def _set_excluded(self, excluded: tuple[Any, ...]) -> None:
+        self._exclude = _exclusions(excluded)
+        self._excluded = excluded
+
     def _override(self, mode: Mode, for_: Seconds | None, reason: str | None) -> None:
         seconds = params.optional_seconds("for_", for_)
         self._core.override(mode, seconds, None if reason is None else params.named("reason", reason))
 
     def _change(self, **changes: Any) -> None:
-        self._core.apply(dataclasses.replace(self._core.rules, **changes))
+        rules = dataclasses.replace(self._core.rules, **changes)
+        rules.check()
+        self._core.apply(rules)
 
     def _rescued_by(self, fallback: object) -> Fallback | None:
         if fallback is None:
@@ -526,27 +474,21 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         mirror = StorageMirror(self._core, storage)
         self._core.on_count = mirror.publish
         self.announcer.listeners.add(lambda _: mirror.publish())
+        mirror.start()
         return mirror
 
 
-def _exclusions(exclude: Any) -> Matcher:
-    parts: tuple[Any, ...] = (exclude,) if callable(exclude) else tuple(exclude or ())
+def _several(parameter: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable | None):
+        params.refuse(TypeError, parameter, "must be several, as in a list or tuple", values)
+    return tuple(values or ())
+
+
+def _exclusions(excluded: tuple[Any, ...]) -> Matcher:
     # pybreaker's users may name interrupts here; they are never counted, so there is nothing to exclude.
-    return Matcher("exclude", tuple(part for part in parts if not _is_interrupt(part)))
+    parts = tuple(part for part in excluded if not _is_interrupt(part))
+    return Matcher("exclude", parts, doubtful=False)
 
 
 def _is_interrupt(part: Any) -> bool:
     return isinstance(part, type) and issubclass(part, BaseException) and not issubclass(part, Exception)
-
-
-def _check_together(rules: Rules) -> None:
-    if isinstance(rules.window, Calls) and rules.min_calls > rules.window.count:
-        params.refuse(
-            ValueError,
-            "min_calls",
-            f"must be at most the {rules.window.count} calls of the window",
-            rules.min_calls,
-        )
-    if rules.failure_ratio is None and rules.fail_max is None and rules.slow_after is None:
-        msg = "one of failure_ratio, fail_max and slow_after must be given, or the breaker could never open"
-        raise ValueError(msg)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pybreaker
 
+from ...engine.fork import renew_after_fork
+from ...engine.policy import callee_of
 from ...engine.workers import Job, Workers
 from ...events import (
     CircuitClosed,
@@ -69,8 +75,7 @@ class Bridge:
     """
 
     def __init__(self, breaker: pybreaker.CircuitBreaker, core: BreakerCore) -> None:
-        # Weak, or breaker and core would keep each other alive until the garbage collector comes.
-        self._breaker = weakref.ref(breaker)
+        self._breaker = breaker
         self._core = core
         self._previous = State.CLOSED
         self._faulty: set[int] = set()
@@ -90,6 +95,7 @@ class Bridge:
 
     def before_call(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Tell of a call that was admitted."""
+        fn, args = callee_of(fn, args)
         self._each(lambda listener, breaker: listener.before_call(breaker, fn, *args, **kwargs))
 
     def success(self) -> None:
@@ -103,18 +109,16 @@ class Bridge:
     def on_event(self, event: Event) -> None:
         """Turn an event of ours into pybreaker's `state_change`."""
         after = state_after(event)
-        breaker = self._breaker()
-        if after is None or breaker is None:
+        if after is None:
             return
         before, self._previous = self._previous, after
-        old, new = state_object(breaker, before), state_object(breaker, after)
+        old, new = state_object(self._breaker, before), state_object(self._breaker, after)
         self._each(lambda listener, cb: listener.state_change(cb, old, new))
 
     def _each(self, tell: Callable[[pybreaker.CircuitBreakerListener, Any], object]) -> None:
-        breaker = self._breaker()
         for listener in self.listeners:
             try:
-                tell(listener, breaker)
+                tell(listener, self._breaker)
             except Exception:  # noqa: BLE001 - a listener's fault is no fault of the call
                 if id(listener) not in self._faulty:
                     self._faulty.add(id(listener))
@@ -122,108 +126,159 @@ class Bridge:
 
 
 class StorageMirror:
-    """Copies state, failure counter and opening time into a pybreaker storage.
+    """Copies state, counters and opening time into a pybreaker storage.
 
     A storage in memory is written at once. Any other is written by a thread of its own, the latest state
     only, again and again until it succeeds: the guarded calls never wait for it and never see it fail.
+
+    Concurrency: one thread at a time talks to the storage; whoever comes meanwhile leaves a mark.
     """
+
+    _busy: bool
+    _dirty: bool
 
     def __init__(self, core: BreakerCore, storage: pybreaker.CircuitBreakerStorage) -> None:
         self._core = weakref.ref(core)
-        self._storage = storage
+        self._storage = _audible(storage)
         self._inline = isinstance(storage, pybreaker.CircuitMemoryStorage)
         self._workers = Workers(1, f"resilient-mirror-{core.name}")
         self._overdue: set[Job] = set()
-        self._lock = threading.Lock()
-        self._busy = self._dirty = self._lost = False
-        self._pause = threading.Event()
-        self._mirrored_counter = 0
-        self._run(self._adopt)
+        self._step: Callable[[BreakerCore], None] = self._adopt
+        self._published: object = None
+        self._mirrored: dict[str, int] = {}
+        self._lost = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def start(self) -> None:
+        """Begin in the state that the storage remembers: a restart does not close a circuit."""
+        self.publish()
 
     def publish(self) -> None:
         """Copy what the breaker has become, soon."""
-        self._run(self._write)
-
-    def _run(self, step: Callable[[BreakerCore], None]) -> None:
-        if self._inline:
-            core = self._core()
-            if core is not None:
-                step(core)
+        core = self._core()
+        if core is None:
             return
         with self._lock:
+            outline = core.outline
+            if outline == self._published:
+                return
+            self._published = outline
             self._dirty = True
             if self._busy:
                 return
             self._busy = True
-        self._workers.submit(Job(lambda: self._work(step), self._overdue))
+        if self._inline:
+            self._work()
+        else:
+            self._submit(core)
 
-    def _work(self, step: Callable[[BreakerCore], None]) -> None:
-        while True:
-            with self._lock:
-                if not self._dirty:
-                    self._busy = False
-                    return
-                self._dirty = False
-            core = self._core()
-            if core is None:
-                return
-            done = self._attempt(step, core)
-            step = self._write
-            if not done:
-                del core  # a breaker that nobody uses any more must be able to go while we wait
-                self._pause.wait(_RETRY_SECONDS)
-                with self._lock:
-                    self._dirty = True
-
-    def _attempt(self, step: Callable[[BreakerCore], None], core: BreakerCore) -> bool:
+    def _submit(self, core: BreakerCore) -> None:
         try:
-            step(core)
+            self._workers.submit(Job(self._work, self._overdue))
+        except RuntimeError as exc:  # no thread to be had, or the interpreter is on its way out
+            self._busy = False
+            self._lose(core, exc)
+
+    def _work(self) -> None:
+        try:
+            while self._claim() and (core := self._core()) is not None:
+                done = self._attempt(core)
+                if not done and self._inline:
+                    self._published = None  # the next change tries again
+                    continue
+                if not done:
+                    self._dirty = True
+                    del core  # a breaker that nobody uses any more must be able to go while we wait
+                    time.sleep(_RETRY_SECONDS)
+        except BaseException:
+            self._busy = False
+            raise
+
+    def _claim(self) -> bool:
+        with self._lock:
+            self._busy = self._dirty
+            self._dirty = False
+            return self._busy
+
+    def _attempt(self, core: BreakerCore) -> bool:
+        try:
+            self._step(core)
         except Exception as exc:  # noqa: BLE001 - whatever a storage raises, calls go on
-            if not self._lost:
-                self._lost = True
-                _log.warning("the state storage of circuit %r is away: %s", core.name, error_text(exc))
-                core.announcer.announce(StorageLost(core.name, error_text(exc)))
+            self._mirrored.clear()  # how far the counters got, nobody knows
+            self._lose(core, exc)
             return False
+        self._step = self._write
         if self._lost:
             self._lost = False
             core.announcer.announce(StorageRestored(core.name))
         return True
 
+    def _lose(self, core: BreakerCore, exc: Exception) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        _log.warning("the state storage of circuit %r is away: %s", core.name, error_text(exc))
+        core.announcer.announce(StorageLost(core.name, error_text(exc)))
+
     def _adopt(self, core: BreakerCore) -> None:
-        """Begin in the state that the storage remembers: a restart does not close a circuit."""
-        remembered = self._stored_state()
+        remembered = _state_in(self._storage)
         if remembered == State.OPEN:
             opened_at = self._storage.opened_at
-            elapsed = timedelta() if opened_at is None else datetime.now(UTC) - opened_at
-            core.adopt_open(elapsed.total_seconds())
+            elapsed = None if opened_at is None else (datetime.now(UTC) - opened_at).total_seconds()
+            core.adopt(State.OPEN, elapsed)
         elif remembered == State.HALF_OPEN:
-            core.half_open()
+            core.adopt(State.HALF_OPEN)
 
     def _write(self, core: BreakerCore) -> None:
-        storage, state = self._storage, core.state
-        if state is State.OPEN and self._stored_state() != State.OPEN:
-            storage.opened_at = datetime.now(UTC)
-        storage.state = state.value
-        self._write_counters(storage, core)
-        stored = self._stored_state()
-        if stored is not None and stored != state:
-            # pybreaker's Redis storage logs its errors and swallows them; reading back is how to notice.
-            msg = f"wrote {state.value!r}, read back {stored!r}"
-            raise ConnectionError(msg)
+        storage, (period, failures, successes) = self._storage, core.outline
+        if period.state is State.OPEN:
+            storage.opened_at = datetime.now(UTC) - timedelta(seconds=core.stats().opened_for)
+        storage.state = period.state.value
+        self._copy("failures", failures, storage.reset_counter, storage.increment_counter)
+        self._copy("successes", successes, storage.reset_success_counter, storage.increment_success_counter)
 
-    def _write_counters(self, storage: pybreaker.CircuitBreakerStorage, core: BreakerCore) -> None:
-        failures = core.consecutive
-        if failures < self._mirrored_counter or not failures:
-            storage.reset_counter()
-            self._mirrored_counter = 0
-        for _ in range(failures - self._mirrored_counter):
-            storage.increment_counter()
-        self._mirrored_counter = failures
+    def _copy(
+        self, counter: str, value: int, reset: Callable[[], None], increment: Callable[[], None]
+    ) -> None:
+        mirrored = self._mirrored.get(counter, math.inf)
+        if value < mirrored:
+            reset()
+            mirrored = 0
+        for _ in range(value - int(mirrored)):
+            increment()
+        self._mirrored[counter] = value
 
-    def _stored_state(self) -> str | None:
-        try:
-            return self._storage.state
-        except AttributeError:
-            # pybreaker's Redis storage cannot read through a client made with decode_responses=True;
-            # what it writes through one is right.
-            return None
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child: the thread that was at work is the parent's."""
+        self._lock = threading.RLock()
+        self._busy = self._dirty = False
+        self._published = None
+
+
+class _Raiser(logging.Logger):
+    """Stands in for the logger of pybreaker's Redis storage, which logs every error and swallows it."""
+
+    def exception(self, msg: object, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Raise what was to be logged."""
+        if (error := sys.exception()) is not None:
+            raise error
+
+
+def _audible(storage: pybreaker.CircuitBreakerStorage) -> pybreaker.CircuitBreakerStorage:
+    """Return *storage* so that its errors can be heard: a Redis storage as a copy on the same client."""
+    if not isinstance(storage, pybreaker.CircuitRedisStorage):
+        return storage
+    audible = copy.copy(storage)
+    audible.logger = _Raiser("resilient")
+    return audible
+
+
+def _state_in(storage: pybreaker.CircuitBreakerStorage) -> str:
+    try:
+        return storage.state
+    except AttributeError as exc:
+        # pybreaker's Redis storage decodes what a client made with decode_responses=True has decoded already.
+        if exc.name == "decode" and isinstance(exc.obj, str):
+            return exc.obj
+        raise

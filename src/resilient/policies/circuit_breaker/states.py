@@ -7,14 +7,17 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from ...engine.window import Calls
+from ...engine.params import refuse
+from ...engine.window import Calls, Counts
 
 __all__ = [
     "DEFAULT_RESET_TIMEOUT",
     "LOST",
     "UNENFORCED",
+    "BreakerStats",
     "CallHooks",
     "Mode",
     "Override",
@@ -61,6 +64,84 @@ class Rules:
     probe_timeout: float | None
     ramp: float
 
+    def check(self) -> None:
+        """Refuse rules that cannot work together."""
+        if isinstance(self.window, Calls) and self.min_calls > self.window.count:
+            limit = f"must be at most the {self.window.count} calls of the window"
+            refuse(ValueError, "min_calls", limit, self.min_calls)
+        if self.failure_ratio is None and self.fail_max is None and self.slow_after is None:
+            rule = "must be given where fail_max and slow_after are not, or the breaker could never open"
+            refuse(ValueError, "failure_ratio", rule, None)
+
+    def reason_to_open(self, window: Counts, consecutive: int) -> str | None:
+        """Return which rule says to open, if any, given the window and the failures in a row."""
+        if self.fail_max is not None and consecutive >= self.fail_max:
+            return f"{consecutive} failures in a row"
+        calls, failures, slow = window
+        if not calls or calls < self.min_calls:
+            return None
+        if self.failure_ratio is not None and failures / calls >= self.failure_ratio:
+            return f"{failures} of {calls} calls failed"
+        if self.slow_after is not None and slow / calls >= self.slow_ratio:
+            return f"{slow} of {calls} calls were slow"
+        return None
+
+    @property
+    def stay_open(self) -> float:
+        """Seconds to stay open, as far as they are known without asking the user's function."""
+        return DEFAULT_RESET_TIMEOUT if callable(self.reset_timeout) else self.reset_timeout
+
+    @property
+    def probe_lifetime(self) -> float:
+        """Seconds for which a probe keeps its place."""
+        if self.probe_timeout is not None:
+            return self.probe_timeout
+        # A reset timeout of 0 says when to probe, not that no probe ever holds a place.
+        return self.slow_after or self.stay_open or DEFAULT_RESET_TIMEOUT
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerStats:
+    """What a breaker has counted, and where it stands.
+
+    Attributes:
+        state: "closed", "open" or "half-open", as the last call left it.
+        override: how it is set by hand, or None.
+        calls: calls that ended and were counted, since the start.
+        failures: calls that failed, since the start.
+        slow: calls that took longer than `slow_after`, since the start.
+        rejected: calls that were refused, since the start.
+        abandoned: calls given up by their caller, since the start.
+        ignored: calls that ended in an exception that counts as nothing, since the start.
+        stale: results that came after the state had changed, and were dropped, since the start.
+        unenforced: calls let through that would have been refused: in observe-only, since the start.
+        window_calls: calls in the window now; the ratio rules need `min_calls`.
+        failure_ratio: share of the calls in the window that failed; 0 while it is empty.
+        slow_ratio: share of the calls in the window that were slow; 0 while it is empty.
+        consecutive_failures: failures since the last success.
+        opened_for: seconds since it opened; 0 while it is not open.
+        times_opened: how often it opened, since the start.
+        last_failure: the last failure, as text.
+    """
+
+    state: str
+    override: str | None
+    calls: int
+    failures: int
+    slow: int
+    rejected: int
+    abandoned: int
+    ignored: int
+    stale: int
+    unenforced: int
+    window_calls: int
+    failure_ratio: float
+    slow_ratio: float
+    consecutive_failures: int
+    opened_for: float
+    times_opened: int
+    last_failure: str | None
+
 
 @dataclass(slots=True)
 class Override:
@@ -70,11 +151,14 @@ class Override:
     until: float
     reason: str | None
 
+    def __str__(self) -> str:
+        return f"{self.mode} ({self.reason or 'no reason given'})"
+
 
 class Period:
     """One stay in a state."""
 
-    __slots__ = ("credit", "probes", "ramp_until", "reason", "since", "state", "successes", "until")
+    __slots__ = ("ask", "credit", "probes", "ramp_until", "reason", "since", "state", "successes", "until")
 
     def __init__(
         self, state: State, since: float, until: float = math.inf, ramp_until: float = -math.inf
@@ -84,9 +168,10 @@ class Period:
         self.until = until  # of an open period: when the first probe may go
         self.ramp_until = ramp_until  # of a closed one: until when traffic is let back in step by step
         self.reason = ""  # of an open one: what opened it
+        self.ask: partial[float] | None = None  # and, until it has been asked, who knows for how long
         self.credit = 1.0
         self.successes = 0
-        self.probes: dict[int, weakref.ref[Probe]] = {}
+        self.probes: dict[int, weakref.ref[Probe]] = {}  # of a half-open one: its places, by identity
 
 
 class Probe:
@@ -96,23 +181,24 @@ class Probe:
     place that is owned by a live object comes back by itself.
     """
 
-    __slots__ = ("__weakref__", "above", "key", "period", "started")
+    __slots__ = ("__weakref__", "above", "period", "since", "timed_from")
 
-    def __init__(self, period: Period, started: float, key: int) -> None:
+    def __init__(self, period: Period, now: float) -> None:
         self.period = period
-        self.started = started
-        self.key = key
-        self.above: weakref.ref[Probe] | None = None
+        self.since = now
+        self.timed_from = now  # infinite for a stream: it is never slow
+        self.above: weakref.ref[Probe] | None = None  # the probe that this one runs inside
 
 
 Ticket: TypeAlias = Period | tuple[Period, float] | Probe
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refused:
-    """The answer "no", and in how many seconds it may be worth asking again."""
+    """The answer "no": in how many seconds it may be worth asking again, and how the circuit is."""
 
     retry_after: float | None
+    how: str = "open"
 
 
 class CallHooks(Protocol):
