@@ -142,9 +142,7 @@ def test_listener_must_be_callable(breaker: CircuitBreaker) -> None:
 def test_listener_of_a_pipeline_hears_all_its_policies() -> None:
     """And none of them after its removal."""
     heard: list[str] = []
-    pipeline = Pipeline(
-        Fallback("instead"), CircuitBreaker("b", fail_max=1), Retry(on=OSError), order="as-given"
-    )
+    pipeline = Pipeline(Fallback("instead"), CircuitBreaker("b", fail_max=1))
 
     def listener(event: Event) -> None:
         heard.append(event.policy)
