@@ -439,8 +439,8 @@ def test_before_sleep_sees_tenacitys_state(clock, caplog):
     with pytest.raises(ConnectionError):
         make(clock, before_sleep=note).call(fetch, "CHF", base="USD")
     assert states == [
-        (1, exc, 1.0, 1.0, (fetch, "CHF"), {"base": "USD"}),
-        (2, exc, 1.0, 2.0, (fetch, "CHF"), {"base": "USD"}),
+        (1, exc, 1.0, 1.0, ("CHF",), {"base": "USD"}),
+        (2, exc, 1.0, 2.0, ("CHF",), {"base": "USD"}),
     ]
     log = logging.getLogger("shop")
     with caplog.at_level(logging.INFO, "shop"), pytest.raises(ConnectionError):

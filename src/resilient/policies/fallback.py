@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
@@ -12,7 +12,7 @@ from ..engine import params
 from ..engine.drive.rescues import rescue
 from ..engine.fork import renew_after_fork
 from ..engine.matching import Matcher, verdict_of
-from ..engine.policy import Policy, policies_of
+from ..engine.policy import Policy, callee_of, policies_of
 from ..engine.shape import Shape, describe, shape_of
 from ..events import Announcer, FallbackUsed, error_text
 from ..typing import FailureRule
@@ -111,7 +111,9 @@ class Fallback(Policy):
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, answered for."""
         self._answer.check(fn, shape)
-        return rescue(self, fn, shape)
+        # The handler is to see the call's own arguments, not the callee that `call` hands on before them.
+        is_direct = callee_of(inspect.unwrap(fn), (None,))[0] is None
+        return rescue(_Direct(self) if is_direct else self, fn, shape)
 
     def takes(self, exc: Exception) -> bool:
         """Return whether to answer for *exc*."""
@@ -163,6 +165,20 @@ class Fallback(Policy):
             self._failed += failed
         if self.announcer.heard and not failed:
             self.announcer.announce(FallbackUsed(self._name, error_text(exc)))
+
+
+class _Direct:
+    """A fallback as `call` and `acall` need it: their wrapped function is given the callee first."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        self.takes = fallback.takes
+        self._fallback = fallback
+
+    def answer(self, exc: Exception, args: Any, kwargs: Any) -> Any:
+        return self._fallback.answer(exc, args[1:], kwargs)
+
+    def aanswer(self, exc: Exception, args: Any, kwargs: Any) -> Awaitable[Any]:
+        return self._fallback.aanswer(exc, args[1:], kwargs)
 
 
 class _Answer:

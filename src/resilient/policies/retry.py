@@ -20,7 +20,7 @@ from ..engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ..engine.deadline import time_left
 from ..engine.drive.loops import loop
 from ..engine.fork import renew_after_fork
-from ..engine.policy import Policy
+from ..engine.policy import Policy, callee_of
 from ..engine.shape import Shape, describe
 from ..engine.window import Tally
 from ..events import Announcer, BudgetExhausted, RetriesExhausted, RetryScheduled, error_text
@@ -172,7 +172,7 @@ class Retry(Policy):
 
     def begin(self, fn: Any, args: Any, kwargs: Any, until: float | None = None) -> Run:
         """Return the state of a call whose first attempt has just ended in vain."""
-        return Run(self, self._judge, (fn, args, kwargs), until)
+        return Run(self, self._judge, (*callee_of(fn, args), kwargs), until)
 
     def stats(self) -> RetryStats:
         """Return what has been counted so far."""
