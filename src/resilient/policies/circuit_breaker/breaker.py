@@ -441,6 +441,10 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     def _judge(self, exc: Exception) -> bool | float:
         return False if self._exclude.match(exc) else self._on.match(exc)
 
+    def _is_ours(self, exc: Exception) -> bool:
+        # The refusal of a breaker further inside is about another dependency.
+        return self._is_failure(exc) or (isinstance(exc, CircuitOpenError) and exc.policy == self.name)
+
     def _is_failure(self, exc: Exception) -> bool:
         return bool(self._judge(exc))
 
@@ -464,7 +468,7 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     def _rescued_by(self, fallback: object) -> Fallback | None:
         if fallback is None:
             return None
-        return Fallback(fallback, on=(CircuitOpenError, self._is_failure), name=f"{self.name}-fallback")
+        return Fallback(fallback, on=self._is_ours, name=f"{self.name}-fallback")
 
     def _mirrored_in(self, storage: pybreaker.CircuitBreakerStorage | None) -> StorageMirror | None:
         if storage is None:
