@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ class Listeners:
     __slots__ = ("_lock", "_subscriptions")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may add a listener
         self._subscriptions: tuple[_Subscription, ...] = ()
 
     def __bool__(self) -> bool:
@@ -219,6 +220,10 @@ class Listeners:
     def tell(self, event: Event) -> None:
         for subscription in self._subscriptions:
             subscription.tell(event)
+
+    def after_fork(self) -> None:
+        """Free the lock: the thread that had it may not exist in this process."""
+        self._lock = threading.RLock()
 
 
 _everyone = Listeners()
@@ -253,6 +258,15 @@ def remove_listener(listener: Listener) -> None:
     _everyone.remove(listener)
 
 
+class _Turn:
+    """The turn to deliver. It belongs to this object: when it dies, the turn is free.
+
+    A lock would stay taken for ever if an interrupt came between taking it and the `try` that gives it back.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
 class Announcer:
     """Delivers one policy's events in the order in which they were posted.
 
@@ -261,12 +275,13 @@ class Announcer:
     posts to the same queue, so its event follows after the listeners of the first one: no recursion.
     """
 
-    __slots__ = ("_pending", "_turn", "listeners")
+    __slots__ = ("_lock", "_pending", "_turn", "listeners")
 
     def __init__(self) -> None:
         self.listeners = Listeners()
         self._pending: deque[Event] = deque()
-        self._turn = threading.Lock()
+        self._lock = threading.RLock()
+        self._turn: weakref.ref[_Turn] | None = None
 
     @property
     def heard(self) -> bool:
@@ -279,14 +294,15 @@ class Announcer:
     def deliver(self) -> None:
         # The loop looks again after the turn is given up: an event posted between the last look and the
         # release would otherwise lie there until the next one.
-        while self._pending and self._turn.acquire(blocking=False):
+        while self._pending and (turn := self._take_turn()) is not None:
             try:
                 while self._pending:
                     event = self._pending.popleft()
                     self.listeners.tell(event)
                     _everyone.tell(event)
             finally:
-                self._turn.release()
+                self._turn = None
+                del turn
 
     def announce(self, event: Event) -> None:
         """Post and deliver in one step, for policies that hold no lock."""
@@ -294,5 +310,16 @@ class Announcer:
         self.deliver()
 
     def after_fork(self) -> None:
-        """Free the turn: the thread that had it may not exist in this process."""
-        self._turn = threading.Lock()
+        """Free the turn and the locks: the threads that had them may not exist in this process."""
+        self._lock = threading.RLock()
+        self._turn = None
+        self.listeners.after_fork()
+        _everyone.after_fork()
+
+    def _take_turn(self) -> _Turn | None:
+        with self._lock:
+            if self._turn is not None and self._turn() is not None:
+                return None
+            turn = _Turn()
+            self._turn = weakref.ref(turn)
+            return turn
