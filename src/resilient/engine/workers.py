@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
@@ -19,6 +20,7 @@ from .waiting import ThreadWaiter
 __all__ = ["Job", "Stage", "Workers"]
 
 _IDLE_SECONDS = 10.0
+_SLACK = 64  # jobs that may stand in the queue before the withdrawn ones are swept out
 
 
 class Stage(Enum):
@@ -40,8 +42,8 @@ class Job:
     __slots__ = ("_call", "_context", "_lock", "_overdue", "_waiter", "error", "result", "stage")
 
     def __init__(self, call: Callable[[], Any], overdue: set[Job]) -> None:
-        self._call = call
-        self._context = contextvars.copy_context()
+        self._call: Callable[[], Any] | None = call
+        self._context: contextvars.Context | None = contextvars.copy_context()
         self._lock = threading.Lock()
         self._waiter = ThreadWaiter()
         self._overdue = overdue  # the jobs that run on without anybody waiting for them
@@ -59,6 +61,7 @@ class Job:
             stage = self.stage
             if stage is Stage.QUEUED:
                 self.stage = Stage.WITHDRAWN
+                self._call = self._context = None  # it may stand in the queue for as long as others hang
             elif stage is Stage.RUNNING:
                 self._overdue.add(self)
             return stage
@@ -66,21 +69,26 @@ class Job:
     def run(self) -> None:
         """Make the call, unless it was withdrawn."""
         with self._lock:
-            if self.stage is not Stage.QUEUED:
+            call, context = self._call, self._context
+            if self.stage is not Stage.QUEUED or call is None or context is None:
                 return
             self.stage = Stage.RUNNING
         try:
-            self.result = self._context.run(self._call)
+            self.result = context.run(call)
         except BaseException as exc:  # noqa: BLE001 - it is raised again in the caller's thread
             self.error = exc
         with self._lock:
             self.stage = Stage.DONE
-            self._overdue.discard(self)
+            if self in self._overdue:
+                self._overdue.discard(self)
+                self.result = self.error = None  # nobody asks; the error leads back here by its traceback
         self._waiter.wake()
 
 
 class Workers:
     """At most *size* threads, started when needed and gone when idle for a while.
+
+    A place belongs to its thread: if an interrupt keeps that from starting, the place comes back by itself.
 
     Concurrency: safe from any thread; in a forked child it starts empty.
     """
@@ -88,29 +96,40 @@ class Workers:
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self._name = name
-        self._lock = threading.Lock()
-        self._start_empty()
+        self.after_fork()
         renew_after_fork(self)
 
     def submit(self, job: Job) -> None:
         """Have *job* run by the next free thread."""
         self._jobs.put(job)
-        with self._lock:
-            if self._idle >= self._jobs.qsize() or self._threads >= self.size:
-                return
-            self._threads += 1
-        try:
-            # Daemons: a call that hangs must not keep the process from ending.
-            threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True).start()
-        except BaseException:
-            with self._lock:
-                self._threads -= 1
-            raise
+        thread = self._further_thread()
+        if thread is not None:
+            thread.start()
 
     @property
     def threads(self) -> int:
         """How many threads there are now."""
-        return self._threads
+        return len(self._threads)
+
+    def _further_thread(self) -> threading.Thread | None:
+        with self._lock:
+            waiting = self._jobs.qsize()
+            if waiting > self._sweep_at:
+                self._sweep()
+            if self._idle >= waiting or len(self._threads) >= self.size:
+                return None
+            # A daemon: a call that hangs must not keep the process from ending.
+            thread = threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True)
+            self._threads.add(thread)
+            return thread
+
+    def _sweep(self) -> None:
+        """Take withdrawn jobs out of the queue: while all threads hang, nobody else does."""
+        jobs = [self._jobs.get_nowait() for _ in range(self._jobs.qsize())]
+        live = [job for job in jobs if job.stage is Stage.QUEUED]
+        for job in live:
+            self._jobs.put(job)
+        self._sweep_at = max(_SLACK, 2 * len(live))
 
     def _work(self, jobs: queue.SimpleQueue[Job]) -> None:
         while (job := self._next(jobs)) is not None:
@@ -135,14 +154,12 @@ class Workers:
             try:
                 return jobs.get_nowait()
             except queue.Empty:
-                self._threads -= 1
+                self._threads.discard(threading.current_thread())
                 return None
 
-    def _start_empty(self) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._threads = 0
-        self._idle = 0
-
     def after_fork(self) -> None:
-        self._lock = threading.Lock()
-        self._start_empty()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may make a call too
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._sweep_at = _SLACK
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._idle = 0
