@@ -15,7 +15,7 @@ from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.cutoff import Cutoff, CutoffQueue
 from ..engine.deadline import Instant, current_deadline, innermost
-from ..engine.drive.bounds import bound_stream
+from ..engine.drive.bounds import bound_function, bound_stream
 from ..engine.drive.gates import GateBlock, gate, settle
 from ..engine.fork import renew_after_fork
 from ..engine.policy import Policy
@@ -108,15 +108,19 @@ class _Limit:
 
 
 class _DeadlineGate:
-    """The form for functions: sets the deadline that everything inside obeys, and interrupts nothing."""
+    """The form for blocks: sets the deadline that everything inside obeys, and interrupts nothing."""
 
     def __init__(self, limit: _Limit) -> None:
         self._limit = limit
 
-    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Instant:
-        instant = Instant()
+    def set(self, instant: Instant) -> None:
+        """Let *instant* hold from now on, until it is over."""
         self._limit.begin(instant)
         innermost.set(instant)
+
+    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Instant:
+        instant = Instant()
+        self.set(instant)
         return instant
 
     admit_stream = admit  # never used: streams are bounded step by step
@@ -256,17 +260,17 @@ class _StreamLimit:
 
     def step(self, advance: Callable[[Any], Any], value: Any) -> Any:
         before = innermost.get()
-        innermost.set(self._instant)
         try:
+            innermost.set(self._instant)
             return advance(value)
         finally:
             innermost.set(before)
 
     async def astep(self, step: Awaitable[Any]) -> Any:
         before = innermost.get()
-        innermost.set(self._instant)
         scope = asyncio.timeout(self._instant.when - self._instant.clock())
         try:
+            innermost.set(self._instant)
             async with scope:
                 return await step
         except TimeoutError as exc:
@@ -311,8 +315,8 @@ class _ThreadForm:
 
     def _job(self, call: Callable[[], Any], instant: Instant) -> Job:
         before = innermost.get()
-        innermost.set(instant)
         try:
+            innermost.set(instant)
             return Job(call, self.overdue)  # takes a copy of the context, deadline and all
         finally:
             innermost.set(before)
@@ -356,7 +360,7 @@ class _TimeLimit(Policy):
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""
         if shape is Shape.FUNCTION:
-            return gate(self._deadline_gate, fn, shape)
+            return bound_function(self._deadline_gate.set, fn)
         if shape is Shape.COROUTINE:
             return gate(self._cutoff_gate, fn, shape)
         return bound_stream(functools.partial(_StreamLimit, self._limit), fn, shape)

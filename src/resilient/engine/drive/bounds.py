@@ -1,4 +1,4 @@
-"""Wrappers that limit how long each step of a stream may take.
+"""Wrappers that limit how long a function, or each step of a stream, may take.
 
 A limit cannot simply be left on across a `yield`: a context variable would leak to the consumer, and the
 consumer may drive each step from another task. So every step is bounded on its own, by what is left.
@@ -10,10 +10,11 @@ import functools
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
+from ..deadline import Instant
 from ..shape import Shape
 from .streams import PlainStream, drive_async_generator
 
-__all__ = ["StreamBound", "bound_stream"]
+__all__ = ["StreamBound", "bound_function", "bound_stream"]
 
 
 class StreamBound(Protocol):
@@ -21,6 +22,23 @@ class StreamBound(Protocol):
 
     def step(self, advance: Callable[[Any], Any], value: Any, /) -> Any: ...
     def astep(self, step: Awaitable[Any], /) -> Awaitable[Any]: ...
+
+
+def bound_function(begin: Callable[[Instant], object], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function *fn* with each of its calls within an instant that *begin* sets."""
+
+    @functools.wraps(fn)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        instant = Instant()
+        # Not a gate: an interrupt between the admission and the `try` would leave the deadline to this
+        # thread, and when it had passed, every later call would be refused.
+        try:
+            begin(instant)
+            return fn(*args, **kwargs)
+        finally:
+            instant.over = True
+
+    return bounded
 
 
 def bound_stream(
