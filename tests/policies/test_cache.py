@@ -566,6 +566,9 @@ class TestKey:
         assert cache.stats().misses == 2
 
 
+async def _coroutine() -> None: ...
+
+
 class TestOneFunction:
     def test_a_second_function_is_refused(self, make):
         """Its arguments would meet the first one's answers."""
@@ -610,7 +613,7 @@ class TestOneFunction:
 
         module: dict[str, Any] = {"__name__": "shop", "cache": make()}
         for _ in range(2):
-            exec("@cache\ndef rate(): return 1", module)  # noqa: S102
+            exec("@cache\ndef rate(): return 1", module)
         assert module["rate"]() == 1
 
     def test_with_key_any_number_is_served(self, make):
@@ -631,18 +634,13 @@ class TestOneFunction:
             with pytest.raises(TypeError, match="finished list"):
                 make()(fn)
 
-    @pytest.mark.parametrize(
-        "load", [lambda: (n for n in ()), lambda: _coroutine()], ids=["generator", "coroutine"]
-    )
+    @pytest.mark.parametrize("load", [lambda: (n for n in ()), _coroutine], ids=["generator", "coroutine"])
     def test_what_can_be_used_only_once_is_refused(self, make, load):
         """A generator or coroutine object would be used up for the second caller."""
         cache = make()
         with pytest.raises(TypeError, match=r"cannot cache a (generator|coroutine): .*aget"):
             cache.get("k", load)
         assert cache.peek("k", "nothing") == "nothing"
-
-
-async def _coroutine() -> None: ...
 
 
 class TestSwitch:
