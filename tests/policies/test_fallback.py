@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -430,3 +432,49 @@ def test_bad_arguments_are_refused(arguments, kind, message):
     with pytest.raises(kind) as caught:
         Fallback("answer", **arguments)
     assert message in str(caught.value)
+
+
+async def test_streams_and_coroutines_pass_what_on_does_not_name():
+    """In every shape, what is not answered for leaves untouched, and a good stream is left alone."""
+    fallback = Fallback([7], on=ValueError)
+    with pytest.raises(ConnectionError):
+        next(fallback(broken_pages)())
+    with pytest.raises(ConnectionError):
+        await anext(fallback(abroken_pages)())
+    with pytest.raises(ConnectionError):
+        await fallback.acall(adown)
+
+    @fallback
+    def empty() -> Iterator[int]:
+        return "done"
+        yield
+
+    @fallback
+    async def aempty() -> AsyncIterator[int]:
+        return
+        yield
+
+    with pytest.raises(StopIteration) as stop:
+        next(empty())
+    assert stop.value.value == "done"
+    assert [page async for page in aempty()] == []
+    assert fallback.stats().used == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_frees_the_locks():
+    """A child process can fall back and time out although a thread of its parent held the locks."""
+    fallback, timeout = Fallback("answer"), Timeout(5)
+    with fallback._lock, timeout._limit.lock:
+        child = os.fork()
+        if child == 0:
+            answers: list[Any] = []
+            work = threading.Thread(
+                target=lambda: answers.append((fallback.call(down), timeout.stats())), daemon=True
+            )
+            work.start()
+            work.join(5.0)
+            os._exit(0 if answers else 1)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0

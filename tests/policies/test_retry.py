@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import threading
 import weakref
@@ -915,3 +916,34 @@ def test_on_is_required():
     """What is retried has to be said."""
     with pytest.raises(TypeError, match="'on'"):
         Retry()  # type: ignore[call-arg]
+
+
+# The rest of the wrappers' ways
+
+
+async def test_single_attempt_is_final_in_every_form(clock):
+    """With one attempt a result that will not do is returned, and a failure is raised, at once."""
+    retry = make(clock, attempts=1, on_result=lambda answer: answer is None)
+
+    async def fetch() -> None: ...
+
+    assert retry.call(Flaky(None)) is None
+    assert await retry.acall(fetch) is None
+    assert retry.stats().exhausted == 2
+
+
+async def test_asynchronous_failure_that_is_not_retried_passes_untouched(clock):
+    """What `on` does not name is raised at once from a coroutine, too."""
+    retry = make(clock)
+
+    async def fetch() -> None:
+        raise ValueError("bad input")
+
+    with pytest.raises(ValueError, match="bad input") as caught:
+        await retry.acall(fetch)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_default_budget_shows_as_what_it_is():
+    """The signature tells what a policy gets by default."""
+    assert "budget: 'RetryBudget | _OwnBudget | None' = RetryBudget()" in str(inspect.signature(Retry))

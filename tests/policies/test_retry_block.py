@@ -375,3 +375,38 @@ def test_rules_about_results_are_refused_on_streams(clock, rules):
             TypeError, match=r"judges results, and .*pages, an? .*generator function, has none"
         ):
             make(clock, **rules)(stream)
+
+
+async def test_stream_failure_that_is_not_retried_passes_untouched(clock):
+    """What `on` does not name is raised at once, before the first item too."""
+    retry = make(clock)
+
+    @retry
+    def pages() -> Iterator[int]:
+        raise ValueError("bad input")
+        yield
+
+    @retry
+    async def apages() -> AsyncIterator[int]:
+        raise ValueError("bad input")
+        yield
+
+    @retry
+    async def nothing() -> AsyncIterator[int]:
+        return
+        yield
+
+    with pytest.raises(ValueError, match="bad input"):
+        next(pages())
+    with pytest.raises(ValueError, match="bad input"):
+        await anext(apages())
+    assert [page async for page in nothing()] == []
+    assert clock.sleeps == []
+
+
+async def test_blocks_are_iterators_of_their_own_kind(clock):
+    """What `iter` and `aiter` return can be handed on, and be iterated over as it is."""
+    retry = make(clock)
+    assert [attempt.number for attempt in iter(iter(retry))] == [1]
+    assert [attempt.number async for attempt in aiter(aiter(retry))] == [1]
+    assert retry.stats().calls == 2

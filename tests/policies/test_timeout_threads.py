@@ -267,3 +267,23 @@ def test_repr_shows_abandoned_work(hung):
     assert repr(timeout) == "<Timeout 'rates' 0.01 s, 1 timed out, 1 abandoned>"
     hung.release.set()
     wait_until_idle(timeout)
+
+
+def test_interrupt_of_the_waiting_caller_withdraws_its_call(hung, monkeypatch):
+    """A caller that is interrupted while it waits leaves nothing to be begun without it."""
+    timeout, late = Timeout(5, threads=1), []
+    first = threading.Thread(target=timeout.call, args=(hung,))
+    first.start()
+    assert hung.begun.acquire(timeout=5)
+
+    def interrupted(self: object, seconds: float | None) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("resilient.engine.workers.Job.wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            timeout.call(late.append, 1)
+    hung.release.set()
+    first.join()
+    assert timeout.call(str) == ""
+    assert late == []
