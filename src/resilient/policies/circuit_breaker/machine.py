@@ -284,7 +284,7 @@ class BreakerMachine:
         calls, failures, slow = window = self._window.counts()
         if not (failures or slow):
             return True
-        # Enough calls and still no reason to open: more successes make one less likely. There may be a reason,
+        # Enough calls and still no reason to open: more successes make one less likely. There may be one,
         # and the breaker closed, where somebody kept it closed by hand or changed the rules.
         return calls >= self.rules.min_calls and self.rules.reason_to_open(window, 0) is None
 
