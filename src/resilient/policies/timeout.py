@@ -8,109 +8,28 @@ import threading
 from asyncio import current_task, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.cutoff import Cutoff, CutoffQueue
-from ..engine.deadline import Instant, current_deadline, innermost
+from ..engine.deadline import Instant, innermost
 from ..engine.drive.bounds import bound_function, bound_stream
 from ..engine.drive.gates import GateBlock, gate, settle
-from ..engine.fork import renew_after_fork
 from ..engine.policy import Policy
 from ..engine.shape import Shape
-from ..engine.window import Tally
 from ..engine.workers import Job, Stage, Workers
-from ..errors import BulkheadFullError, CallTimeoutError, DeadlineExceededError
-from ..events import Announcer, CallTimedOut
+from ..events import Announcer
 from ..typing import Clock, Seconds
+from .time_limit import Limit, TimeoutStats
 
 __all__ = ["Deadline", "Timeout", "TimeoutStats", "deadline"]
-
-
-@dataclass(frozen=True, slots=True)
-class TimeoutStats:
-    """What a time limit has counted.
-
-    Attributes:
-        calls: calls that were let in.
-        timed_out: calls that were cut off, or that their caller stopped waiting for.
-        rejected: calls not begun, because the deadline had passed or no thread came free in time.
-        abandoned: calls whose caller has gone and whose thread still works on them, now.
-    """
-
-    calls: int
-    timed_out: int
-    rejected: int
-    abandoned: int
-
-
-class _Limit:
-    """What the forms of one time limit share: its length, its counters, its errors."""
-
-    def __init__(self, kind: str, name: str, seconds: float, clock: Clock, announcer: Announcer) -> None:
-        self.kind = kind
-        self.name = name
-        self.seconds = seconds
-        self.clock = clock
-        self.announcer = announcer
-        self.calls = Tally()
-        self.timed_out = self.rejected = 0
-        self.after_fork()
-        renew_after_fork(self)
-
-    def begin(self, instant: Instant) -> float:
-        """Set *instant* for a call that begins now, and return the seconds it may take.
-
-        Raises:
-            DeadlineExceededError: the caller's deadline has passed.
-        """
-        seconds, outer = self.seconds, current_deadline()
-        if outer is not None and (left := outer.when - outer.clock()) < seconds:
-            if left <= 0.0:
-                raise self.too_late(left)
-            seconds = left
-        next(self.calls.ticker)
-        instant.outer = outer
-        instant.clock = self.clock
-        instant.when = self.clock() + seconds
-        instant.over = False
-        return seconds
-
-    def too_late(self, left: float) -> DeadlineExceededError:
-        with self.lock:
-            self.rejected += 1
-        message = f"{self.kind} {self.name!r}: the deadline passed {-left:.3g} s ago, the call was not begun"
-        return DeadlineExceededError(message, policy=self.name)
-
-    def no_thread(self, size: int, seconds: float) -> BulkheadFullError:
-        with self.lock:
-            self.rejected += 1
-        reason = f"none of its threads ({size}) came free in {seconds:.3g} s, the call was not begun"
-        return BulkheadFullError(f"{self.kind} {self.name!r}: {reason}", policy=self.name)
-
-    def overrun(self, seconds: float, *, running: bool) -> CallTimeoutError:
-        with self.lock:
-            self.timed_out += 1
-        if self.announcer.heard:
-            self.announcer.announce(CallTimedOut(self.name, seconds, running))
-        message = f"{self.kind} {self.name!r}: no answer in {seconds:.3g} s"
-        return CallTimeoutError(message, policy=self.name, seconds=seconds)
-
-    def stats(self, abandoned: int) -> TimeoutStats:
-        with self.lock:
-            return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned)
-
-    def after_fork(self) -> None:
-        self.lock = threading.Lock()
-        self.announcer.after_fork()
 
 
 class _DeadlineGate:
     """The form for blocks: sets the deadline that everything inside obeys, and interrupts nothing."""
 
-    def __init__(self, limit: _Limit) -> None:
+    def __init__(self, limit: Limit) -> None:
         self._limit = limit
 
     def set(self, instant: Instant) -> None:
@@ -144,7 +63,7 @@ class _Queues(threading.local):
 class _CutoffGate:
     """The form for coroutines: cancels a call whose time is up, and tells that from a caller's cancel."""
 
-    def __init__(self, limit: _Limit) -> None:
+    def __init__(self, limit: Limit) -> None:
         self._limit = limit
         self._seconds = limit.seconds
         self._ticker = limit.calls.ticker
@@ -253,7 +172,7 @@ class _StreamLimit:
     in another context.
     """
 
-    def __init__(self, limit: _Limit) -> None:
+    def __init__(self, limit: Limit) -> None:
         self._limit = limit
         self._instant = Instant()
         self._seconds = limit.begin(self._instant)
@@ -284,7 +203,7 @@ class _StreamLimit:
 class _ThreadForm:
     """The form for functions that may block: they run in a thread, and their caller leaves in time."""
 
-    def __init__(self, limit: _Limit, threads: int) -> None:
+    def __init__(self, limit: Limit, threads: int) -> None:
         self._limit = limit
         self._workers = Workers(threads, f"resilient-{limit.name}")
         self.overdue: set[Job] = set()
@@ -335,7 +254,7 @@ def _outcome(job: Job) -> Any:
 class _TimeLimit(Policy):
     """What `Timeout` and `deadline` have in common."""
 
-    _limit: _Limit
+    _limit: Limit
 
     def __init__(
         self, seconds: Seconds, name: str | None, clock: Clock, announcer: Announcer | None = None
@@ -343,7 +262,7 @@ class _TimeLimit(Policy):
         length = params.seconds("seconds", seconds, above=True)
         label = f"{self.kind}-{length:g}s" if name is None else params.named("name", name)
         self.announcer = Announcer() if announcer is None else announcer
-        self._limit = _Limit(self.kind, label, length, params.callback("clock", clock), self.announcer)
+        self._limit = Limit(self.kind, label, length, params.callback("clock", clock), self.announcer)
         self._deadline_gate = _DeadlineGate(self._limit)
         self._cutoff_gate = _CutoffGate(self._limit)
 
