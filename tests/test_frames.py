@@ -1,0 +1,127 @@
+"""Frames per call, counted: they are most of what a call in pure Python costs, and do not wobble like times.
+
+The wrapper's and the guarded function's own frames are counted in. A coroutine that waits is entered once
+more for each time it is resumed; these here answer at once. `asyncio.current_task` is a frame on Python 3.11
+and none from 3.12 on, where it is written in C: it is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, Timeout, deadline
+from resilient.engine.policy import Policy
+from resilient.testing import FakeClock
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "breaker": lambda: CircuitBreaker("b"),
+    "breaker, slow_after": lambda: CircuitBreaker("b", slow_after=5.0),
+    "breaker, last calls": lambda: CircuitBreaker("b", window=Calls(100)),
+    "breaker, fail_max": lambda: CircuitBreaker("b", fail_max=5),
+    "retry": lambda: Retry(on=OSError),
+    "fallback": lambda: Fallback("instead"),
+    "timeout": lambda: Timeout(5.0),
+    "deadline": lambda: deadline(5.0),
+    "cache": lambda: Cache("c", ttl=60.0),
+    "four": lambda: Pipeline(Fallback("instead"), Retry(on=OSError), CircuitBreaker("b"), Timeout(5.0)),
+}
+
+# What a call enters, its own frame and the guarded function's included.
+FUNCTION = {
+    "breaker": 4,
+    "breaker, slow_after": 4,
+    "breaker, last calls": 4,
+    "breaker, fail_max": 4,
+    "retry": 2,
+    "fallback": 2,
+    "timeout": 5,
+    "deadline": 5,
+    "cache": 1,
+    "four": 10,
+}
+_CURRENT_TASK = getattr(asyncio.current_task, "__code__", None)
+
+COROUTINE = FUNCTION | {"timeout": 4, "deadline": 4, "four": 9}
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[str]]:
+    """Collect the name of every Python function entered inside the block."""
+    entered: list[str] = []
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is not _CURRENT_TASK:
+            entered.append(f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_code.co_name}")
+
+    former = sys.getprofile()  # coverage may be there
+    sys.setprofile(profile)
+    try:
+        yield entered
+    finally:
+        sys.setprofile(former)
+    entered[:] = [
+        name for name in entered if not name.startswith(("test_frames.py:counted", "contextlib.py"))
+    ]
+
+
+def answer() -> str:
+    return "answer"
+
+
+async def aanswer() -> str:
+    return "answer"
+
+
+@pytest.mark.parametrize("name", FUNCTION)
+def test_a_function(name):
+    """A call that succeeds enters exactly this many frames."""
+    guarded = POLICIES[name]()(answer)
+    guarded()  # what is made at the first call is made now
+    with counted() as entered:
+        guarded()
+    assert len(entered) == FUNCTION[name], entered
+
+
+@pytest.mark.parametrize("name", COROUTINE)
+async def test_a_coroutine_function(name):
+    """A call that is answered without waiting enters exactly this many frames."""
+    guarded = POLICIES[name]()(aanswer)
+    await guarded()
+    with counted() as entered:
+        await guarded()
+    assert len(entered) == COROUTINE[name], entered
+
+
+def test_a_window_moves_on_at_a_bounded_price():
+    """After a pause the window moves on, once, in a bounded number of frames however long it was."""
+    clock = FakeClock()
+    guarded = CircuitBreaker("b", window=30.0, clock=clock)(answer)
+
+    def after(pause: float) -> int:
+        guarded()
+        clock.advance(pause)
+        with counted() as entered:
+            guarded()
+        return len(entered)
+
+    steady = FUNCTION["breaker"] + 1  # the fake clock is a Python function
+    assert after(0.0) == steady
+    assert steady < after(3.0) <= after(1e9) == after(1e6) < 100
+
+
+def test_counting_counts():
+    """The measure itself: a function that calls another is two."""
+
+    def outer() -> str:
+        return answer()
+
+    with counted() as entered:
+        outer()
+    assert entered == ["test_frames.py:outer", "test_frames.py:answer"]
