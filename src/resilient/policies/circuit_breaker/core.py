@@ -9,7 +9,7 @@ from ...engine.drive.gates import NO_RESULT
 from ...errors import CircuitOpenError
 from ...events import error_text
 from .machine import BreakerMachine
-from .probes import get_off, leave, ride, rides_along, take_place
+from .probes import count_slow, get_off, leave, ride, rides_along, take_place
 from .states import LOST, UNENFORCED, Mode, Period, Probe, Refused, Rules, State, Ticket
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class BreakerCore(BreakerMachine):
         with self._lock:
             now = self._clock()
             admitted = self._decide(now)
-        self.announcer.deliver()
+        self._follow_up()
         if isinstance(admitted, Refused):
             raise self._refusal(admitted)
         if isinstance(admitted, Probe):
@@ -123,11 +123,27 @@ class BreakerCore(BreakerMachine):
         if period.state is State.HALF_OPEN:
             if rides_along(period):
                 return (UNENFORCED, now)
+            if self._trip_on_slow_probes(period, now):
+                return Refused(self._period.until - now)
             return take_place(period, now, self.rules.probes, self.rules.probe_lifetime)
         if now < period.ramp_until:
             return self._admit_on_ramp(period, now)
         self._refresh(now)  # the ramp may just have ended
         return (period, now)
+
+    def _trip_on_slow_probes(self, period: Period, now: float) -> bool:
+        """Open again if a probe under way is slow already.
+
+        Its result can only be bad. Until it came, one call after another would take the place that each slow
+        probe loses, and a dependency that hangs would never be left in peace.
+        """
+        slow_after = self.rules.slow_after
+        slow = 0 if slow_after is None else count_slow(period, now, slow_after)
+        if not slow:
+            return False
+        self.slow += slow
+        self._trip(now, "a probe was slow")
+        return True
 
     def _admit_on_ramp(self, period: Period, now: float) -> Ticket | Refused:
         # Credit instead of chance: the share is exact, and a test can count on it.

@@ -116,20 +116,22 @@ class BreakerMachine:
             self._end_override(self._clock())
         self.announcer.deliver()
 
-    def adopt(self, state: State, elapsed: float | None = None) -> None:
-        """Begin in *state*, entered *elapsed* seconds ago elsewhere, unless something has happened here.
+    def adopt(self, state: State, elapsed: float | None = None) -> bool:
+        """Begin in *state*, entered *elapsed* seconds ago elsewhere; refuse if something has happened here.
 
         An open state of unknown age ends with the first call, as pybreaker has it.
         """
         with self._lock:
-            untouched = self._period is self._first_period and self._override is None and not self.failures
+            if self._period is not self._first_period or self._override is not None or self.failures:
+                return False
             now = self._clock()
-            if untouched and state is State.OPEN:
+            if state is State.OPEN:
                 left = 0.0 if elapsed is None else max(0.0, self.rules.stay_open - max(0.0, elapsed))
                 self._open(now, left, "its state storage said so").since -= elapsed or 0.0
-            elif untouched and state is State.HALF_OPEN:
+            elif state is State.HALF_OPEN:
                 self._half_open(now)
         self.announcer.deliver()
+        return True
 
     # What can be seen.
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from .states import Period, Probe, Refused
 
-__all__ = ["get_off", "leave", "ride", "rides_along", "take_place"]
+__all__ = ["count_slow", "get_off", "leave", "ride", "rides_along", "take_place"]
 
 # The probe this context runs inside, so that a guarded call made from within a probe rides along instead of
 # being refused by the probe that waits for it. Weak: the variable must not keep a lost probe's place.
@@ -33,11 +33,17 @@ def _expire(period: Period, now: float, lifetime: float) -> float:
     # The copy is one C call: garbage collection, which may come at any moment, frees places too.
     for key, place in period.probes.copy().items():
         probe = place()
-        if probe is None or now - probe.since >= lifetime:
+        if probe is None or now - probe.since > lifetime:
             period.probes.pop(key, None)
         else:
             oldest = min(oldest, probe.since)
     return oldest
+
+
+def count_slow(period: Period, now: float, slow_after: float) -> int:
+    """Return how many probes under way have taken longer than *slow_after*. Requires the core's lock."""
+    probes = [place() for place in period.probes.copy().values()]
+    return sum(probe is not None and now - probe.timed_from > slow_after for probe in probes)
 
 
 def ride(probe: Probe) -> None:

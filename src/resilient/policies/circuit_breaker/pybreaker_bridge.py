@@ -222,13 +222,11 @@ class StorageMirror:
         core.announcer.announce(StorageLost(core.name, error_text(exc)))
 
     def _adopt(self, core: BreakerCore) -> None:
-        remembered = _state_in(self._storage)
-        if remembered == State.OPEN:
-            opened_at = self._storage.opened_at
-            elapsed = None if opened_at is None else (datetime.now(UTC) - opened_at).total_seconds()
-            core.adopt(State.OPEN, elapsed)
-        elif remembered == State.HALF_OPEN:
-            core.adopt(State.HALF_OPEN)
+        remembered, elapsed = State(_state_in(self._storage)), None
+        if remembered is State.OPEN and (opened_at := self._storage.opened_at) is not None:
+            elapsed = (datetime.now(UTC) - opened_at).total_seconds()
+        if not core.adopt(remembered, elapsed):
+            self._dirty = True  # the storage has to follow instead
 
     def _write(self, core: BreakerCore) -> None:
         storage, (period, failures, successes) = self._storage, core.outline
