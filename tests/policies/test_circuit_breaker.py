@@ -445,7 +445,6 @@ class TestHalfOpen:
         ("settings", "lifetime"),
         [
             ({"probe_timeout": 7.0, "slow_after": 9.0}, 7.0),
-            ({"slow_after": 9.0}, 9.0),
             ({"reset_timeout": 12.0}, 12.0),
             ({"reset_timeout": lambda times: 3.0}, 30.0),
         ],
@@ -457,14 +456,63 @@ class TestHalfOpen:
         hanging = breaker.calling()
         in_context(hanging.__enter__)
         clock.advance(lifetime - 0.5)
-        refused(breaker)
-        clock.advance(0.5)
+        assert refused(breaker).retry_after == 0.5
+        clock.advance(0.501)
 
         with breaker.calling():
             hanging.__exit__(DependencyError, DependencyError(), None)
             assert breaker.current_state == "half-open"
         assert breaker.current_state == "closed"
         assert breaker.stats().stale == 1
+
+    def test_probe_that_is_slow_already_opens_it(self, make, clock):
+        """Its result can only be bad: nobody has to wait for it, and it is dropped when it comes."""
+        breaker = make(fail_max=5, slow_after=9.0)
+        breaker.half_open()
+        hanging = breaker.calling()
+        in_context(hanging.__enter__)
+        clock.advance(9.001)
+
+        assert refused(breaker).retry_after == 30.0
+        hanging.__exit__(None, None, None)
+        assert (breaker.current_state, breaker.stats().slow, breaker.stats().stale) == ("open", 1, 1)
+
+    @pytest.mark.parametrize("settings", [{}, {"probe_timeout": 60.0}, {"probe_timeout": 10.0}])
+    def test_probe_that_is_slow_already_opens_it_again(self, make, clock, settings):
+        """Nobody waits for its result, which can only be bad: a hanging dependency is left in peace."""
+        breaker = make(fail_max=5, slow_after=9.0, reset_timeout=30.0, **settings)
+        breaker.half_open()
+        hanging = breaker.calling()
+        in_context(hanging.__enter__)
+        clock.advance(9.0)
+        refused(breaker)
+        assert breaker.current_state == "half-open"
+        clock.advance(0.5)
+
+        assert refused(breaker).retry_after == 30.0
+        assert breaker.current_state == "open"
+        assert breaker.stats().slow == 1
+        hanging.__exit__(None, None, None)
+        assert (breaker.current_state, breaker.stats().stale) == ("open", 1)
+
+    def test_one_of_many_slow_calls_is_under_way_at_a_time(self, make, clock):
+        """A dependency that takes 12 s is asked once per reset timeout, whatever the traffic."""
+        breaker = make(fail_max=1, slow_after=1.0, reset_timeout=30.0)
+        breaker.open()
+        running, admitted = [], 0
+        for _ in range(600):
+            clock.advance(1.0)
+            while running and clock() - running[0][0] >= 12.0:
+                running.pop(0)[1].__exit__(None, None, None)
+            call = breaker.calling()
+            try:
+                in_context(call.__enter__)
+            except CircuitOpenError:
+                continue
+            running.append((clock(), call))
+            admitted += 1
+            assert len(running) == 1
+        assert admitted <= 600 / 30
 
     @pytest.mark.parametrize("outcome", [None, DependencyError("late")])
     def test_late_result_is_dropped(self, make, outcome):

@@ -162,8 +162,13 @@ class Naive:
                 return "refused", self.since + self.open_for - now
             self.enter("half-open", now)
         if self.state == "half-open":
+            slow = [probe for probe in self.probes if self.is_slow(probe, now)]
+            if slow:
+                self.counts["slow"] += len(slow)
+                self.open(now)
+                return self.refusal(now)
             lifetime = self.probe_lifetime()
-            self.probes = [probe for probe in self.probes if now - probe.since < lifetime]
+            self.probes = [probe for probe in self.probes if now - probe.since <= lifetime]
             if len(self.probes) >= self.rules["probes"]:
                 return "refused", min(probe.since for probe in self.probes) + lifetime - now
         elif now - self.since < self.ramp:
@@ -178,14 +183,16 @@ class Naive:
         fallback = 30.0 if callable(timeout) or timeout == 0 else timeout
         return self.rules["probe_timeout"] or self.rules["slow_after"] or fallback
 
+    def is_slow(self, call: NaiveCall, now: float) -> bool:
+        return self.rules["slow_after"] is not None and now - call.since > self.rules["slow_after"]
+
     def end(self, call: NaiveCall, outcome: object, now: float) -> None:
         self.notice_expiry(now)
         counts_here = call.era == self.era and (call.kind == "call" or call in self.probes)
         self.probes = [probe for probe in self.probes if probe is not call]
         if call.kind == "unenforced":
             return
-        slow_after = self.rules["slow_after"]
-        slow = slow_after is not None and now - call.since > slow_after
+        slow = self.is_slow(call, now)
         if isinstance(outcome, BusinessError):
             self.counts["ignored"] += 1
         elif outcome == "cancel":

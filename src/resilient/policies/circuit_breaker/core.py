@@ -89,10 +89,13 @@ class BreakerCore(BreakerMachine):
     # Admission.
 
     def _admit_carefully(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Ticket:
+        slow_after = self.rules.slow_after
+        if slow_after is not None and self._period.state is State.HALF_OPEN:
+            self._give_up_on_slow_probes(slow_after)
         with self._lock:
             now = self._clock()
             admitted = self._decide(now)
-        self._follow_up()
+        self.announcer.deliver()
         if isinstance(admitted, Refused):
             raise self._refusal(admitted)
         if isinstance(admitted, Probe):
@@ -100,6 +103,21 @@ class BreakerCore(BreakerMachine):
         if self.hooks is not None:
             self.hooks.before_call(fn, args, kwargs)
         return admitted
+
+    def _give_up_on_slow_probes(self, slow_after: float) -> None:
+        """Open again if a probe under way is slow already.
+
+        Its result can only be bad. Until it came, one call after another would take the place that each slow
+        probe loses, and a dependency that hangs would never be left in peace.
+        """
+        with self._lock:
+            now, period = self._clock(), self._period
+            slow = 0 if rides_along(period) else count_slow(period, now, slow_after)
+            if slow:
+                self.slow += slow
+                self._trip(now, "a probe was slow")
+        if slow:
+            self._follow_up()
 
     def _decide(self, now: float) -> Ticket | Refused:
         self._expire_override(now)
@@ -114,36 +132,23 @@ class BreakerCore(BreakerMachine):
     def _decide_by_state(self, now: float) -> Ticket | Refused:
         period = self._period
         if period.state is State.OPEN:
-            override = self._override
-            if override is not None and override.mode is Mode.FORCED_OPEN:
-                return Refused(None if override.until == math.inf else override.until - now, str(override))
-            if now < period.until:
-                return Refused(period.until - now)
+            if (refused := self._stay_open(period, now)) is not None:
+                return refused
             period = self._half_open(now)
         if period.state is State.HALF_OPEN:
             if rides_along(period):
                 return (UNENFORCED, now)
-            if self._trip_on_slow_probes(period, now):
-                return Refused(self._period.until - now)
             return take_place(period, now, self.rules.probes, self.rules.probe_lifetime)
         if now < period.ramp_until:
             return self._admit_on_ramp(period, now)
         self._refresh(now)  # the ramp may just have ended
         return (period, now)
 
-    def _trip_on_slow_probes(self, period: Period, now: float) -> bool:
-        """Open again if a probe under way is slow already.
-
-        Its result can only be bad. Until it came, one call after another would take the place that each slow
-        probe loses, and a dependency that hangs would never be left in peace.
-        """
-        slow_after = self.rules.slow_after
-        slow = 0 if slow_after is None else count_slow(period, now, slow_after)
-        if not slow:
-            return False
-        self.slow += slow
-        self._trip(now, "a probe was slow")
-        return True
+    def _stay_open(self, period: Period, now: float) -> Refused | None:
+        override = self._override
+        if override is not None and override.mode is Mode.FORCED_OPEN:
+            return Refused(None if override.until == math.inf else override.until - now, str(override))
+        return Refused(period.until - now) if now < period.until else None
 
     def _admit_on_ramp(self, period: Period, now: float) -> Ticket | Refused:
         # Credit instead of chance: the share is exact, and a test can count on it.
