@@ -305,3 +305,62 @@ async def test_async_stream_keeps_a_timeout_error_of_its_own():
         [page async for page in pages()]
     assert caught.value is own
     assert timeout.stats().timed_out == 0
+
+
+async def test_blocks_leave_no_timers_behind():
+    """A timer for every request of the last minute would be a leak."""
+    loop = asyncio.get_running_loop()
+    before = len(loop._scheduled)
+    for _ in range(500):
+        async with deadline(60):
+            pass
+
+    live = [handle for handle in loop._scheduled if not handle.cancelled()]
+    assert len(live) <= before + 1
+
+
+def test_work_left_behind_by_a_thread_is_not_bound(clock):
+    """The deadline ends with the work, also for what the work has started."""
+    left = []
+
+    def work():
+        left.append(contextvars.copy_context())
+        return time_left()
+
+    assert Timeout(5, threads=1, clock=clock)(work)() == 5.0
+    clock.advance(10)
+    assert left[0].run(time_left) is None
+
+
+def test_work_left_behind_by_a_stream_is_not_bound(clock):
+    """Once the stream has ended, its deadline has too."""
+    left = []
+
+    @Timeout(5, clock=clock)
+    def stream():
+        left.append(contextvars.copy_context())
+        yield time_left()
+
+    assert list(stream()) == [5.0]
+    half = stream()
+    next(half)
+    half.close()
+    clock.advance(10)
+    assert [context.run(time_left) for context in left] == [None, None]
+
+
+async def test_work_left_behind_by_an_async_stream_is_not_bound(clock):
+    """Once the stream has ended, its deadline has too."""
+    left = []
+
+    @Timeout(5, clock=clock)
+    async def stream():
+        left.append(contextvars.copy_context())
+        yield time_left()
+
+    assert [item async for item in stream()] == [5.0]
+    half = stream()
+    await anext(half)
+    await half.aclose()
+    clock.advance(10)
+    assert [context.run(time_left) for context in left] == [None, None]

@@ -122,7 +122,7 @@ class _CutoffGate:
             raise self._limit.overrun(cutoff.seconds, running=False) from exc
 
     def _admit_carefully(self, loop: asyncio.AbstractEventLoop) -> Cutoff:
-        """Admit a call inside another deadline, or on a clock that is not the real one."""
+        """Admit a call by itself: in another deadline, on a clock that is not the real one, or a block."""
         task = current_task(loop)
         if task is None:
             raise self._no_task()
@@ -165,6 +165,17 @@ class _CutoffGate:
         )
 
 
+class _BlockGate(_CutoffGate):
+    """The form for blocks of coroutines: a block comes once, so there is nobody to share a queue with.
+
+    A queue's timer runs on when the queue is empty, for the next call; one left behind by each block would
+    be a timer for every request of the last minute.
+    """
+
+    def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Cutoff:
+        return self._admit_carefully(get_running_loop())
+
+
 class _StreamLimit:
     """The form for generators: every step gets what is left of one limit for the whole stream.
 
@@ -184,6 +195,9 @@ class _StreamLimit:
             return advance(value)
         finally:
             innermost.set(before)
+
+    def end(self) -> None:
+        self._instant.over = True
 
     async def astep(self, step: Awaitable[Any]) -> Any:
         before = innermost.get()
@@ -236,9 +250,18 @@ class _ThreadForm:
         before = innermost.get()
         try:
             innermost.set(instant)
-            return Job(call, self.overdue)  # takes a copy of the context, deadline and all
+            # Takes a copy of the context, deadline and all. The deadline holds until the work has ended, not
+            # only as long as somebody waits for it.
+            return Job(functools.partial(_within, instant, call), self.overdue)
         finally:
             innermost.set(before)
+
+
+def _within(instant: Instant, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    finally:
+        instant.over = True
 
 
 def _outcome(job: Job) -> Any:
@@ -355,9 +378,15 @@ class Deadline(_TimeLimit):
 
     kind: ClassVar[str] = "deadline"
 
+    def __init__(
+        self, seconds: Seconds, name: str | None, clock: Clock, announcer: Announcer | None = None
+    ) -> None:
+        super().__init__(seconds, name, clock, announcer)
+        self._block_gate = _BlockGate(self._limit)
+
     def block(self, *, in_task: bool) -> GateBlock:
         """Return a block under this limit, for one `with`; with *in_task*, one that is cut off."""
-        return GateBlock(self._cutoff_gate if in_task else self._deadline_gate)
+        return GateBlock(self._block_gate if in_task else self._deadline_gate)
 
     def __enter__(self) -> Self:
         _enter(self._deadline_gate)
@@ -367,11 +396,11 @@ class Deadline(_TimeLimit):
         _leave(self._deadline_gate, exc)
 
     async def __aenter__(self) -> Self:
-        _enter(self._cutoff_gate)
+        _enter(self._block_gate)
         return self
 
     async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        _leave(self._cutoff_gate, exc)
+        _leave(self._block_gate, exc)
 
     def __repr__(self) -> str:
         return f"<deadline {self.name!r} {self.seconds:g} s>"
@@ -385,7 +414,12 @@ _open_blocks: ContextVar[tuple[tuple[_Form, Any], ...]] = ContextVar("resilient_
 
 
 def _enter(form: _Form) -> None:
-    _open_blocks.set((*_open_blocks.get(), (form, form.admit(None, (), {}))))
+    ticket = form.admit(None, (), {})
+    try:
+        _open_blocks.set((*_open_blocks.get(), (form, ticket)))
+    except BaseException as exc:
+        settle(form, ticket, exc)  # an interrupt here would leave the deadline to this thread for good
+        raise
 
 
 def _leave(form: _Form, exc: BaseException | None) -> None:

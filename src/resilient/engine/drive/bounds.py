@@ -22,6 +22,7 @@ class StreamBound(Protocol):
 
     def step(self, advance: Callable[[Any], Any], value: Any, /) -> Any: ...
     def astep(self, step: Awaitable[Any], /) -> Awaitable[Any]: ...
+    def end(self) -> None: ...
 
 
 def bound_function(begin: Callable[[Instant], object], fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,22 +55,29 @@ def _generator(open_bound: Callable[[], StreamBound], fn: Callable[..., Any]) ->
     @functools.wraps(fn)
     def bounded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         bound = open_bound()
-        stream = fn(*args, **kwargs)
-        advance, value = stream.send, None
-        while True:
-            try:
-                item = bound.step(advance, value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                advance, value = stream.send, (yield item)
-            except GeneratorExit:
-                stream.close()
-                raise
-            except BaseException as exc:  # noqa: BLE001 - handed on, like all that is thrown in
-                advance, value = stream.throw, exc
+        try:
+            return (yield from _in_steps(bound, fn(*args, **kwargs)))
+        finally:
+            bound.end()
 
     return bounded
+
+
+def _in_steps(bound: StreamBound, stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    advance: Callable[[Any], Any] = stream.send
+    value: Any = None
+    while True:
+        try:
+            item = bound.step(advance, value)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            advance, value = stream.send, (yield item)
+        except GeneratorExit:
+            stream.close()
+            raise
+        except BaseException as exc:  # noqa: BLE001 - handed on, like all that is thrown in
+            advance, value = stream.throw, exc
 
 
 class _BoundStream(PlainStream):
@@ -82,4 +90,14 @@ class _BoundStream(PlainStream):
         super().__init__(fn, args, kwargs)
 
     async def advance(self, step: Awaitable[Any]) -> Any:
-        return await self._bound.astep(step)
+        try:
+            return await self._bound.astep(step)
+        except BaseException:
+            self._bound.end()
+            raise
+
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            self._bound.end()
