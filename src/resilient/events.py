@@ -6,11 +6,15 @@ a user; error texts are cut short.
 
 Listeners run after the policy has committed its change and outside its lock, in the order of the changes.
 One that raises is logged once, on the logger `resilient`, and changes nothing for the call or for the others.
+One that is slow holds up no call for long: what piles up meanwhile is told in a thread of its own, and when
+more than 1000 events wait, the oldest are dropped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import threading
 import weakref
 from collections import deque
@@ -42,6 +46,8 @@ __all__ = [
 _log = logging.getLogger("resilient")
 
 _MAX_TEXT = 200
+_MAX_PENDING = 1000  # events that wait for slow listeners; the oldest give way
+_FOR_OTHERS = 16  # events that one call delivers at most, whoever posted them
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +167,15 @@ def error_text(exc: BaseException) -> str:
     try:
         text = f"{type(exc).__name__}: {exc}"
     except Exception:  # noqa: BLE001 - a __str__ of somebody else's that raises must not hide the failure
-        text = type(exc).__name__
+        text = _type_name(type(exc))
     text = " ".join(text.split())
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+
+
+def _type_name(kind: type) -> str:
+    # Not `kind.__name__`, which a metaclass may answer, or fail to.
+    name: str = type.__dict__["__name__"].__get__(kind)
+    return name
 
 
 class _Subscription:
@@ -178,7 +190,8 @@ class _Subscription:
     def tell(self, event: Event) -> None:
         try:
             self.listener(event)
-        except Exception:  # noqa: BLE001 - a listener's fault is no fault of the call
+        # A listener's fault is no fault of the call; nor is a cancellation, of a future it asked for instance.
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001
             if not self.faulty:
                 self.faulty = True
                 _log.exception("listener %r failed; it will not be reported again", self.listener)
@@ -198,6 +211,9 @@ class Listeners:
 
     def __bool__(self) -> bool:
         return bool(self._subscriptions)
+
+    def __repr__(self) -> str:
+        return repr([subscription.listener for subscription in self._subscriptions])
 
     def add(self, listener: Listener) -> None:
         if not callable(listener):
@@ -271,15 +287,19 @@ class Announcer:
     """Delivers one policy's events in the order in which they were posted.
 
     `post` is one atomic append and may be called under the policy's lock. `deliver` is called after the lock
-    is released; whichever thread finds the turn free delivers for all. A listener that acts on the policy
-    posts to the same queue, so its event follows after the listeners of the first one: no recursion.
+    is released; whichever thread finds the turn free delivers for all, up to a number: when others post
+    faster than the listeners listen, a thread takes over until nothing is pending. A listener that acts on
+    the policy posts to the same queue, so its event follows after the listeners of the first one: no
+    recursion.
     """
 
-    __slots__ = ("_lock", "_pending", "_turn", "listeners")
+    __slots__ = ("_lock", "_loss_logged", "_pending", "_turn", "dropped", "listeners")
 
     def __init__(self) -> None:
         self.listeners = Listeners()
-        self._pending: deque[Event] = deque()
+        self.dropped = 0  # events nobody heard of because listeners were too slow
+        self._loss_logged = False
+        self._pending: deque[Event] = deque(maxlen=_MAX_PENDING)
         self._lock = threading.RLock()
         self._turn: weakref.ref[_Turn] | None = None
 
@@ -289,20 +309,43 @@ class Announcer:
         return bool(self.listeners or _everyone)
 
     def post(self, event: Event) -> None:
+        if len(self._pending) == _MAX_PENDING:
+            self.dropped += 1
         self._pending.append(event)
 
     def deliver(self) -> None:
+        if self.dropped and not self._loss_logged:  # not by `post`: it may hold the policy's lock
+            self._loss_logged = True
+            _log.warning(
+                "listeners too slow, the oldest events are dropped: %r, %r", self.listeners, _everyone
+            )
+        if not self._drain(_FOR_OTHERS):
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Have the rest delivered elsewhere: the posters have gone, and this call has done its share."""
+        try:
+            threading.Thread(target=self._drain, name="resilient-events", daemon=True).start()
+        except RuntimeError:  # there are no more threads, or the interpreter ends
+            self._drain()
+
+    def _drain(self, at_most: float = math.inf) -> bool:
+        """Deliver until nothing is pending or somebody else does so; return False after *at_most* events."""
         # The loop looks again after the turn is given up: an event posted between the last look and the
         # release would otherwise lie there until the next one.
         while self._pending and (turn := self._take_turn()) is not None:
             try:
                 while self._pending:
+                    if at_most <= 0:
+                        return False
+                    at_most -= 1
                     event = self._pending.popleft()
                     self.listeners.tell(event)
                     _everyone.tell(event)
             finally:
                 self._turn = None
                 del turn
+        return True
 
     def announce(self, event: Event) -> None:
         """Post and deliver in one step, for policies that hold no lock."""

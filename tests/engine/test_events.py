@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import threading
@@ -75,6 +76,23 @@ def test_raising_listener_is_logged_once_and_breaks_nothing(
         f"listener {faulty!r} failed; it will not be reported again"
     ]
     assert caplog.records[0].exc_info is not None
+
+
+def test_cancellation_out_of_a_listener_is_a_fault_of_the_listener(
+    breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was meant for a future that the listener asked, not for the call."""
+    heard: list[Event] = []
+
+    def cancelled(_event: Event) -> None:
+        raise asyncio.CancelledError
+
+    breaker.add_listener(cancelled)
+    breaker.add_listener(heard.append)
+    breaker.open()
+
+    assert len(heard) == 1
+    assert "failed; it will not be reported again" in caplog.text
 
 
 def test_interrupt_in_a_listener_is_no_fault_of_the_listener(breaker: CircuitBreaker) -> None:
@@ -172,16 +190,90 @@ def test_events_of_many_threads_are_told_one_after_another() -> None:
 
     announcer.listeners.add(listener)
     posters = [
-        threading.Thread(target=lambda: [announcer.announce(CircuitHalfOpened("b")) for _ in range(500)])
+        threading.Thread(target=lambda: [announcer.announce(CircuitHalfOpened("b")) for _ in range(200)])
         for _ in range(4)
     ]
     for poster in posters:
         poster.start()
     for poster in posters:
         poster.join()
+    for helper in helpers():
+        helper.join(5.0)
 
     assert not clashes
-    assert len(heard) == 2000
+    assert len(heard) == 800
+
+
+def helpers() -> list[threading.Thread]:
+    """Return the threads that deliver what piled up."""
+    return [thread for thread in threading.enumerate() if thread.name == "resilient-events"]
+
+
+def test_call_delivers_its_share_and_a_thread_the_rest() -> None:
+    """However much is pending, a call is held up by so many events; all are told, in order, without it."""
+    announcer, heard, all_told = Announcer(), list[tuple[str, str]](), threading.Event()
+
+    def listener(event: Event) -> None:
+        heard.append((event.policy, threading.current_thread().name))
+        if event.policy == "0":
+            for number in range(1, 100):  # as other threads would meanwhile
+                announcer.post(CircuitHalfOpened(str(number)))
+        if event.policy == "99":
+            all_told.set()
+
+    announcer.listeners.add(listener)
+    announcer.announce(CircuitHalfOpened("0"))
+
+    assert all_told.wait(5.0)
+    assert [policy for policy, _ in heard] == [str(number) for number in range(100)]
+    mine = [policy for policy, thread in heard if thread == threading.current_thread().name]
+    assert 1 < len(mine) < 50
+    assert {thread for policy, thread in heard if policy not in mine} == {"resilient-events"}
+
+
+def test_without_a_thread_to_help_a_call_delivers_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late in the life of an interpreter there are no new threads; nothing is left lying."""
+    announcer, heard = Announcer(), []
+
+    def no_thread(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    announcer.listeners.add(heard.append)
+    for _ in range(99):
+        announcer.post(CircuitHalfOpened("b"))
+    announcer.deliver()
+
+    assert len(heard) == 99
+
+
+def test_hanging_listener_costs_a_bounded_number_of_events(caplog: pytest.LogCaptureFixture) -> None:
+    """What waits for it does not pile up: the oldest give way, which is logged once, and calls go on."""
+    announcer, heard = Announcer(), []
+    hanging, release = threading.Event(), threading.Event()
+
+    def listener(event: Event) -> None:
+        hanging.set()
+        release.wait(10.0)
+        heard.append(event.policy)
+
+    announcer.listeners.add(listener)
+    caller = threading.Thread(target=announcer.announce, args=(CircuitHalfOpened("first"),))
+    caller.start()
+    assert hanging.wait(5.0)
+    with caplog.at_level(logging.WARNING, logger="resilient"):
+        for number in range(5000):
+            announcer.announce(CircuitHalfOpened(str(number)))
+
+    assert len(announcer._pending) == 1000
+    assert announcer.dropped == 4000
+    assert len(caplog.records) == 1
+    assert "too slow, the oldest events are dropped" in caplog.text
+    release.set()
+    caller.join(5.0)
+    for helper in helpers():
+        helper.join(5.0)
+    assert heard == ["first", *(str(number) for number in range(4000, 5000))]
 
 
 def test_events_are_frozen_and_name_their_policy() -> None:
@@ -206,3 +298,17 @@ def test_error_text_is_one_short_line() -> None:
     assert error_text(ValueError("two\nlines\t here")) == "ValueError: two lines here"
     assert len(error_text(ValueError("x" * 10_000))) == 200
     assert error_text(MuteError()) == "MuteError"
+
+
+def test_error_text_never_fails() -> None:
+    """Neither a class that will not say its name nor a message that will not be made hides the failure."""
+
+    class Nameless(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]
+            raise LookupError
+
+    class HiddenError(Exception, metaclass=Nameless):
+        pass
+
+    assert error_text(HiddenError("message")) == "HiddenError"
