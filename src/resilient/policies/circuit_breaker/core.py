@@ -155,7 +155,7 @@ class BreakerCore(BreakerMachine):
         period.credit += (now - period.since) / (period.ramp_until - period.since)
         if period.credit < 1.0:
             return Refused(period.ramp_until - now, "closed again and letting traffic back in bit by bit")
-        period.credit = min(period.credit - 1.0, 1.0)
+        period.credit -= 1.0
         return (period, now)
 
     def _refusal(self, refused: Refused) -> CircuitOpenError:
