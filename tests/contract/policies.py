@@ -165,7 +165,7 @@ def _held_by(layer: Policy) -> dict[str, Any]:
     if isinstance(layer, CircuitBreaker):
         return {"probes": dict(layer._core._period.probes)}
     if isinstance(layer, Cache):
-        return {"flights": dict(layer._core._flights), "refreshes": set(layer.refreshes)}
+        return {"flights": dict(layer._core._flights), "refreshes": set(layer._core.at_work)}
     if isinstance(layer, Timeout):
         queue = layer._cutoff_gate._queues.queue
         return {"cut-offs": 0 if queue is None else len(queue.entries), "overdue": layer.stats().abandoned}

@@ -121,7 +121,7 @@ class TestTtl:
         cache = make(jitter=0.5, max_size=1000)
         for key in range(1000):
             cache.put(key, key)
-        ends = [cache.find((key,)).fresh_until for key in range(1000)]
+        ends = [cache._core.store.find((key,)).fresh_until for key in range(1000)]
         assert 5.0 <= min(ends) < 5.2
         assert 9.8 < max(ends) <= 10.0
         assert 7.3 < sum(ends) / len(ends) < 7.7, "evenly spread"
@@ -130,7 +130,7 @@ class TestTtl:
         """With `jitter=0` every answer lasts exactly its `ttl`."""
         cache = make()
         cache.put("k", 1)
-        assert cache.find(("k",)).fresh_until == 10.0
+        assert cache._core.store.find(("k",)).fresh_until == 10.0
 
     def test_is_bounded(self, make, source):
         """Never more than `max_size` entries; what had to make room is counted."""
@@ -357,7 +357,7 @@ class TestNegativeTtl:
         source.failure = UpstreamError()
         with pytest.raises(UpstreamError):
             cache.get("k", source)
-        assert cache.find(("k",)).error.__traceback__ is None
+        assert cache._core.store.find(("k",)).error.__traceback__ is None
 
 
 class TestFailuresAreCopied:

@@ -323,7 +323,7 @@ class TestInterrupts:
 
     def test_a_lead_that_dies_frees_its_key(self, cache, pool):
         """An interrupt between the decision to load and the load leaves nobody waiting."""
-        lead = cache.begin(("k",))
+        lead = cache._core.begin(("k",))
         other = pool.submit(cache.get, "k", lambda: "mine")
         joined(cache, 1)
         del lead
@@ -701,7 +701,7 @@ class TestFork:
 
         cache = Cache("c", ttl=60.0, storage=cachetools.LRUCache(10) if lock == "storage" else None)
         cache.put("k", "half-changed")
-        owner = cache._store if lock == "storage" else cache._core
+        owner = cache._core.store if lock == "storage" else cache._core
         taken, done = threading.Event(), threading.Event()
 
         def hold() -> None:

@@ -107,7 +107,7 @@ class Life(RuleBasedStateMachine):
             on=UpstreamError,
             clock=self.clock,
         )
-        self.cache.refreshers = AtOnce(1, "at once")
+        self.cache._desk.refreshers = AtOnce(1, "at once")
         self.asked = 0
 
     @rule(key=KEYS, failure=st.none() | FAILURES)

@@ -89,7 +89,7 @@ class TestAnyCachetoolsCache:
             with pytest.raises(ConnectionError):
                 cache.get(-1 - key, away)
         assert len(cache) <= 5
-        assert len(cache._store._entries) <= 5 + 64 + 5
+        assert len(cache._core.store._entries) <= 5 + 64 + 5
 
     def test_forgets(self, cache):
         """`invalidate` and `clear` reach the storage."""
@@ -177,7 +177,7 @@ class TestWeights:
         for key in range(5):
             cache.put(key, "xxxx")
         assert len(cache) == 2
-        assert cache._store.currsize == 8
+        assert cache._core.store.currsize == 8
         assert cache.stats().evictions == 3
 
     def test_too_heavy_is_answered_and_not_kept(self):
@@ -200,7 +200,7 @@ class TestWeights:
         cache = Cache("c", ttl=10.0, negative_ttl=5.0, storage=SieveCache(10, getsizeof=len))
         with pytest.raises(ConnectionError):
             cache.get("k", away)
-        assert cache._store.currsize == 1
+        assert cache._core.store.currsize == 1
 
     @pytest.mark.parametrize("kind", [cachetools.LRUCache, SieveCache])
     def test_a_getsizeof_that_fails_costs_no_answer(self, kind, caplog):

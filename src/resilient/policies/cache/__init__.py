@@ -1,1 +1,1 @@
-"""The cache: `core` decides about entries and loads, `store` bounds them, `cache` is what users hold."""
+"""The cache: `core` decides on entries and loads, `store` bounds them, `desk` is where calls come first."""

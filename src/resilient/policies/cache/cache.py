@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any, ClassVar, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -13,23 +12,19 @@ import cachetools
 from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.drive.lookups import aload, load, lookup
-from ...engine.flight import Flight, Serve
 from ...engine.matching import Matcher
-from ...engine.policy import Policy, callee_of
+from ...engine.policy import Policy
 from ...engine.shape import Shape, describe
-from ...engine.workers import Workers
-from ...errors import CallTimeoutError
 from ...typing import Clock, FailureRule, Seconds
-from .core import CacheCore, Lifetimes, replica, served
+from .core import CacheCore, Lifetimes
+from .desk import Desk
+from .keys import hands_on, is_same, normal
 from .store import BorrowedStore, SieveCache, Store
 
 __all__ = ["Cache", "CacheStats"]
 
 V = TypeVar("V")
 D = TypeVar("D")
-
-_KEYWORDS = object()  # stands between positional arguments and keywords in a key
-_REFRESH_THREADS = 4
 
 _lent: WeakValueDictionary[int, cachetools.Cache[Any, Any]] = WeakValueDictionary()  # by identity
 
@@ -141,23 +136,14 @@ class Cache(Policy):
             negative_ttl=params.optional_seconds("negative_ttl", negative_ttl) or 0.0,
             jitter=params.ratio("jitter", jitter, zero=True),
         )
-        self._key = None if key is None else params.callback("key", key)
-        self.load_timeout = params.optional_seconds("load_timeout", load_timeout)
-        self.clock = params.callback("clock", clock)
-        self._store = _store(storage, params.count("max_size", max_size))
-        self._core = core = CacheCore(self._name, lifetimes, self._store, Matcher("on", on), self.clock)
-        self.announcer = core.announcer
+        make_key = None if key is None else params.callback("key", key)
+        load_timeout = params.optional_seconds("load_timeout", load_timeout)
+        store = _store(storage, params.count("max_size", max_size))
+        clock = params.callback("clock", clock)
+        self._core = CacheCore(self._name, lifetimes, store, Matcher("on", on), clock)
+        self._desk = Desk(self._core, make_key, load_timeout)
         self._subject: Callable[..., Any] | None = None
-        # What the wrappers bind.
-        self.switch = core
-        self.plain_keys = key is None
-        self.find = self._store.find
-        self.hit_ticker = core.hits.ticker
-        self.note: Callable[[Any], object] = served.set
-        self.begin, self.depart, self.join, self.leave = core.begin, core.depart, core.join, core.leave
-        self.land, self.fail, self.abandon = core.land, core.fail, core.abandon
-        self.refreshes = core.at_work
-        self.refreshers = Workers(_REFRESH_THREADS, f"resilient-refresh-{self._name}")
+        self.announcer = self._core.announcer
 
     @property
     def name(self) -> str:
@@ -185,7 +171,7 @@ class Cache(Policy):
             TypeError: *fn* is a generator function.
             ValueError: this cache serves another function already, and has no *key* to tell the two apart.
         """
-        wrapper = lookup(self, fn, shape)
+        wrapper = lookup(self._desk, fn, shape)
         self._claim(fn)
         return wrapper
 
@@ -203,9 +189,9 @@ class Cache(Policy):
             CallTimeoutError: somebody else's load took longer than `load_timeout`.
             Exception: what *loader* raises.
         """
-        key = _normal(key)
-        fresh, value = self._fresh(key)
-        return cast("V", value if fresh else load(self, key, loader))
+        key = normal(key)
+        fresh, value = self._desk.fresh(key)
+        return cast("V", value if fresh else load(self._desk, key, loader))
 
     async def aget(self, key: Hashable, loader: Callable[[], Awaitable[V]]) -> V:
         """Return the answer for *key*, and await *loader* if there is none that is fresh.
@@ -221,9 +207,9 @@ class Cache(Policy):
             CallTimeoutError: the load took longer than `load_timeout`.
             Exception: what *loader* raises.
         """
-        key = _normal(key)
-        fresh, value = self._fresh(key)
-        return cast("V", value if fresh else await aload(self, key, loader))
+        key = normal(key)
+        fresh, value = self._desk.fresh(key)
+        return cast("V", value if fresh else await aload(self._desk, key, loader))
 
     def peek(self, key: Hashable, default: D | None = None) -> Any | D | None:
         """Return what is kept for *key*, fresh or not, without loading.
@@ -235,7 +221,7 @@ class Cache(Policy):
         Returns:
             The value, or *default*.
         """
-        entry = self._core.held(_normal(key))
+        entry = self._core.held(normal(key))
         return default if entry is None else entry.value
 
     def put(self, key: Hashable, value: object) -> None:
@@ -245,7 +231,7 @@ class Cache(Policy):
             key: as for `get`.
             value: the value; None is one.
         """
-        self._core.put(_normal(key), value)
+        self._core.put(normal(key), value)
 
     def invalidate(self, key: Hashable) -> None:
         """Forget *key*. A load that is under way answers those who wait for it, and is not kept.
@@ -253,7 +239,7 @@ class Cache(Policy):
         Args:
             key: as for `get`.
         """
-        self._core.invalidate(_normal(key))
+        self._core.invalidate(normal(key))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -271,12 +257,12 @@ class Cache(Policy):
             load_failures=core.load_failures,
             joined=core.joined,
             negative=core.negative,
-            evictions=self._store.evictions,
-            size=len(self._store),
+            evictions=core.store.evictions,
+            size=len(core.store),
         )
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._core.store)
 
     def __bool__(self) -> bool:
         return True  # an empty cache is no missing cache
@@ -287,103 +273,17 @@ class Cache(Policy):
         counts = f"{stats.size} kept, {stats.hit_ratio:.0%} hits, {stats.stale} stale"
         return f"<Cache {self._name!r}{switched} {counts}>"
 
-    # What the wrappers ask.
-
-    def keys_for(self, fn: Callable[..., Any]) -> Callable[[Any, Any], Hashable]:
-        """Return what makes a key of the arguments of a call of *fn*."""
-        make = self._key
-        if make is None:
-            return _key_of
-        first = 1 if _hands_on(fn) else 0  # the user's *key* is asked about the arguments of the callee
-
-        def made_key(args: Any, kwargs: Any) -> Hashable:
-            return _normal(make(*args[first:], **kwargs))
-
-        return made_key
-
-    def bad_key(self, exc: TypeError) -> TypeError:
-        """Return the error for arguments that cannot be a key."""
-        return TypeError(f"cache {self._name!r} cannot make a key of these arguments ({exc}): give it key=")
-
-    def overdue(self, flight: Flight, waited: float | None) -> Serve:
-        """Return what may answer a caller that has *waited* as long as it can for *flight*, or raise."""
-        limit = self.load_timeout
-        error = self.too_slow(waited)
-        overdue = waited is not None and limit is not None and waited >= limit
-        answer = self._core.last_resort(flight, error, overdue=overdue)
-        if answer is None:
-            raise error
-        return answer
-
-    def too_slow(self, waited: float | None) -> CallTimeoutError:
-        """Return the error for a load that did not end in time."""
-        message = f"cache {self._name!r}: no answer in {waited:.3g} s"
-        return CallTimeoutError(message, policy=self._name, seconds=waited)
-
-    def failure_of(self, flight: Flight) -> Exception:
-        """Return the failure of a load for one of those who waited for it."""
-        assert flight.error is not None  # noqa: S101 - a failed flight has one
-        return replica(flight.error)
-
-    def _fresh(self, key: Hashable) -> tuple[bool, Any]:
-        try:
-            entry = self.find(key)
-        except TypeError as exc:
-            raise self.bad_key(exc) from exc
-        if entry is None or self.clock() >= entry.fresh_until or not self.enabled:
-            return False, None
-        entry.visited = True
-        next(self.hit_ticker)
-        self.note(entry)
-        return True, entry.value
-
     def _claim(self, fn: Callable[..., Any]) -> None:
         """Refuse a second function: its arguments would meet the first one's answers."""
-        if self._key is not None or _hands_on(fn):
+        if not self._desk.plain_keys or hands_on(fn):
             return
-        if self._subject is not None and not _is_same(fn, self._subject):
+        if self._subject is not None and not is_same(fn, self._subject):
             msg = (
                 f"cache {self._name!r} serves {describe(self._subject)} already; {describe(fn)} would get "
                 "its answers: give each function a Cache of its own, or one key= that tells them apart"
             )
             raise ValueError(msg)
         self._subject = fn
-
-
-def _hands_on(fn: Callable[..., Any]) -> bool:
-    """Tell whether *fn* calls what it is given, for `call` and `acall`: then the callee is in the key."""
-    callee, _ = callee_of(_origin(fn), (None,))
-    return callee is None
-
-
-def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Tell whether two callables are one, or one definition that was executed again, as by a reload."""
-    if one == other:
-        return True
-    name = _definition(one)
-    return name is not None and name == _definition(other)
-
-
-def _definition(fn: Any) -> tuple[str, str] | None:
-    """Return where *fn* is defined, if there is but one function there: not a closure, method or lambda."""
-    fn = _origin(fn)
-    if not isinstance(fn, FunctionType) or "<" in fn.__qualname__:
-        return None
-    return fn.__module__, fn.__qualname__
-
-
-def _origin(fn: Any) -> Any:
-    while isinstance(fn, FunctionType) and "__wrapped__" in vars(fn):
-        fn = vars(fn)["__wrapped__"]
-    return fn
-
-
-def _key_of(args: Any, kwargs: Any) -> Hashable:
-    return (*args, _KEYWORDS, *sorted(kwargs.items())) if kwargs else args
-
-
-def _normal(key: Hashable) -> Hashable:
-    return cast("Hashable", key) if isinstance(key, tuple) else (key,)
 
 
 def _store(storage: Any, max_size: int) -> Store:
