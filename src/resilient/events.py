@@ -190,7 +190,7 @@ class _Subscription:
     def tell(self, event: Event) -> None:
         try:
             self.listener(event)
-        # A listener's fault is no fault of the call; nor is a cancellation, of a future it asked for instance.
+        # A listener's fault is no fault of the call. Nor is a cancellation, say of a future that it asked.
         except (Exception, asyncio.CancelledError):  # noqa: BLE001
             if not self.faulty:
                 self.faulty = True

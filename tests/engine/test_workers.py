@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -86,6 +87,34 @@ def test_no_more_threads_than_asked_for_and_none_for_nothing(stuck: threading.Ev
     assert all(made.wait(5.0) for made in hanging)
 
 
+def test_idle_thread_is_given_one_job_only(stuck: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has been given a job is not idle, even if it has not woken up yet."""
+    monkeypatch.setattr(workers, "_IDLE_SECONDS", 5.0)
+    pool = Workers(2, "pool")
+    assert submitted(pool, int).wait(5.0)
+    while not pool._idle:
+        threading.Event().wait(0.001)
+
+    with pool._lock:  # the thread can take what it is given, and tell nobody
+        hanging = submitted(pool, lambda: stuck.wait(10.0))
+        threading.Event().wait(0.05)
+        second = submitted(pool, int)
+
+    assert second.wait(5.0)
+    stuck.set()
+    assert hanging.wait(5.0)
+    assert pool.threads == 2
+
+
+def test_job_given_to_a_thread_that_is_about_to_leave_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that comes at the very end of a thread's patience is made, by it or by another one."""
+    monkeypatch.setattr(workers, "_IDLE_SECONDS", 0.0005)
+    pool = Workers(1, "pool")
+    for pause in range(100):
+        assert submitted(pool, int).wait(5.0)
+        threading.Event().wait(pause % 20 / 10_000)
+
+
 def test_idle_threads_go() -> None:
     """And come again when there is something to do."""
     pool = Workers(2, "pool")
@@ -139,7 +168,7 @@ def test_queue_stays_bounded_while_all_threads_hang(stuck: threading.Event) -> N
         assert made.withdraw() is Stage.QUEUED
         del argument, made
 
-    assert pool._jobs.qsize() <= workers._SLACK + 1
+    assert len(pool._waiting) <= workers._SLACK + 1
     assert not [alive for alive in arguments if alive() is not None]
 
 
@@ -159,6 +188,32 @@ def test_live_jobs_are_not_swept_out_with_withdrawn_ones(stuck: threading.Event)
 
     assert all(made.wait(5.0) for made in waiting)
     assert sorted(done) == list(range(0, 300, 3))
+
+
+def test_line_is_swept_while_threads_take_from_it() -> None:
+    """Submitting never fails because somebody else empties the line at the same time."""
+    pool, errors = Workers(2, "pool"), []
+    before = sys.getswitchinterval()
+
+    def submit() -> None:
+        try:
+            for _ in range(1000):
+                submitted(pool, int).withdraw()
+        except Exception as exc:
+            errors.append(exc)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        submitters = [threading.Thread(target=submit) for _ in range(4)]
+        for submitter in submitters:
+            submitter.start()
+        for submitter in submitters:
+            submitter.join(30.0)
+    finally:
+        sys.setswitchinterval(before)
+
+    assert errors == []
+    assert submitted(pool, int).wait(5.0)
 
 
 def test_error_that_nobody_waits_for_leaves_no_cycle(stuck: threading.Event) -> None:

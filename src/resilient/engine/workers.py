@@ -10,6 +10,7 @@ import contextvars
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
@@ -85,6 +86,24 @@ class Job:
         self._waiter.wake()
 
 
+class _Worker(threading.Thread):
+    """A thread, and the jobs that were given to it and to no other."""
+
+    def __init__(self, pool: Workers, name: str) -> None:
+        # A daemon: a call that hangs must not keep the process from ending.
+        super().__init__(name=name, daemon=True)
+        self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._pool: Workers | None = pool
+
+    def run(self) -> None:
+        pool, self._pool = self._pool, None
+        job: Job | None = self.inbox.get()
+        while job is not None and pool is not None:
+            job.run()
+            del job  # or the idle thread would keep the last call's arguments and result alive
+            job = pool.next_job(self)
+
+
 class Workers:
     """At most *size* threads, started when needed and gone when idle for a while.
 
@@ -101,65 +120,70 @@ class Workers:
 
     def submit(self, job: Job) -> None:
         """Have *job* run by the next free thread."""
-        self._jobs.put(job)
-        thread = self._further_thread()
+        thread = None
+        with self._lock:
+            idle = [*self._idle]  # in one step: threads take themselves out without the lock
+            if idle:
+                # Whoever is given a job is idle no more from that moment on, awake or not. Given first: an
+                # interrupt in between must not leave a thread without a job that nobody takes for idle.
+                idle[-1].inbox.put(job)
+                self._idle.pop(idle[-1], None)
+            elif len(self._threads) < self.size:
+                thread = _Worker(self, self._name)
+                self._threads.add(thread)
+                thread.inbox.put(job)
+            else:
+                self._wait_in_line(job)
         if thread is not None:
             thread.start()
+
+    def next_job(self, thread: _Worker) -> Job | None:
+        """Return what *thread* is to do next; None if it is to end."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._idle[thread] = None
+        try:
+            return thread.inbox.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            return self._leave(thread)
+        finally:
+            self._idle.pop(thread, None)  # it is still there if an interrupt hit who gave the job
 
     @property
     def threads(self) -> int:
         """How many threads there are now."""
         return len(self._threads)
 
-    def _further_thread(self) -> threading.Thread | None:
-        with self._lock:
-            waiting = self._jobs.qsize()
-            if waiting > self._sweep_at:
-                self._sweep()
-            if self._idle >= waiting or len(self._threads) >= self.size:
-                return None
-            # A daemon: a call that hangs must not keep the process from ending.
-            thread = threading.Thread(target=self._work, args=(self._jobs,), name=self._name, daemon=True)
-            self._threads.add(thread)
-            return thread
-
-    def _sweep(self) -> None:
-        """Take withdrawn jobs out of the queue: while all threads hang, nobody else does."""
-        jobs = [self._jobs.get_nowait() for _ in range(self._jobs.qsize())]
-        live = [job for job in jobs if job.stage is Stage.QUEUED]
-        for job in live:
-            self._jobs.put(job)
-        self._sweep_at = max(_SLACK, 2 * len(live))
-
-    def _work(self, jobs: queue.SimpleQueue[Job]) -> None:
-        while (job := self._next(jobs)) is not None:
-            job.run()
-            del job  # or the idle thread would keep the last call's arguments and result alive
-
-    def _next(self, jobs: queue.SimpleQueue[Job]) -> Job | None:
-        with self._lock:
-            self._idle += 1
-        try:
-            return jobs.get(timeout=_IDLE_SECONDS)
-        except queue.Empty:
-            return self._leave(jobs)
-        finally:
-            with self._lock:
-                self._idle -= 1
-
-    def _leave(self, jobs: queue.SimpleQueue[Job]) -> Job | None:
-        # A job may have come between the last look and this one; who submitted it saw an idle thread and
-        # started none.
+    def _leave(self, thread: _Worker) -> Job | None:
         with self._lock:
             try:
-                return jobs.get_nowait()
+                return thread.inbox.get_nowait()  # it may have come between the last look and this one
             except queue.Empty:
-                self._threads.discard(threading.current_thread())
+                self._idle.pop(thread, None)
+                self._threads.discard(thread)
                 return None
+
+    def _wait_in_line(self, job: Job) -> None:
+        self._waiting.append(job)
+        if len(self._waiting) > self._sweep_at:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Take withdrawn jobs out of the line: while all threads hang, nobody else does."""
+        waiting = self._waiting
+        for _ in range(len(waiting)):
+            if not waiting:  # a signal handler made a call, which swept too
+                break
+            if waiting[0].stage is Stage.QUEUED:
+                waiting.rotate(-1)
+            else:
+                waiting.popleft()
+        self._sweep_at = max(_SLACK, 2 * len(waiting))
 
     def after_fork(self) -> None:
         self._lock = threading.RLock()  # re-entrant: a signal handler may make a call too
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._waiting: deque[Job] = deque()  # for a thread to come free
+        self._idle: dict[_Worker, None] = {}  # a set in order: who came last goes first
         self._sweep_at = _SLACK
-        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._idle = 0
+        self._threads: weakref.WeakSet[_Worker] = weakref.WeakSet()
