@@ -87,7 +87,7 @@ class CircuitOverridden(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitResumed(Event):
-    """An override of a breaker ended; its own rules hold again."""
+    """The override of a breaker that was called *mode* ended; its own rules hold again."""
 
     mode: str
 

@@ -23,7 +23,11 @@ class FakeClock:
     """A monotonic clock that moves only when told; for every `clock=` and `sleep=`.
 
     Args:
-        start: its first reading, in seconds.
+        start: its first reading, in seconds; 0 or more.
+
+    Raises:
+        TypeError: *start* is no number.
+        ValueError: *start* is below 0, or not finite.
 
     Concurrency: safe from any thread.
     """
@@ -78,7 +82,10 @@ def no_waiting() -> Generator[None]:
 
 
 class CapturedEvents(list[events.Event]):
-    """Events in the order in which they happened."""
+    """Events in the order in which they happened.
+
+    Concurrency: grows from any thread; to be read when what it watches has ended.
+    """
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind.

@@ -85,6 +85,7 @@ class SieveCache(cachetools.Cache[Any, Any]):
         getsizeof: the weight of a value; 1 for each where it is None.
 
     Raises:
+        TypeError: *maxsize* is no number.
         ValueError: *maxsize* is negative.
 
     Concurrency: reads need no lock; changes need the caller's, and a `Cache` brings its own.

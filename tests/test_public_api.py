@@ -1,0 +1,365 @@
+"""The public API: what there is, how it is called, and that its documentation is whole.
+
+`tests/data/public_api.txt` holds every public name with its signature. A change of it is a change that users
+see: make it on purpose, with `RESILIENT_UPDATE_API=1 pytest tests/test_public_api.py`, and tell it in the
+changelog.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import resilient
+import resilient.typing
+from resilient import errors, events, testing
+from resilient.engine.policy import Policy
+
+ROOT = Path(__file__).parents[1]
+SNAPSHOT = ROOT / "tests" / "data" / "public_api.txt"
+MODULES = (resilient, errors, events, testing, resilient.typing)
+
+# What the engine and other policies ask of these: public by name within the package, and none of a user's
+# business. Anything that is not listed here is API.
+PLUMBING = {
+    "Policy": {"wrap"},
+    "Fallback": {"takes", "answer", "aanswer", "after_fork"},
+    "Retry": {"limit", "begin", "after_fork"},
+    "RetryBudget": {"enrol", "withdraw", "refund", "after_fork"},
+    "SieveCache": {"keep", "drop", "after_fork"},
+    "wait_full_jitter": {"longest_total"},
+    "wait_equal_jitter": {"longest_total"},
+    "wait_decorrelated_jitter": {"longest_total"},
+}
+
+# For each class whose constructor validates: arguments that it takes.
+VALID: dict[str, dict[str, Any]] = {
+    "Cache": {"name": "c", "ttl": 1.0},
+    "Calls": {"count": 10},
+    "CircuitBreaker": {"name": "b"},
+    "Fallback": {"handler": 0},
+    "FakeClock": {},
+    "Pipeline": {},
+    "Retry": {"on": OSError},
+    "RetryBudget": {},
+    "SieveCache": {"maxsize": 10},
+    "Timeout": {"seconds": 1.0},
+    "wait_decorrelated_jitter": {},
+    "wait_equal_jitter": {},
+    "wait_full_jitter": {},
+    "stop_at_deadline": {},
+    "wait_retry_after": {},
+}
+POLICIES = {"Pipeline": (resilient.Timeout(1.0),)}
+
+
+def exported() -> dict[str, Any]:
+    """Return every public object by the shortest name it can be imported by."""
+    found: dict[str, Any] = {}
+    for module in MODULES:
+        for name in module.__all__:
+            known = any(getattr(module, name) is value for value in found.values())
+            if not known or inspect.ismodule(getattr(module, name)):
+                found[f"{module.__name__}.{name}"] = getattr(module, name)
+    return found
+
+
+EXPORTED = exported()
+CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(value)}
+FUNCTIONS = {name: value for name, value in EXPORTED.items() if inspect.isfunction(value)}
+
+
+def is_event(cls: type) -> bool:
+    return issubclass(cls, events.Event)
+
+
+def is_public_kind(cls: type) -> bool:
+    return issubclass(cls, (events.Event, errors.ResilientError, Policy)) and not cls.__name__.startswith("_")
+
+
+def is_error(cls: type) -> bool:
+    return issubclass(cls, BaseException)
+
+
+def members(cls: type) -> dict[str, Any]:
+    """Return the public methods and properties of *cls* that are ours."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("resilient"):
+            own = {name: member for name, member in vars(base).items() if is_member(name, member)}
+            found |= {name: own[name] for name in own if name not in PLUMBING.get(base.__name__, ())}
+    plumbing = set().union(*(PLUMBING.get(base.__name__, set()) for base in cls.__mro__))
+    return {name: member for name, member in found.items() if name not in plumbing}
+
+
+def is_member(name: str, member: Any) -> bool:
+    kinds = (property, classmethod, staticmethod)
+    return not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, kinds))
+
+
+def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield every public function, constructor and method with its name."""
+    yield from FUNCTIONS.items()
+    for name, cls in CLASSES.items():
+        if "__init__" in vars(cls) and not is_event(cls):
+            yield name, cls
+        for member_name, member in members(cls).items():
+            if not isinstance(member, property):
+                yield f"{name}.{member_name}", getattr(member, "__func__", member)
+
+
+CALLABLES = dict(callables())
+
+
+def doc(thing: Any) -> str:
+    return inspect.getdoc(thing) or ""
+
+
+def section(text: str, title: str) -> str:
+    """Return what a docstring says under *title*, "" where it has no such section."""
+    match = re.search(rf"^{title}:(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    return match[1] if match else ""
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in {"self", "cls"}]
+
+
+class TestNames:
+    @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+    def test_all_is_sorted_and_complete(self, module: ModuleType):
+        """`__all__` names things once, in order, and leaves out no error, event or policy of the module's."""
+        names = module.__all__
+        assert names == sorted(set(names))
+        own = {
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__ and is_public_kind(value)
+        }
+        assert own <= set(names)
+
+    def test_every_policy_is_exported(self):
+        """Every policy is one import away; what `deadline()` returns is made by it alone."""
+        policies, found = [Policy], set()
+        while policies:
+            policies += (subclasses := policies.pop().__subclasses__())
+            found |= {cls.__name__ for cls in subclasses if cls.__module__.startswith("resilient.")}
+        public = {name for name in found if not name.startswith("_")}
+        assert public - {"Deadline"} <= set(resilient.__all__)
+
+    def test_what_the_package_exports_is_all_it_shows(self):
+        """`dir(resilient)` has no public name beside `__all__`, its subpackages and `annotations`."""
+        stray = {name for name in vars(resilient) if not name.startswith("_")} - set(resilient.__all__)
+        assert stray <= {"annotations", "engine", "policies", "testing", "typing"}
+
+    def test_every_error_can_be_imported_from_the_top(self):
+        """What users catch is one import away."""
+        assert set(errors.__all__) <= set(resilient.__all__)
+
+    def test_version_is_that_of_the_distribution(self):
+        """A bug report names the version that is installed."""
+        assert resilient.__version__ == importlib.metadata.version("resilient-py")
+
+
+class TestDocstrings:
+    @pytest.mark.parametrize("name", sorted({*CLASSES, *CALLABLES}))
+    def test_opens_with_one_sentence(self, name):
+        """Everything public has a docstring, and its first paragraph is a sentence."""
+        text = doc(EXPORTED.get(name) or CALLABLES[name])
+        first = text.partition("\n\n")[0]
+        assert first.endswith("."), f"{name}: {first!r}"
+        assert first[0].isupper()
+
+    @pytest.mark.parametrize("name", sorted(CALLABLES))
+    def test_args_are_exactly_the_parameters(self, name):
+        """`Args:` names every parameter, in order, and nothing else."""
+        function = CALLABLES[name]
+        documented = re.findall(r"^    \*{0,2}(\w+):", section(doc(function), "Args"), re.MULTILINE)
+        assert documented == parameters(function), name
+
+    @pytest.mark.parametrize("name", sorted(CALLABLES))
+    def test_returns_are_told(self, name):
+        """A function that returns something says what, in its first sentence or under `Returns:`."""
+        function = CALLABLES[name]
+        if inspect.isclass(function) or inspect.signature(function).return_annotation in {"None", None}:
+            return
+        text = doc(function)
+        assert section(text, "Returns") or re.match(r"(Return|Yield|Make|Iterate)\b", text), name
+
+    @pytest.mark.parametrize("name", sorted(CLASSES))
+    def test_properties_are_documented(self, name):
+        """Every public property says what it is."""
+        for member_name, member in members(CLASSES[name]).items():
+            if isinstance(member, property):
+                assert doc(member), f"{name}.{member_name}"
+
+    @pytest.mark.parametrize("name", sorted(name for name in CLASSES if not is_event(CLASSES[name])))
+    def test_classes_tell_of_concurrency(self, name):
+        """Every class that lives longer than one call says who may use it at once."""
+        if not is_error(CLASSES[name]):
+            assert section(doc(CLASSES[name]), "Concurrency").strip(), name
+
+    @pytest.mark.parametrize("name", sorted(name for name in CLASSES if is_event(CLASSES[name])))
+    def test_events_tell_of_each_field(self, name):
+        """The docstring of an event, or a note at the field, says what each of its own fields is."""
+        cls = CLASSES[name]
+        text = doc(cls) + inspect.getsource(cls)
+        own = inspect.get_annotations(cls).keys() & {field.name for field in dataclasses.fields(cls)}
+        own -= {"policy", "error", "reason"}  # the same for all: told once, by the base and the module
+        missing = [f for f in own if f"*{f}*" not in text and not re.search(rf'{f}: .*\n\s+"""', text)]
+        assert not missing, name
+
+    @pytest.mark.parametrize("name", sorted(VALID))
+    def test_raises_are_what_the_constructor_raises(self, name):
+        """Each argument of the wrong type is refused, with an error that the docstring names."""
+        cls = getattr(resilient, name, None) or getattr(testing, name)
+        raises = section(doc(cls), "Raises")
+        cls(*POLICIES.get(name, ()), **VALID[name])
+        refusals = {parameter: refusal(cls, VALID[name], parameter) for parameter in parameters(cls)}
+        undocumented = {p: error for p, error in refusals.items() if error and f"{error}:" not in raises}
+        assert not undocumented
+        assert any(refusals.values())
+
+    def test_every_constructor_that_takes_arguments_is_tried(self):
+        """No class escapes the test above."""
+        constructors = {
+            name.rpartition(".")[2]
+            for name, value in CALLABLES.items()
+            if inspect.isclass(value) and not is_error(value) and parameters(value)
+        }
+        assert constructors <= set(VALID)
+
+
+class Nonsense:
+    """A value of no type that anything takes."""
+
+
+def refusal(cls: type, valid: dict[str, Any], parameter: str) -> str | None:
+    """Return the name of the error that *cls* refuses nonsense for *parameter* with."""
+    args, kwargs = POLICIES.get(cls.__name__, ()), {**valid, parameter: Nonsense()}
+    if inspect.signature(cls).parameters[parameter].kind is inspect.Parameter.VAR_POSITIONAL:
+        args, kwargs = (Nonsense(),), valid
+    try:
+        cls(*args, **kwargs)
+    except (TypeError, ValueError) as exc:
+        return type(exc).__name__
+    return None
+
+
+class TestSignatures:
+    def test_are_those_on_file(self):
+        """The API is the one on file. Update the file on purpose, as this module's docstring tells."""
+        now = "".join(f"{line}\n" for line in snapshot())
+        if os.environ.get("RESILIENT_UPDATE_API"):
+            SNAPSHOT.parent.mkdir(exist_ok=True)
+            SNAPSHOT.write_text(now, encoding="utf-8")
+        on_file = SNAPSHOT.read_text(encoding="utf-8")
+        changes = difflib.unified_diff(
+            on_file.splitlines(), now.splitlines(), "on file", "now", lineterm="", n=0
+        )
+        assert on_file == now, "\n".join(changes)
+
+    def test_options_are_keywords(self):
+        """A policy takes at most its name, or what it is about, by position: options can be added freely."""
+        for name, cls in CLASSES.items():
+            if issubclass(cls, Policy):
+                kinds = [parameter.kind for parameter in inspect.signature(cls).parameters.values()]
+                assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 1, name
+
+
+def snapshot() -> Iterator[str]:
+    """Yield a line for each public name."""
+    for name, value in sorted(EXPORTED.items()):
+        if inspect.isclass(value):
+            inherited = not inspect.isfunction(value.__init__) and not is_error(value)
+            yield f"class {name}{_bases(value)}{'' if inherited else _signature(value)}"
+            for member_name, member in sorted(members(value).items()):
+                yield f"    {_member(member_name, member)}"
+        elif inspect.isfunction(value):
+            yield f"{name}{_signature(value)}"
+        elif inspect.ismodule(value):
+            yield f"module {name}"
+        else:
+            yield f"{name} (an alias)"
+
+
+def _bases(cls: type) -> str:
+    return "[" + ", ".join(base.__name__ for base in cls.__bases__ if base is not object) + "]"
+
+
+def _member(name: str, member: Any) -> str:
+    if isinstance(member, property):
+        settable = " (can be set)" if member.fset else ""
+        return f"{name}: {inspect.signature(member.fget).return_annotation}{settable}"
+    prefix = {classmethod: "classmethod ", staticmethod: "staticmethod "}.get(type(member), "")
+    if inspect.iscoroutinefunction(member):
+        prefix += "async "
+    return f"{prefix}{name}{_signature(getattr(member, '__func__', member))}"
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """Return the signature with defaults that read the same on every machine and Python."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # an exception that takes what its base in C takes
+        return "(*args)"
+    kept = [
+        parameter.replace(annotation=_told(parameter.annotation), default=_told(parameter.default, repr))
+        for parameter in signature.parameters.values()
+    ]
+    returned = _told(signature.return_annotation)
+    return str(signature.replace(parameters=kept, return_annotation=returned))
+
+
+class _Told:
+    """Prints as *text*, and nothing else."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _told(value: Any, write: Callable[[Any], str] = str) -> Any:
+    if value is inspect.Parameter.empty:
+        return value
+    return _Told(getattr(value, "__qualname__", None) or write(value))
+
+
+class TestDocs:
+    @pytest.mark.parametrize("cls", [cls for cls in CLASSES.values() if issubclass(cls, Policy)])
+    def test_every_policy_has_a_page(self, cls):
+        """Each policy has a page on the template, and the page's example imports it from `resilient`."""
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+        page = ROOT / "docs" / "policies" / f"{words}.md"
+        text = page.read_text(encoding="utf-8")
+        assert re.search(rf"from resilient import .*\b{cls.__name__}\b", text)
+        for heading in ("About", "Usage", "Defaults", "Telemetry", "Patterns", "Anti-patterns", "Sources"):
+            assert f"## {heading}" in text, f"{page.name} has no section {heading}"
+
+    def test_every_name_is_in_the_reference(self):
+        """What can be imported can be looked up."""
+        pages = (ROOT / "docs" / "reference").glob("*.md")
+        reference = "".join(page.read_text(encoding="utf-8") for page in pages)
+        modules = set(re.findall(r"^::: (\S+)", reference, re.MULTILINE))
+        documented = {name for name in EXPORTED if name in modules or name.rpartition(".")[0] in modules}
+        missing = {
+            name for name, value in EXPORTED.items() if name not in documented and not inspect.ismodule(value)
+        }
+        errors_on_their_page = {
+            f"resilient.{name}" for name in errors.__all__ if "resilient.errors" in modules
+        }
+        assert (
+            not missing - errors_on_their_page - {f"resilient.typing.{n}" for n in resilient.typing.__all__}
+        )
