@@ -100,7 +100,11 @@ def test_result_that_comes_after_a_change_of_state_moves_nothing(
     assert (stats.stale, stats.calls, stats.failures, stats.window_calls) == (1, 0, 0, 0)
 
 
-@each_case(COROUTINE, GENERATOR, ASYNC_GENERATOR, modes=BREAKERS)
+# With `slow_after`, a hanging probe is slow and opens the circuit again.
+PATIENT = tuple(mode for mode in BREAKERS if mode.name != "breaker-slow-after")
+
+
+@each_case(COROUTINE, GENERATOR, ASYNC_GENERATOR, modes=PATIENT)
 def test_probe_that_outlived_its_time_loses_its_place_and_its_say(
     mode: Mode, form: Form, clock: FakeClock, drive: Driver
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Flight:
         "error",
         "keep",
         "key",
+        "lead",
         "loop",
         "older",
         "outcome",
@@ -60,12 +62,14 @@ class Flight:
         self.waiters: list[Waiter] = []
         self.awaits: list[Flight] = []  # the loads that this one has begun, or waits for
         self.loop: asyncio.AbstractEventLoop | None = None  # where it runs as a task
+        self.lead: weakref.ref[Lead] | None = None
         self.cancel: Callable[[], None] | None = None  # ends a load that nobody waits for any more
 
     @property
     def stranded(self) -> bool:
-        """Whether it runs on a loop that was closed under it, and will never end."""
-        return self.loop is not None and self.loop.is_closed()
+        """Whether it will never end: its loop was closed under it, or its lead has died."""
+        closed = self.loop is not None and self.loop.is_closed()
+        return closed or (self.lead is not None and self.lead() is None)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -73,7 +77,7 @@ class Lead:
     """Load, and settle *flight*. Held by whoever loads, and by nobody else.
 
     When it dies before the flight has ended, the loader is gone (an interrupt can come between any two
-    steps), and the flight is abandoned: the others would wait for ever.
+    steps), and the flight is stranded: the next caller begins anew, and those who wait find out by and by.
     """
 
     flight: Flight

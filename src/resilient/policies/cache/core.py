@@ -206,7 +206,7 @@ class CacheCore:
         entry = self.store.find(key)
         return entry if entry is not None and entry.error is None else None
 
-    # All below require the lock, but for the two that say so.
+    # All below require the lock, but for the one that says so.
 
     def _decide(self, key: Hashable, now: float) -> Step | Exception:
         entry = self.store.find(key) if self.enabled else None
@@ -230,6 +230,10 @@ class CacheCore:
     def _take_off(self, key: Hashable, *, background: bool) -> Lead:
         flight = Flight(key, background=background)
         flight.keep = self.enabled
+        # The lead comes first: an interrupt after the flight is known must find somebody whose death is seen.
+        # Seen, not announced: a finalizer written in Python would swallow an interrupt that comes within it.
+        lead = Lead(flight)
+        flight.lead = weakref.ref(lead)
         if self.enabled:  # a cache that is switched off lets every call load for itself
             former = self._flights.get(key)
             if former is not None and former.running and not former.stranded:
@@ -237,14 +241,7 @@ class CacheCore:
             elif former is not None:
                 self._end(former, Outcome.ABANDONED)
             self._flights[key] = flight
-        lead = Lead(flight)
-        weakref.finalize(lead, self._crashed, flight).atexit = False
         return lead
-
-    def _crashed(self, flight: Flight) -> None:
-        """Abandon *flight*, whose lead has died. Takes the lock itself."""
-        if flight.outcome is Outcome.PENDING:
-            self.abandon(flight)
 
     def _refresh(self, key: Hashable, entry: Entry, now: float) -> Lead | None:
         under_way = self._flights.get(key)
