@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from ..engine import params
 from ..engine.order import check_order
 from ..engine.policy import Policy, attach, policies_of
 from ..engine.shape import Shape
 from ..events import Announcer, Listener
+from ..typing import P, T
 from .lint import Finding, lint
 
 __all__ = ["Pipeline", "PipelineStats"]
@@ -86,7 +87,7 @@ class Pipeline(Policy):
         """Return *fn*, which has *shape*, under all the policies."""
         return functools.reduce(lambda inner, policy: policy.wrap(inner, shape), reversed(self.policies), fn)
 
-    def __call__(self, fn: Any, /) -> Any:
+    def __call__(self, fn: Callable[P, T], /) -> Callable[P, T]:
         """Return *fn* under all the policies; see `Policy`.
 
         Args:
@@ -99,7 +100,7 @@ class Pipeline(Policy):
             TypeError: *fn* is a class or cannot be called.
             PipelineOrderError: *fn* is under a policy already that must not be inside one of these.
         """
-        return attach(self, fn, checked=self._checked)
+        return cast("Callable[P, T]", attach(self, fn, checked=self._checked))
 
     def lint(self, fn: Callable[..., Any] | None = None) -> tuple[Finding, ...]:
         """Find numbers that cannot work together.

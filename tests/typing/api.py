@@ -1,0 +1,264 @@
+"""What users' code looks like to a type checker. Never run: mypy and basedpyright read it, in strict mode.
+
+Every policy keeps the type of what it guards. A check that a wrong use is *refused* is a comment that
+silences the error: both checkers complain of one that silences nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar, assert_type
+
+import cachetools
+import pybreaker
+import tenacity
+
+from resilient import (
+    Cache,
+    Calls,
+    CircuitBreaker,
+    CircuitOpenError,
+    Fallback,
+    Pipeline,
+    RejectedError,
+    Retry,
+    RetryBudget,
+    SieveCache,
+    Timeout,
+    deadline,
+    errors,
+    events,
+    freshness,
+    time_left,
+    wait_full_jitter,
+)
+from resilient.testing import FakeClock, capture_events, describe, no_waiting
+
+T = TypeVar("T")
+
+breaker = CircuitBreaker("rates", window=Calls(100), on=(OSError, lambda exc: "away" in str(exc)))
+retry = Retry(on=OSError, wait=wait_full_jitter(), budget=RetryBudget())
+timeout = Timeout(timedelta(seconds=5))
+fallback = Fallback(0.0)
+cache = Cache("rates", ttl=60, key=lambda *args: args)
+pipeline = Pipeline(fallback, cache, deadline(10), retry, breaker, timeout)
+
+
+# Functions of every shape, under every policy.
+
+
+@breaker
+def plain(currency: str, *, precise: bool = False) -> float:
+    return float(len(currency)) if precise else 1.0
+
+
+@retry
+async def coroutine(currency: str) -> float:
+    return float(len(currency))
+
+
+@timeout
+def generator(number: int) -> Generator[int, str, bytes]:
+    said = yield number
+    return said.encode()
+
+
+@fallback
+async def async_generator(number: int) -> AsyncIterator[int]:
+    yield number
+
+
+@cache
+def cached(currency: str) -> float:
+    return float(len(currency))
+
+
+@pipeline
+async def piped(currency: str, day: int = 0) -> dict[str, int]:
+    return {currency: day}
+
+
+@deadline(5)
+@fallback
+@cache
+@retry
+@breaker
+@timeout
+def stacked(currency: str) -> float:
+    return float(len(currency))
+
+
+@breaker
+def generic(value: T) -> list[T]:
+    return [value]
+
+
+async def results() -> None:
+    assert_type(plain("USD"), float)
+    assert_type(plain("USD", precise=True), float)
+    assert_type(await coroutine("USD"), float)
+    assert_type(generator(1), Generator[int, str, bytes])
+    assert_type(cached("USD"), float)
+    assert_type(await piped("USD", day=3), dict[str, int])
+    assert_type(stacked("USD"), float)
+    assert_type(generic(1), list[int])
+    assert_type(generic("a"), list[str])
+    async for number in async_generator(1):
+        assert_type(number, int)
+
+
+def refused() -> None:
+    plain(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    plain("USD", True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    plain("USD", precise="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    stacked()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    text: str = stacked("USD")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    plain(text)
+
+
+# Methods of every kind.
+
+
+class Rates:
+    @breaker
+    def method(self, currency: str) -> float:
+        return float(len(currency))
+
+    @retry
+    async def amethod(self, currency: str) -> float:
+        return float(len(currency))
+
+    @classmethod
+    @timeout
+    def of_class(cls, number: int) -> Rates:
+        return cls()
+
+    @staticmethod
+    @fallback
+    def of_nobody(number: int) -> str:
+        return str(number)
+
+    @property
+    @cache
+    def value(self) -> float:
+        return 1.0
+
+    def __call__(self, currency: str) -> float:
+        return self.method(currency)
+
+
+async def methods(rates: Rates) -> None:
+    assert_type(rates.method("USD"), float)
+    assert_type(await rates.amethod("USD"), float)
+    assert_type(Rates.of_class(1), Rates)
+    assert_type(Rates.of_nobody(1), str)
+    assert_type(rates.value, float)
+    assert_type(breaker(rates)("USD"), float)
+    assert_type(breaker(rates.method)("USD"), float)
+    assert_type(breaker(functools.partial(rates.method, "USD"))(), float)
+    rates.method(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Direct calls and blocks.
+
+
+async def direct() -> None:
+    assert_type(breaker.call(plain, "USD", precise=True), float)
+    assert_type(await breaker.acall(coroutine, "USD"), float)
+    breaker.call(plain, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await breaker.acall(plain, "USD")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with breaker.calling(), deadline(1):
+        assert_type(time_left(), float | None)
+    async with breaker.calling(), deadline(1):
+        pass
+    for attempt in retry:
+        with attempt:
+            plain("USD")
+    async for attempt in retry:
+        with attempt:
+            await coroutine("USD")
+
+
+async def by_key() -> None:
+    async def load() -> bytes:
+        return b""
+
+    assert_type(cache.get("USD", lambda: 1.0), float)
+    assert_type(await cache.aget("USD", load), bytes)
+    cache.put("USD", None)
+    cache.enabled = False
+    fresh = freshness()
+    if fresh is not None:
+        assert_type(fresh.age, float)
+
+
+def sources(first: Callable[[str], float], second: Callable[[str], float]) -> None:
+    either = Fallback.chain(first, second)
+    assert_type(either("USD"), float)
+
+
+# What they tell.
+
+
+def told() -> None:
+    assert_type(breaker.stats().failure_ratio, float)
+    assert_type(cache.stats().hit_ratio, float)
+    assert_type(retry.stats().retries, int)
+    with capture_events() as happened:
+        plain("USD")
+    assert_type(happened.of(events.CircuitOpened)[0].open_for, float)
+    events.add_listener(listen)
+    breaker.add_listener(listen)
+    assert_type(describe(pipeline), list[dict[str, object]])
+    clock = FakeClock()
+    with no_waiting():
+        Retry(on=OSError, clock=clock, sleep=clock.sleep)
+
+
+def listen(event: events.Event) -> None:
+    if isinstance(event, events.RetryScheduled):
+        assert_type(event.wait, float)
+
+
+def caught() -> None:
+    try:
+        plain("USD")
+    except CircuitOpenError as exc:
+        assert_type(exc.retry_after, float | None)
+        assert_type(exc.last_failure, str | None)
+    except RejectedError as exc:
+        assert_type(exc.policy, str)
+    except errors.CallTimeoutError as exc:
+        assert_type(exc.seconds, float | None)
+    except pybreaker.CircuitBreakerError:
+        pass
+
+
+# What others bring.
+
+
+def brought(
+    store: cachetools.LRUCache[Any, Any],
+    handler: Callable[[Exception], Awaitable[str]],
+    steps: Iterator[float],
+) -> None:
+    Cache("c", ttl=1.0, storage=store)
+    Cache("c", ttl=1.0, storage=SieveCache(10, getsizeof=len))
+    Retry(
+        on=tenacity.retry_if_exception_type(OSError),
+        wait=tenacity.wait_fixed(1),
+        stop=tenacity.stop_after_delay(9),
+    )
+    Fallback(handler)
+    CircuitBreaker("c", reset_timeout=lambda opened: 2.0**opened, clock=lambda: next(steps))
+
+
+def bad_arguments() -> None:
+    Cache("c")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Cache("c", ttl="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Retry()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Retry(on="OSError")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Timeout()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    CircuitBreaker("c", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
