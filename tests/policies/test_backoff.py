@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -27,6 +28,7 @@ from tenacity.wait import wait_base
 
 from resilient import (
     CircuitOpenError,
+    Retry,
     deadline,
     stop_at_deadline,
     wait_decorrelated_jitter,
@@ -303,6 +305,35 @@ class MoodyError(Exception):
         raise RuntimeError("the response has not been set")
 
     retry_after = headers = response
+
+
+def test_whole_number_beyond_all_floats_is_a_long_wait():
+    """It is a wait that nobody waits for, and no error in place of the call's."""
+    assert retry_after_of(SimpleNamespace(retry_after=10**400)) == sys.float_info.max
+    assert retry_after_of(SimpleNamespace(headers={"Retry-After": 10**400})) == sys.float_info.max
+    clock = FakeClock()
+    failure = ConnectionError("busy")
+    failure.retry_after = 10**400
+    with pytest.raises(ConnectionError, match="busy"):
+        Retry(on=ConnectionError, clock=clock, sleep=clock.sleep).call(_raise, failure)
+    assert "asked to wait" in failure.__notes__[0]
+    assert clock.sleeps == []
+
+
+def _raise(exc: Exception) -> None:
+    raise exc
+
+
+def test_answer_that_cannot_be_read_is_not_there():
+    """Whatever sort of number it claims to be."""
+
+    class Odd(float):
+        def __ge__(self, _other: object) -> bool:
+            raise LookupError
+
+        __le__ = __ge__
+
+    assert retry_after_of(SimpleNamespace(retry_after=Odd(5))) is None
 
 
 def test_properties_that_raise_are_not_there():

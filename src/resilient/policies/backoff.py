@@ -7,7 +7,9 @@ brings them all back at the same moment when an outage is long.
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, timedelta
@@ -225,9 +227,9 @@ def retry_after_of(subject: Any, now: Callable[[], float] = time.time) -> float 
     What cannot be read is not there: a broken header never becomes an error.
     """
     for source in (subject, _attribute(subject, "response")):
-        asked = _as_seconds(_attribute(source, "retry_after"), now)
+        asked = _read(_attribute(source, "retry_after"), now)
         if asked is None:
-            asked = _as_seconds(_header(source), now)
+            asked = _read(_header(source), now)
         if asked is not None:
             return asked
     return None
@@ -252,6 +254,13 @@ def _header(source: Any) -> Any:
     return None
 
 
+def _read(value: Any, now: Callable[[], float]) -> float | None:
+    try:
+        return _as_seconds(value, now)
+    except Exception:  # noqa: BLE001 - whatever sort of thing it is, it is no wait
+        return None
+
+
 def _as_seconds(value: Any, now: Callable[[], float]) -> float | None:
     if isinstance(value, bool) or value is None:
         return None
@@ -261,8 +270,8 @@ def _as_seconds(value: Any, now: Callable[[], float]) -> float | None:
         value = value.decode("latin-1")
     if isinstance(value, str):
         return _parsed(value.strip()[:_MAX_HEADER], now)
-    if isinstance(value, int | float) and 0.0 <= value < float("inf"):
-        return float(value)
+    if isinstance(value, int | float) and 0.0 <= value < math.inf:
+        return float(min(value, sys.float_info.max))  # a whole number may be beyond all floats
     return None
 
 
