@@ -13,6 +13,7 @@ more than 1000 events wait, the oldest are dropped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -172,6 +173,15 @@ def error_text(exc: BaseException) -> str:
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
 
+def log_fault(message: str, *args: object) -> None:
+    """Log that the user's code failed, with the traceback of what is being handled if that can be shown."""
+    try:
+        _log.exception(message, *args)
+    except Exception:  # noqa: BLE001 - an exception that fails when it is printed; the call has its own
+        with contextlib.suppress(Exception):
+            _log.error(message, *args)
+
+
 def _type_name(kind: type) -> str:
     # Not `kind.__name__`, which a metaclass may answer, or fail to.
     name: str = type.__dict__["__name__"].__get__(kind)
@@ -194,7 +204,7 @@ class _Subscription:
         except (Exception, asyncio.CancelledError):  # noqa: BLE001
             if not self.faulty:
                 self.faulty = True
-                _log.exception("listener %r failed; it will not be reported again", self.listener)
+                log_fault("listener %r failed; it will not be reported again", self.listener)
 
 
 class Listeners:

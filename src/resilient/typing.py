@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -20,5 +20,5 @@ Clock: TypeAlias = Callable[[], float]
 Predicate: TypeAlias = Callable[[Any], bool | float | None]
 """Judges an exception or a result: yes, no, or yes with a number of seconds."""
 
-FailureRule: TypeAlias = type[Exception] | Predicate | tuple["type[Exception] | Predicate", ...]
-"""What counts as a failure: exception types, predicates, or a tuple of both."""
+FailureRule: TypeAlias = type[Exception] | Predicate | Collection["type[Exception] | Predicate"]
+"""What counts as a failure: exception types, predicates, or a tuple (list, set) of both."""

@@ -78,8 +78,9 @@ BAD_ARGUMENTS: list[tuple[str, object, type[Exception], str]] = [
     ("on", int, TypeError, "must name types below Exception"),
     ("on", asyncio.CancelledError, ValueError, "must name types below Exception"),
     ("on", (KeyError, KeyboardInterrupt), ValueError, "must name types below Exception"),
-    ("exclude", 5, TypeError, "must be several"),
-    ("exclude", "KeyError", TypeError, "must be several"),
+    ("on", (), ValueError, "must name at least one type or predicate"),
+    ("exclude", 5, TypeError, "must be a type, a predicate or several of them"),
+    ("exclude", "KeyError", TypeError, "must be a type, a predicate or several of them"),
     ("exclude", [5], TypeError, "must be an exception type, a predicate"),
     ("exclude", [int], TypeError, "must name types below Exception"),
     ("on_result", 5, TypeError, "must be callable"),
@@ -126,3 +127,10 @@ def test_breaker_is_a_pybreaker():
 
     assert isinstance(breaker, pybreaker.CircuitBreaker)
     assert issubclass(CircuitOpenError, pybreaker.CircuitBreakerError)
+
+
+def test_nothing_on_its_own_may_be_a_failure_where_results_are():
+    """A breaker may go by results alone."""
+    breaker = CircuitBreaker("b", fail_max=1, on=(), on_result=lambda answer: answer is None)
+    breaker.call(lambda: None)
+    assert breaker.current_state == "open"

@@ -329,6 +329,8 @@ async def _coroutine_function(*_: Any) -> bool:
             "wait must be a number of seconds, a timedelta, a tenacity wait strategy or None",
         ),
         ({"wait": wait_full_jitter}, TypeError, "wait must be an instance or a function, not a class"),
+        ({"on": ()}, ValueError, "on must name at least one type or predicate, got ()"),
+        ({"on": []}, ValueError, "on must name at least one type or predicate, got []"),
         ({"stop": 3}, TypeError, "stop must be callable, got 3"),
         ({"stop": stop_after_attempt}, TypeError, "stop must be an instance or a function, not a class"),
         ({"timeout": 0}, ValueError, "timeout must be greater than 0, got 0"),

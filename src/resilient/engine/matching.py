@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
+from collections.abc import Collection
 from typing import Any, Final
 
 import pybreaker
 
 from ..errors import RejectedError
+from ..events import error_text, log_fault
 from ..typing import FailureRule, Predicate
 from .params import plain_function, refuse
 
-__all__ = ["Matcher", "verdict_of"]
-
-_log = logging.getLogger("resilient")
+__all__ = ["Matcher", "is_one", "parts_of", "verdict_of"]
 
 # Our refusals say nothing about a dependency, so naming `Exception` does not mean them. A rule means them
 # only if it names one of these or a class below.
@@ -32,8 +31,24 @@ def verdict_of(predicate: Predicate, subject: object, default: bool) -> bool | f
             return float(answer) if 0.0 < answer < math.inf else bool(answer)
         return bool(answer)
     except Exception:  # noqa: BLE001 - the user's code, in the middle of handling a failure
-        _log.exception("predicate %r failed; taken as %s", predicate, default)
+        log_fault("predicate %r failed; taken as %s", predicate, default)
         return default
+
+
+def is_one(exc: Exception, kinds: tuple[type[Exception], ...]) -> bool:
+    """Tell whether *exc* is of one of *kinds*, even if it or one of them will not say."""
+    try:
+        return isinstance(exc, kinds)
+    except Exception:  # noqa: BLE001 - a `__class__` or a metaclass of the user's, in the middle of a failure
+        log_fault("%s does not say what it is; its own type decides", error_text(exc))
+        return any(kind in type.mro(type(exc)) for kind in kinds)
+
+
+def parts_of(rule: Any) -> tuple[Any, ...]:
+    """Return the types and predicates that *rule* holds: itself, if it is one."""
+    if isinstance(rule, Collection) and not isinstance(rule, str) and not callable(rule):
+        return tuple(rule)
+    return (rule,)
 
 
 class Matcher:
@@ -41,21 +56,27 @@ class Matcher:
 
     Args:
         parameter: the parameter it comes from, for messages.
-        rule: a type, a predicate, or a tuple of both.
+        rule: a type, a predicate, or several of both.
         doubtful: the verdict of a predicate that raises.
+        required: whether it must name anything.
 
     Raises:
         TypeError: *rule* holds something that is neither.
-        ValueError: a type is not below `Exception`: cancellation and interrupts are never failures.
+        ValueError: a type is not below `Exception`: cancellation and interrupts are never failures. Or *rule*
+            is empty, and something is *required*.
 
     Concurrency: immutable.
     """
 
     __slots__ = ("_doubtful", "predicates", "refusals", "types")
 
-    def __init__(self, parameter: str, rule: FailureRule, *, doubtful: bool = True) -> None:
+    def __init__(
+        self, parameter: str, rule: FailureRule, *, doubtful: bool = True, required: bool = False
+    ) -> None:
         self._doubtful = doubtful
-        parts = rule if isinstance(rule, tuple | list | set | frozenset) else (rule,)
+        parts = parts_of(rule)
+        if required and not parts:
+            refuse(ValueError, parameter, "must name at least one type or predicate", rule)
         self.types = tuple(_checked_type(parameter, part) for part in parts if isinstance(part, type))
         self.predicates: tuple[Predicate, ...] = tuple(
             _checked_predicate(parameter, part) for part in parts if not isinstance(part, type)
@@ -64,9 +85,9 @@ class Matcher:
 
     def match(self, exc: Exception) -> bool | float:
         """Judge *exc*: no, yes, or yes with a number of seconds."""
-        if isinstance(exc, RejectedError):
-            return isinstance(exc, self.refusals)
-        if isinstance(exc, self.types):
+        if issubclass(type(exc), RejectedError):
+            return is_one(exc, self.refusals)
+        if is_one(exc, self.types):
             return True
         for predicate in self.predicates:
             if verdict := verdict_of(predicate, exc, default=self._doubtful):

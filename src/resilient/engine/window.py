@@ -91,7 +91,7 @@ class Calls:
     __slots__ = ("count",)
 
     def __init__(self, count: int) -> None:
-        self.count = params.count("Calls", count)
+        self.count = params.count("count", count)
 
     def __repr__(self) -> str:
         return f"Calls({self.count})"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 from ..engine import params
 from ..engine.drive.rescues import rescue
 from ..engine.fork import renew_after_fork
-from ..engine.matching import Matcher, verdict_of
+from ..engine.matching import Matcher, is_one, verdict_of
 from ..engine.policy import Policy, callee_of, policies_of
 from ..engine.shape import Shape, describe, shape_of
 from ..events import Announcer, FallbackUsed, error_text
@@ -119,7 +119,7 @@ class Fallback(Policy):
         """Return whether to answer for *exc*."""
         # Not `match`: retries and breakers pass our refusals by; a fallback is there to answer for them.
         matcher = self._matcher
-        return isinstance(exc, matcher.types) or any(
+        return is_one(exc, matcher.types) or any(
             verdict_of(predicate, exc, default=True) for predicate in matcher.predicates
         )
 

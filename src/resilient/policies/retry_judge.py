@@ -19,7 +19,7 @@ from tenacity.retry import (
 )
 
 from ..engine import params
-from ..engine.matching import Matcher, verdict_of
+from ..engine.matching import Matcher, is_one, parts_of, verdict_of
 from ..errors import RejectedError
 from ..typing import FailureRule, Predicate
 
@@ -38,14 +38,18 @@ class Judge:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a type is not below `Exception`.
+        ValueError: a type is not below `Exception`, or there is nothing to retry.
 
     Concurrency: immutable.
     """
 
     def __init__(self, on: FailureRule | retry_base, on_result: Predicate | None) -> None:
         self._strategy = on if isinstance(on, retry_base) else None
-        self._matcher = None if isinstance(on, retry_base) else Matcher("on", _without_strategies(on))
+        self._matcher = (
+            None
+            if isinstance(on, retry_base)
+            else Matcher("on", _without_strategies(on), required=on_result is None)
+        )
         self._refusals = tuple(_refusals_named_by(self._strategy))
         self._on_result = (
             None if on_result is None else params.plain_function("on_result", on_result, classes=True)
@@ -56,7 +60,7 @@ class Judge:
         """Judge the failure that *state* holds."""
         if self._matcher is not None:
             return self._matcher.match(exc)
-        if isinstance(exc, RejectedError) and not isinstance(exc, self._refusals):
+        if issubclass(type(exc), RejectedError) and not is_one(exc, self._refusals):
             return False
         return self._ask_strategy(state)
 
@@ -84,7 +88,7 @@ class Judge:
 
 
 def _without_strategies(on: Any) -> Any:
-    for part in on if isinstance(on, tuple | list | set | frozenset) else (on,):
+    for part in parts_of(on):
         if isinstance(part, retry_base):  # as a predicate it would be given the exception, and fail
             params.refuse(TypeError, "on", "must hold no tenacity strategies: mix those with |", on)
     return on

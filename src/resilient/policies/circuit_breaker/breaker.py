@@ -137,8 +137,10 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
             ramp=params.seconds("ramp", ramp),
         )
         rules.check()
-        self._on = Matcher("on", on)
-        self._excluded = _several("exclude", (exclude,) if callable(exclude) else exclude)
+        self._on = Matcher("on", on, required=on_result is None)
+        self._excluded = _several(
+            "exclude", (exclude,) if callable(exclude) else exclude, "a type, a predicate or several of them"
+        )
         self._exclude = _exclusions(self._excluded)
         self._on_result = None if on_result is None else params.callback("on_result", on_result)
         self._core = BreakerCore(
@@ -482,9 +484,9 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         return mirror
 
 
-def _several(parameter: str, values: Any) -> tuple[Any, ...]:
+def _several(parameter: str, values: Any, what: str = "several") -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable | None):
-        params.refuse(TypeError, parameter, "must be several, as in a list or tuple", values)
+        params.refuse(TypeError, parameter, f"must be {what}, as in a list or tuple", values)
     return tuple(values or ())
 
 
