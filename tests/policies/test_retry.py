@@ -324,17 +324,44 @@ def test_before_sleep_sees_tenacitys_state(clock, caplog):
     ] * 2
 
 
-def test_before_sleep_that_raises_ends_the_call_and_refunds(clock):
-    """What `before_sleep` raises leaves the call, with the failure as context; the retry is given back."""
+def test_interrupt_in_before_sleep_ends_the_call_and_refunds(clock):
+    """It leaves the call, with the failure as context; the retry is given back."""
 
-    def refuse(state: object) -> None:
-        raise RuntimeError("shutting down")
+    def interrupt(state: object) -> None:
+        raise KeyboardInterrupt
 
-    retry = make(clock, before_sleep=refuse)
-    with pytest.raises(RuntimeError, match="shutting down") as caught:
+    retry = make(clock, before_sleep=interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
         retry.call(Flaky(ConnectionError("down")))
     assert isinstance(caught.value.__context__, ConnectionError)
     assert retry.budget.stats().retries == 0
+
+
+def broken(_state: object) -> Any:
+    """Fail, as a strategy of the user's may."""
+    raise LookupError("a bug of the user's")
+
+
+@pytest.mark.parametrize(
+    ("options", "calls", "longest"),
+    [
+        ({"before_sleep": broken}, 3, 1.0),
+        ({"wait": broken}, 3, 0.2),
+        ({"wait": lambda state: "soon"}, 3, 0.2),
+        ({"wait": lambda state: 10**400}, 3, 0.2),
+        ({"stop": broken}, 1, 0.0),
+    ],
+)
+def test_strategy_that_fails_never_hides_the_failure(clock, caplog, options, calls, longest):
+    """A hook is passed over, a wait is the default one, a stop stops; each is logged."""
+    flaky = Flaky(ConnectionError("down"))
+    with pytest.raises(ConnectionError, match="down"):
+        make(clock, **options).call(flaky)
+    assert flaky.calls == calls
+    assert len(clock.sleeps) == calls - 1
+    assert all(wait <= longest for wait in clock.sleeps)
+    assert [record.name for record in caplog.records] == ["resilient"] * max(1, calls - 1)
+    assert all("failed" in record.message for record in caplog.records)
 
 
 # Many at once

@@ -20,10 +20,11 @@ from ..engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ..engine.deadline import time_left
 from ..engine.drive.loops import loop
 from ..engine.fork import renew_after_fork
+from ..engine.matching import verdict_of
 from ..engine.policy import Policy, callee_of
 from ..engine.shape import Shape, describe
 from ..engine.window import Tally
-from ..events import Announcer, BudgetExhausted, RetriesExhausted, RetryScheduled, error_text
+from ..events import Announcer, BudgetExhausted, RetriesExhausted, RetryScheduled, error_text, log_fault
 from ..typing import Clock, FailureRule, Predicate, Seconds
 from .backoff import LONGEST_ASKED, retry_after_of, wait_full_jitter
 from .retry_block import AsyncAttempts, Attempts
@@ -32,6 +33,8 @@ from .retry_judge import Judge
 from .timeout import Deadline
 
 __all__ = ["Retry", "RetryStats"]
+
+_DEFAULT_WAIT: Final = wait_full_jitter()
 
 
 class _OwnBudget:
@@ -82,8 +85,9 @@ class Retry(Policy):
             `retry_*` strategy, or a mix of them, is taken as it is.
         attempts: the most attempts, the first one included; at least 1. None for no limit by number.
         wait: seconds between attempts: a number, a `timedelta`, or any tenacity `wait_*` strategy. None is
-            full jitter from 0.1 s, doubling, capped at 10 s.
-        stop: any tenacity `stop_*` strategy that ends it earlier. Its time counts from the first failure.
+            full jitter from 0.1 s, doubling, capped at 10 s; so is a strategy that raises.
+        stop: any tenacity `stop_*` strategy that ends it earlier; so does one that raises. Its time counts
+            from the first failure.
         timeout: seconds for everything, waits included; greater than 0. It is a deadline for what is inside;
             a coroutine is cut off by it. None for no limit of its own. No wait is begun that could not be
             followed by an attempt within it, or within the caller's deadline.
@@ -93,7 +97,7 @@ class Retry(Policy):
             One of more than an hour ends the call.
         budget: how many retries there may be over all calls. None for no limit. By default each Retry has a
             `RetryBudget()` of its own.
-        before_sleep: called before each wait with tenacity's `RetryCallState`; what it raises ends the call.
+        before_sleep: called before each wait with tenacity's `RetryCallState`. What it raises is logged.
         name: in errors, events and statistics.
         clock: a monotonic clock, in seconds.
         sleep: waits the given seconds; may return an awaitable in asynchronous code. None for the real wait.
@@ -294,7 +298,7 @@ class Run:
         if asked > LONGEST_ASKED:
             return f"asked to wait {asked:.3g} s, more than {LONGEST_ASKED:g} s", None
         delay = state.upcoming_sleep = self._delay(verdict, asked)
-        if policy.stop is not None and policy.stop(state):
+        if policy.stop is not None and verdict_of(policy.stop, state, default=True):
             return "its stop strategy said so", None
         left = self._time_left()
         if left is not None and delay >= left:
@@ -304,9 +308,16 @@ class Run:
         return "", delay
 
     def _delay(self, verdict: bool | float, asked: float) -> float:
-        delay = float(self._policy.wait(self._state)) if isinstance(verdict, bool) else verdict
+        delay = self._own_wait() if isinstance(verdict, bool) else verdict
         # No platform can wait longer than that; nobody will see the end of it.
         return min(max(0.0, delay, asked), threading.TIMEOUT_MAX)
+
+    def _own_wait(self) -> float:
+        try:
+            return float(self._policy.wait(self._state))
+        except Exception:  # noqa: BLE001 - a bug in the user's strategy must not hide the failure
+            log_fault("wait strategy %r failed; the default is used", self._policy.wait)
+            return float(_DEFAULT_WAIT(self._state))
 
     def _withdraw(self, budget: RetryBudget) -> bool:
         self._grant = budget.withdraw()
@@ -341,6 +352,8 @@ class Run:
         if policy.before_sleep is not None:
             try:
                 policy.before_sleep(state)
+            except Exception:  # noqa: BLE001
+                log_fault("before_sleep %r failed; the retry goes on", policy.before_sleep)
             except BaseException:
                 self.unsent()
                 raise
@@ -377,7 +390,7 @@ def _annotate(exc: Exception, head: str, rest: str) -> None:
 
 def _wait_strategy(wait: Any) -> wait_base:
     if wait is None:
-        return wait_full_jitter()
+        return _DEFAULT_WAIT
     if isinstance(wait, int | float | timedelta):
         return wait_fixed(params.seconds("wait", wait))
     if not callable(wait):
