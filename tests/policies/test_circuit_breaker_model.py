@@ -14,12 +14,16 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from resilient import Calls, CircuitBreaker, CircuitOpenError
 from resilient.testing import FakeClock
+
+# RESILIENT_HYPOTHESIS=deep takes minutes.
+pytestmark = pytest.mark.timeout(1_800)
 
 WINDOW = 10
 
@@ -488,4 +492,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 TestBreaker = BreakerMachine.TestCase
 # An example is a few milliseconds, and the rules have many corners.
-TestBreaker.settings = hypothesis_settings(max_examples=8 * hypothesis_settings.default.max_examples)
+TestBreaker.settings = hypothesis_settings(max_examples=max(500, hypothesis_settings.default.max_examples))
