@@ -1,0 +1,174 @@
+"""Fork while other threads use the policies, and use them all in the child. Run by `test_fork.py`.
+
+A program of its own: a test process has threads and state of its own that a child should not inherit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from resilient import (
+    Cache,
+    CircuitBreaker,
+    Fallback,
+    Pipeline,
+    Retry,
+    RetryBudget,
+    Timeout,
+    deadline,
+    events,
+    time_left,
+)
+from resilient.engine.policy import Policy
+
+HUNG = 10  # seconds after which a child is taken for hung
+FORKS = 40
+# What leads out of the policies into the rest of the process.
+ELSEWHERE = (type, types.ModuleType, types.FunctionType, types.FrameType, threading.Thread)
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
+
+
+class Shop:
+    """All policies, as a service has them: made once, before it forks."""
+
+    def __init__(self) -> None:
+        self.budget = RetryBudget()
+        self.breaker = CircuitBreaker("b", fail_max=10**9, listeners=[lambda _: None])
+        self.retry = Retry(on=ConnectionError, attempts=2, wait=0.0, budget=self.budget)
+        self.cache = Cache("c", ttl=0.001, stale_while_revalidate=60.0)
+        self.fallback = Fallback("instead")
+        self.threads = Timeout(5.0, threads=2)
+        self.limit = Timeout(5.0, name="limit")
+        self.all = Pipeline(self.fallback, self.cache, deadline(30.0), self.retry, self.breaker, self.limit)
+        self._work = Pipeline(self.fallback, self.retry, self.breaker, self.limit)(self._fail_at_times)
+        self._awork = Pipeline(self.fallback, self.retry, self.breaker, self.limit)(self._afail_at_times)
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        return (*self.all.layers, self.threads)
+
+    def use(self, number: int) -> None:
+        """Make calls through every policy: good, bad, cached, in threads."""
+        assert self._work(number) in {number, "instead"}
+        assert self.cache.get(number % 10, lambda: number) is not None
+        assert self.threads.call(str, number) == str(number)
+
+    def use_all(self) -> None:
+        """Do what a fresh process does with them, in both colours."""
+        for number in range(20):
+            self.use(number)
+        assert asyncio.run(self._gather()) == [*range(0, 20, 3)]
+        for policy in self.policies:
+            assert policy.stats()
+            policy.add_listener(self._listen)
+            policy.remove_listener(self._listen)
+        events.add_listener(self._listen)
+        self.breaker.open()
+        self.breaker.close()
+        events.remove_listener(self._listen)
+        assert time_left() is None
+
+    def _listen(self, _event: events.Event) -> None: ...
+
+    def _fail_at_times(self, number: int) -> int:
+        if number % 3:
+            raise ConnectionError
+        return number
+
+    async def _afail_at_times(self, number: int) -> int:
+        await asyncio.sleep(0)
+        return self._fail_at_times(number)
+
+    async def _gather(self) -> list[object]:
+        answers = await asyncio.gather(*map(self._awork, range(20)))
+        return [answer for answer in answers if answer != "instead"]
+
+
+def in_child(body: Callable[[], None]) -> int:
+    """Return the exit status of a forked child that ran *body*; a signal's number if one ended it."""
+    child = os.fork()
+    if not child:
+        signal.alarm(HUNG)
+        status = 1
+        with contextlib.suppress(BaseException):
+            try:
+                body()
+                status = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    return status
+
+
+def fork_under_load() -> None:
+    """Fork again and again while threads are in the middle of everything."""
+    shop, over = Shop(), threading.Event()
+
+    def hammer() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            shop.use(number)
+
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    sys.setswitchinterval(1e-5)
+    statuses = [in_child(shop.use_all) for _ in range(FORKS)]
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * FORKS, statuses
+
+
+def fork_with_every_lock_held() -> None:
+    """The worst moment there is: another thread holds every lock the policies have."""
+    shop, held, over = Shop(), threading.Event(), threading.Event()
+    shop.use_all()
+    locks = [*locks_in(*shop.policies, shop.budget, events._everyone)]
+    assert len(locks) > len(shop.policies), "found too few locks to mean anything"
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    status = in_child(shop.use_all)
+    over.set()
+    thread.join()
+    assert status == 0, status
+
+
+def locks_in(*roots: object) -> Iterator[Any]:
+    """Yield every lock that *roots* hold, themselves or in what they are made of."""
+    seen, left = set(), [*roots]
+    while left:
+        subject = left.pop()
+        if id(subject) in seen or isinstance(
+            subject, type | types.ModuleType | types.FrameType | threading.Thread
+        ):
+            continue
+        seen.add(id(subject))
+        if isinstance(subject, LOCKS):
+            yield subject
+        elif not isinstance(subject, types.FunctionType):
+            left.extend(gc.get_referents(subject))
+
+
+if __name__ == "__main__":
+    {"load": fork_under_load, "locks": fork_with_every_lock_held}[sys.argv[1]]()
