@@ -834,3 +834,18 @@ def test_fallback_values_are_kept_out(make: Callable[..., Cache]) -> None:
 def test_a_cachetools_cache_is_no_cache_of_ours() -> None:
     """The two may be told apart: ours is a policy."""
     assert not isinstance(Cache("c", ttl=1.0), cachetools.Cache)
+
+
+class TestLastKnownGoodAndFailures:
+    def test_failure_of_another_kind_does_not_cost_the_last_known_good(self, make, clock, source):
+        """What may not be answered for is raised, and forgotten; the good answer is there for what may."""
+        cache = make(stale_if_error=3600.0, negative_ttl=5.0, on=ConnectionError)
+        rate = cache(source)
+        good = rate()
+        clock.advance(20.0)
+        source.failure = ValueError("odd")
+        with pytest.raises(ValueError, match="odd"):
+            rate()
+        source.failure = ConnectionError("away")
+
+        assert rate() == good

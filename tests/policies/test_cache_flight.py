@@ -622,7 +622,7 @@ class TestContext:
         assert 0.0 < left <= 5.0
 
     async def test_a_task_loads_in_a_copy_of_it(self, cache):
-        """A coroutine sees the context of whoever began the load, deadline included."""
+        """A coroutine sees the context of whoever began the load, but is not bound by that one's deadline."""
         user: ContextVar[str] = ContextVar("user")
         user.set("ann")
 
@@ -632,8 +632,37 @@ class TestContext:
         async with deadline(5.0):
             seen, left = await cache.aget("k", load)
         assert seen == "ann"
-        assert left is not None
-        assert 0.0 < left <= 5.0
+        assert left is None
+
+    async def test_a_hasty_caller_does_not_spoil_the_load_of_the_others(self, cache):
+        """Who has little time leaves in time; those who joined get what was being loaded."""
+
+        async def load() -> str:
+            await asyncio.sleep(0.03)
+            return "loaded"
+
+        async def within(seconds: float) -> str:
+            async with deadline(seconds):
+                return await cache.aget("k", load)
+
+        hasty, patient = await asyncio.gather(within(0.005), within(10.0), return_exceptions=True)
+        assert isinstance(hasty, CallTimeoutError)
+        assert patient == "loaded"
+        assert cache.stats().loads == 1
+
+    async def test_waiting_in_the_thread_of_the_loop_that_loads_is_refused(self, cache):
+        """A synchronous call there would stop the loop it waits for: it loads for itself."""
+        go = asyncio.Event()
+
+        async def load() -> str:
+            await go.wait()
+            return "loaded"
+
+        task = asyncio.create_task(cache.aget("k", load))
+        await asyncio.sleep(0)
+        assert cache.get("k", lambda: "by itself") == "by itself"
+        go.set()
+        assert await task == "loaded"
 
     def test_a_deadline_that_ends_a_load_is_not_the_others_failure(self, cache, pool):
         """A load that ran out of its caller's time is tried again by one that has more."""

@@ -87,6 +87,9 @@ class TestInThreads:
             for failures in range(1, 4):
                 assert cache.get("k", load) == "old"
                 until(lambda failures=failures: cache.stats().load_failures == failures and idle(cache))
+                assert cache.get("k", load) == "old"  # not tried again at once
+                clock.advance(1.0)
+        assert cache.stats().loads == 3
         assert told == [events.RefreshFailed("c", error="UpstreamError: away")] * 3
 
     def test_hung_refreshes_of_some_keys_hold_up_no_other(self, cache, clock, go):
@@ -246,6 +249,7 @@ class TestInTasks:
         with capture_events() as told:
             assert await cache.aget("k", load) == "old"
             await asyncio.sleep(0.001)
+            clock.advance(1.0)
             assert await cache.aget("k", load) == "old"
             await asyncio.sleep(0.001)
         assert told == [events.RefreshFailed("c", error="UpstreamError: away")] * 2

@@ -127,11 +127,22 @@ def load(core: Lookup, key: Hashable, loader: Callable[[], Any]) -> Any:
                 _refresh_in_thread(core, step.lead, loader)
             return _serve(core, step)
         with Tie(step.flight) as ends:
-            if not ends:  # that load waits for this one: call, as it would be without a cache
+            # That load waits for this one, or for this thread: call, as it would be without a cache.
+            if not ends or _runs_in_this_thread(step.flight):
                 return loader()
             answer = _load_here(core, step, loader) if isinstance(step, Lead) else _wait(core, step.flight)
         if answer is not None:
             return _serve(core, answer)
+
+
+def _runs_in_this_thread(flight: Flight) -> bool:
+    """Tell whether *flight* runs on the loop of this thread, which a wait for it would stop."""
+    if flight.loop is None:
+        return False
+    try:
+        return asyncio.get_running_loop() is flight.loop
+    except RuntimeError:
+        return False
 
 
 def _load_here(core: Lookup, lead: Lead, loader: Callable[[], Any]) -> Serve:
@@ -253,8 +264,9 @@ def _cancel_from_anywhere(loop: asyncio.AbstractEventLoop, task: asyncio.Task[An
 async def _load_in_task(core: Lookup, lead: Lead, loader: Callable[[], Awaitable[Any]]) -> None:
     flight = lead.flight
     current_flight.set(flight)
-    if flight.background:
-        innermost.set(None)
+    # The deadline of whoever came first binds that caller, who leaves when it passes, not the load: others
+    # may have more time. When nobody waits any more, the load is cancelled.
+    innermost.set(None)
     try:
         value = _keepable(await (_in_time(core, loader) if flight.background else loader()))
     except Exception as exc:  # noqa: BLE001 - the core hands it to those who wait

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
 from ...engine.deadline import time_left
 from ...engine.flight import Flight, Follow, Lead, Outcome, Serve, Step
@@ -31,6 +31,9 @@ from .store import Entry, Store
 __all__ = ["CacheCore", "Freshness", "Lifetimes", "freshness", "replica", "served"]
 
 _log = logging.getLogger("resilient")
+
+
+_REFRESH_PAUSE: Final = 1.0  # the most seconds between a refresh that failed and the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class CacheCore:
             self.load_failures += 1
             answer = self._instead(flight.key, now, excused=excused)
             if answer is not None:
-                self._land_elsewhere(flight, answer, now + self._hold_off(exc))
+                self._land_elsewhere(flight, answer, now + self._hold_off(flight, exc))
             elif late:  # it ran out of its caller's time, which says nothing about the others'
                 self._end(flight, Outcome.ABANDONED)
             else:
@@ -293,18 +296,22 @@ class CacheCore:
         # A refusal of ours means that the value could not be had: that is what the last one is kept for.
         return isinstance(exc, RejectedError) or bool(self._on.match(exc))
 
-    def _hold_off(self, exc: Exception) -> float:
+    def _hold_off(self, flight: Flight, exc: Exception) -> float:
         """Return for how long not to load again after *exc*: a refusal tells when another try makes sense."""
         asked = exc.retry_after if isinstance(exc, RejectedError) else None
-        return max(self.lifetimes.negative_ttl, asked or 0.0)
+        # Who is served something stale does not wait: without a pause, each hit would begin a new refresh.
+        pause = min(_REFRESH_PAUSE, self.lifetimes.ttl / 10) if flight.background else 0.0
+        return max(self.lifetimes.negative_ttl, asked or 0.0, pause)
 
     def _remember_failure(self, flight: Flight, exc: Exception, now: float) -> None:
         if not (flight.keep and self.enabled):
             return
-        retry_at = now + self._hold_off(exc)
+        retry_at = now + self._hold_off(flight, exc)
         former = self.store.find(flight.key)
         if former is not None and now < former.stale_until:
             former.retry_at = min(retry_at, former.stale_until)  # its time as an answer is not over
+        elif former is not None and former.error is None and now < former.error_until:
+            pass  # it may yet answer for a failure of another kind
         elif now < retry_at and not isinstance(
             exc, RejectedError
         ):  # a refusal is not the dependency's answer
