@@ -195,6 +195,7 @@ class _StreamLimit:
             return advance(value)
         finally:
             innermost.set(before)
+            del value  # if it was thrown in and comes back, this frame is in its traceback
 
     def end(self) -> None:
         self._instant.over = True
@@ -212,6 +213,7 @@ class _StreamLimit:
             raise
         finally:
             innermost.set(before)
+            del step
 
 
 class _ThreadForm:

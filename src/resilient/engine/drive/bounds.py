@@ -71,6 +71,8 @@ def _in_steps(bound: StreamBound, stream: Generator[Any, Any, Any]) -> Generator
             item = bound.step(advance, value)
         except StopIteration as stop:
             return stop.value
+        finally:
+            value = None  # if it was thrown in and comes back, this frame is in its traceback
         try:
             advance, value = stream.send, (yield item)
         except GeneratorExit:
@@ -95,6 +97,8 @@ class _BoundStream(PlainStream):
         except BaseException:
             self._bound.end()
             raise
+        finally:
+            del step
 
     async def close(self) -> None:
         try:

@@ -156,6 +156,8 @@ class _GatedStream(PlainStream):
         except BaseException as exc:
             self._core.abandon(self._ticket, exc)
             raise
+        finally:
+            del step
 
 
 _WRAPPERS = {

@@ -49,15 +49,24 @@ class PlainStream:
 
     async def throw(self, exc: BaseException) -> Any:
         """Raise *exc* inside and take the next item."""
-        return await self.advance(self._inner.athrow(exc))
+        try:
+            return await self.advance(self._inner.athrow(exc))
+        finally:
+            del exc  # if it comes back, this frame is in its traceback: they would keep each other alive
 
     async def close(self) -> None:
         """End the run early."""
         await self._inner.aclose()
 
     async def advance(self, step: Awaitable[Any]) -> Any:
-        """Await one step."""
-        return await step
+        """Await one step.
+
+        The step may hold an exception that was thrown in: whoever awaits it must let go of it too.
+        """
+        try:
+            return await step
+        finally:
+            del step
 
     def restart(self) -> None:
         """Begin anew: only before the consumer has seen an item."""
