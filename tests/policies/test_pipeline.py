@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -172,6 +173,49 @@ def test_policy_applied_twice_is_refused():
             stack()
     Timeout(9)(one(_fail))
     assert Pipeline(one, one, order="as-given").call(int) == 0
+
+
+def test_policy_under_a_partial_is_seen():
+    """A `partial` of a guarded function is under the same policies."""
+    one = retry()
+    partly = functools.partial(functools.partial(one(_fail)))
+    assert policies_of(partly) == (one,)
+    with pytest.raises(PipelineOrderError, match="already: a policy applied twice"):
+        one(partly)
+    with pytest.raises(PipelineOrderError, match="one result for several attempts"):
+        breaker()(partly)
+
+
+@pytest.mark.parametrize(("outer", "inner", "reason"), MISTAKES)
+def test_as_given_holds_inside_other_policies(outer: Maker, inner: Maker, reason: str):
+    """What was meant is accepted in a checked pipeline and under another decorator, too."""
+
+    def meant() -> Pipeline:
+        return Pipeline(outer(), inner(), order="as-given")
+
+    assert Pipeline(deadline(9), Pipeline(meant()))(len)("CHF") == 3
+    assert deadline(9)(meant()(len))("CHF") == 3
+
+
+def test_as_given_excuses_nothing_outside_itself():
+    """Between the pipeline and what is around it, the known mistakes are refused."""
+    meant = Pipeline(cache(), fallback(), order="as-given")
+    with pytest.raises(PipelineOrderError, match="nothing would ever be retried"):
+        Pipeline(retry(), meant)
+    with pytest.raises(PipelineOrderError, match="nothing would ever be retried"):
+        retry()(meant(_fail))
+    with pytest.raises(PipelineOrderError, match="one result for several attempts"):
+        Pipeline(Pipeline(fallback(), breaker(), order="as-given"), retry())
+
+
+def test_applied_twice_is_the_first_reason():
+    """Of several reasons, the one that is no matter of order is told: moving would not help."""
+    one, both = breaker(), retry()
+    twice = Pipeline(one, Pipeline(both, order="as-given"), order="as-given")
+    with pytest.raises(PipelineOrderError, match=r"CircuitBreaker 'breaker' is on .* already"):
+        Pipeline(one, twice)
+    with pytest.raises(PipelineOrderError, match=r"CircuitBreaker 'breaker' is on .* already"):
+        Pipeline(Pipeline(cache(), one), Pipeline(fallback(), one))
 
 
 # Composition

@@ -45,17 +45,25 @@ _MISTAKES: Final[dict[str, dict[str, str]]] = {
 }
 
 
-def check_order(outer: _Placed, inside: Sequence[_Placed], target: str) -> None:
-    """Refuse to put *outer* around *inside* (outermost first) where that is known to go wrong.
+def check_order(layers: Sequence[_Placed], inside: Sequence[_Placed], target: str) -> None:
+    """Refuse to put *layers* around *inside* (both outermost first) where that is known to go wrong.
+
+    What *layers* are to each other is not asked: a pipeline has said so, or was told not to.
 
     Raises:
         PipelineOrderError: with the reason, and what to move.
     """
-    for position, inner in enumerate(inside):
-        if inner is outer:
+    for outer in layers:
+        if any(inner is outer for inner in inside):
             raise PipelineOrderError(
                 f"{_label(outer)} is on {target} already: a policy applied twice would count every call twice"
             )
+    for outer in layers:
+        _check_pairs(outer, inside, target)
+
+
+def _check_pairs(outer: _Placed, inside: Sequence[_Placed], target: str) -> None:
+    for position, inner in enumerate(inside):
         reason = _MISTAKES.get(outer.kind, {}).get(inner.kind)
         if reason is not None and not _is_excused(outer, inside[position + 1 :]):
             raise PipelineOrderError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, Self, cast
 
 from ..events import Announcer, Listener
 from ..typing import P, T
 from .order import check_order
-from .shape import Shape, describe, shape_of
+from .shape import Shape, describe, shape_of, without_partials
 
 __all__ = ["Policy", "attach", "callee_of", "policies_of"]
 
@@ -22,12 +22,12 @@ _NOT_PLAIN = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENE
 
 def policies_of(fn: Callable[..., Any]) -> tuple[Policy, ...]:
     """Return the policies on *fn*, outermost first."""
-    marks = getattr(fn, _MARK, ())
+    marks = getattr(without_partials(fn), _MARK, ())
     # A proxy answers to any name: what it answers is not our mark.
     return marks if isinstance(marks, tuple) else ()
 
 
-class Policy:
+class Policy(metaclass=ABCMeta):
     """Base of every policy.
 
     A subclass says how it wraps a callable of a given shape (`wrap`); decorating, calling directly and
@@ -39,6 +39,8 @@ class Policy:
 
     kind: ClassVar[str]
     announcer: Announcer
+    checks_order: bool = True
+    """Whether decorating refuses an order that is known to go wrong."""
 
     @property
     def layers(self) -> tuple[Policy, ...]:
@@ -73,7 +75,7 @@ class Policy:
             TypeError: *fn* is a class or cannot be called.
             PipelineOrderError: *fn* is under a policy already that must not be inside this one.
         """
-        return cast("Callable[P, T]", attach(self, fn, checked=True))
+        return cast("Callable[P, T]", attach(self, fn))
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call *fn* once under this policy.
@@ -137,6 +139,29 @@ class Policy:
         """
         self.announcer.listeners.remove(listener)
 
+    # Functions refer to the policy they are under, and its counters and locks are theirs: a copy would be
+    # another policy. So settings that hold one can be copied, and it stays the same.
+
+    def __copy__(self) -> Self:
+        """Return the policy itself."""
+        return self
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        """Return the policy itself."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        msg = (
+            f"{self.kind} {self.name!r} cannot be pickled: it is shared by the calls of one process; "
+            "give it a name at module level and import it where it is needed"
+        )
+        raise TypeError(msg)
+
     # One wrapper around "call what you are given" serves every direct call; wrapping each callee anew would
     # cost more than the call. Made at the first use: most policies are only decorators.
 
@@ -144,31 +169,30 @@ class Policy:
     def _invoker(self) -> Callable[..., Any]:
         invoker = self.__dict__.get("_invoke")
         if invoker is None:
-            invoker = self.__dict__["_invoke"] = self.wrap(_invoke, Shape.FUNCTION)
+            invoker = vars(self)["_invoke"] = self.wrap(_invoke, Shape.FUNCTION)
         return cast("Callable[..., Any]", invoker)
 
     @property
     def _ainvoker(self) -> Callable[..., Any]:
         invoker = self.__dict__.get("_ainvoke")
         if invoker is None:
-            invoker = self.__dict__["_ainvoke"] = self.wrap(_ainvoke, Shape.COROUTINE)
+            invoker = vars(self)["_ainvoke"] = self.wrap(_ainvoke, Shape.COROUTINE)
         return cast("Callable[..., Any]", invoker)
 
 
-def attach(policy: Policy, fn: Any, *, checked: bool) -> Any:
-    """Put *policy* on *fn* and leave a mark of it; with *checked*, refuse an order known to go wrong."""
+def attach(policy: Policy, fn: Any) -> Any:
+    """Put *policy* on *fn* and leave a mark of it."""
     if isinstance(fn, classmethod | staticmethod):
-        return type(fn)(attach(policy, fn.__func__, checked=checked))
+        return type(fn)(attach(policy, fn.__func__))
     shape = shape_of(fn)
-    inside = (*policy.layers, *policies_of(fn))
-    if checked:
-        for position in range(len(policy.layers)):
-            check_order(inside[position], inside[position + 1 :], describe(fn))
+    layers, inside = policy.layers, policies_of(fn)
+    if policy.checks_order:
+        check_order(layers, inside, describe(fn))
     wrapper = policy.wrap(fn, shape)
     if not hasattr(fn, "__name__"):  # a partial or an object; the wrapper's own name would mean nothing
         wrapper.__qualname__ = describe(fn)
         wrapper.__name__ = wrapper.__qualname__.rpartition(".")[2]
-    setattr(wrapper, _MARK, inside)
+    setattr(wrapper, _MARK, (*layers, *inside))
     return wrapper
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-__all__ = ["Shape", "describe", "shape_of"]
+__all__ = ["Shape", "describe", "shape_of", "without_partials"]
 
 
 class Shape(Enum):
@@ -50,18 +50,19 @@ def shape_of(fn: Callable[..., Any]) -> Shape:
 
 def describe(fn: Callable[..., Any]) -> str:
     """Return a short name for *fn*: its qualified name, or that of its type."""
-    fn = _unwrap_partial(fn)
+    fn = without_partials(fn)
     return getattr(fn, "__qualname__", None) or type(fn).__qualname__
 
 
 def _faces(fn: Callable[..., Any]) -> tuple[Any, ...]:
     """Return where the shape may show: on the callable itself, and on its type's `__call__`."""
-    plain = _unwrap_partial(fn)
+    plain = without_partials(fn)
     # Not `callable`: what is wanted is the method itself, to see of which kind it is.
-    return plain, _unwrap_partial(getattr(type(plain), "__call__", None))  # noqa: B004
+    return plain, without_partials(getattr(type(plain), "__call__", None))  # noqa: B004
 
 
-def _unwrap_partial(fn: Any) -> Any:
+def without_partials(fn: Any) -> Any:
+    """Return what *fn* calls in the end, if it is a `partial`; else *fn* itself."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     return fn

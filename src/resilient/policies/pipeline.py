@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from ..engine import params
 from ..engine.order import check_order
-from ..engine.policy import Policy, attach, policies_of
+from ..engine.policy import Policy, policies_of
 from ..engine.shape import Shape
 from ..events import Announcer, Listener
-from ..typing import P, T
 from .lint import Finding, lint
 
 __all__ = ["Pipeline", "PipelineStats"]
@@ -39,7 +38,8 @@ class Pipeline(Policy):
     Args:
         *policies: at least one, outermost first.
         name: in its representation.
-        order: "checked" refuses known mistakes; "as-given" takes the order as it is.
+        order: "checked" refuses known mistakes; "as-given" takes the order as it is, of its own policies
+            and of what it decorates, also where it stands in a checked pipeline.
 
     Raises:
         TypeError: an argument is no policy.
@@ -65,13 +65,12 @@ class Pipeline(Policy):
         if order not in ("checked", "as-given"):
             params.refuse(ValueError, "order", "must be 'checked' or 'as-given'", order)
         self._name = "pipeline" if name is None else params.named("name", name)
-        self._checked = order == "checked"
+        self.checks_order = order == "checked"
         self.policies = policies
         self.announcer = Announcer()
-        if self._checked:
-            layers = self.layers
-            for position, layer in enumerate(layers):
-                check_order(layer, layers[position + 1 :], f"pipeline {self._name!r}")
+        if self.checks_order:
+            for position, policy in enumerate(policies):
+                check_order(policy.layers, _layers(policies[position + 1 :]), f"pipeline {self._name!r}")
 
     @property
     def name(self) -> str:
@@ -81,26 +80,11 @@ class Pipeline(Policy):
     @property
     def layers(self) -> tuple[Policy, ...]:
         """All policies, nested pipelines opened, outermost first."""
-        return tuple(layer for policy in self.policies for layer in policy.layers)
+        return _layers(self.policies)
 
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under all the policies."""
         return functools.reduce(lambda inner, policy: policy.wrap(inner, shape), reversed(self.policies), fn)
-
-    def __call__(self, fn: Callable[P, T], /) -> Callable[P, T]:
-        """Return *fn* under all the policies; see `Policy`.
-
-        Args:
-            fn: what to guard.
-
-        Returns:
-            The guarded function.
-
-        Raises:
-            TypeError: *fn* is a class or cannot be called.
-            PipelineOrderError: *fn* is under a policy already that must not be inside one of these.
-        """
-        return cast("Callable[P, T]", attach(self, fn, checked=self._checked))
 
     def lint(self, fn: Callable[..., Any] | None = None) -> tuple[Finding, ...]:
         """Find numbers that cannot work together.
@@ -143,3 +127,7 @@ class Pipeline(Policy):
 
     def __repr__(self) -> str:
         return f"<Pipeline {self._name!r}: {' > '.join(map(repr, self.layers))}>"
+
+
+def _layers(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    return tuple(layer for policy in policies for layer in policy.layers)
