@@ -131,3 +131,26 @@ def test_nested_pipelines_are_looked_into():
         "attempt-above-deadline",
         "backoff-outlasts-deadline",
     }
+
+
+@pytest.mark.parametrize("outer", [deadline(8, name="total"), retry(timeout=8, name="total")])
+def test_hanging_calls_that_are_never_counted(outer):
+    """A breaker that cannot see slowness, under a limit that cuts calls off outside it, is told so."""
+    message = found(outer, CircuitBreaker("rates"))["hang-never-seen"]
+    assert message.startswith(f"{outer.kind} 'total' ends a call that hangs after 8 s")
+    assert "CircuitBreaker 'rates' inside it never counts; put a Timeout inside the breaker" in message
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        [CircuitBreaker("rates")],
+        [retry(), CircuitBreaker("rates")],
+        [deadline(8), CircuitBreaker("rates", slow_after=2)],
+        [deadline(8), CircuitBreaker("rates"), Timeout(2)],
+        [deadline(8), CircuitBreaker("rates"), deadline(2)],
+    ],
+)
+def test_hanging_calls_that_are_counted_or_not_cut_off(policies):
+    """A limit inside, `slow_after`, and nothing outside that cuts calls off are fine."""
+    assert "hang-never-seen" not in found(*policies)

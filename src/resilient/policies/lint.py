@@ -38,6 +38,7 @@ def lint(layers: Sequence[Policy]) -> tuple[Finding, ...]:
         _backoff_outlasts_deadline,
         _window_below_timeout,
         _slow_never_seen,
+        _hang_never_seen,
         _nested_retries,
     )
     return tuple(finding for check in checks for finding in check(layers))
@@ -98,6 +99,19 @@ def _slow_never_seen(layers: Sequence[Policy]) -> Iterator[Finding]:
                     f"CircuitBreaker {layer.name!r} calls a call slow after {slow:g} s, {inner.kind} "
                     f"{inner.name!r} ends it after {inner.seconds:g} s: no good call can be slow",
                 )
+
+
+def _hang_never_seen(layers: Sequence[Policy]) -> Iterator[Finding]:
+    for position, layer in enumerate(layers):
+        if not isinstance(layer, CircuitBreaker) or layer.rules.slow_after is not None:
+            continue
+        total, whose = _total_time(layers[:position])
+        if total < math.inf and _total_time(layers[position + 1 :])[0] == math.inf:
+            yield Finding(
+                "hang-never-seen",
+                f"{whose} ends a call that hangs after {total:g} s, which CircuitBreaker {layer.name!r} "
+                "inside it never counts; put a Timeout inside the breaker, or give it slow_after",
+            )
 
 
 def _nested_retries(layers: Sequence[Policy]) -> Iterator[Finding]:
