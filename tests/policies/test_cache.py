@@ -793,6 +793,7 @@ class TestBadArguments:
             ("load_timeout", 0, ValueError),
             ("load_timeout", "1", TypeError),
             ("key", "k", TypeError),
+            ("key", _coroutine, TypeError),
             ("on", KeyboardInterrupt, ValueError),
             ("on", "Exception", TypeError),
             ("storage", {}, TypeError),

@@ -158,6 +158,11 @@ class TestBorrowed:
             Cache("two", ttl=10.0, storage=storage)
         assert first.get("k", lambda: 1) == 1
 
+    def test_two_sizes_are_refused(self):
+        """A storage has its own: the other one would be ignored."""
+        with pytest.raises(ValueError, match=r"^max_size must not be given with storage, .*, got 5$"):
+            Cache("c", ttl=10.0, max_size=5, storage=cachetools.LRUCache(10))
+
     def test_a_storage_may_go(self):
         """What was lent once is not kept alive by that."""
         import weakref

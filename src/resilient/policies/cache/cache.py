@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import cachetools
@@ -25,6 +25,8 @@ __all__ = ["Cache", "CacheStats"]
 
 V = TypeVar("V")
 D = TypeVar("D")
+
+_DEFAULT_SIZE: Final = 1024
 
 _lent: WeakValueDictionary[int, cachetools.Cache[Any, Any]] = WeakValueDictionary()  # by identity
 
@@ -87,7 +89,7 @@ class Cache(Policy):
             `math.inf` for as long as it is kept. None or 0: never.
         negative_ttl: seconds a failure is remembered, so that the next calls do not load again; above 0.
             Refusals are not remembered. None: not at all.
-        max_size: the most entries; at least 1.
+        max_size: the most entries; at least 1. Not together with *storage*.
         key: makes the key from the arguments of the call. None: the positional arguments and keywords
             themselves, which must be hashable. Without it, a cache serves one function.
         jitter: the share of *ttl* by which it may be shortened at random, so that entries do not expire
@@ -118,7 +120,7 @@ class Cache(Policy):
         stale_while_revalidate: Seconds = 0.0,
         stale_if_error: Seconds | None = None,
         negative_ttl: Seconds | None = None,
-        max_size: int = 1024,
+        max_size: int = _DEFAULT_SIZE,
         key: Callable[..., Hashable] | None = None,
         jitter: float = 0.1,
         load_timeout: Seconds | None = None,
@@ -136,7 +138,7 @@ class Cache(Policy):
             negative_ttl=params.optional_seconds("negative_ttl", negative_ttl) or 0.0,
             jitter=params.ratio("jitter", jitter, zero=True),
         )
-        make_key = None if key is None else params.callback("key", key)
+        make_key = None if key is None else params.plain_function("key", key, classes=True)
         load_timeout = params.optional_seconds("load_timeout", load_timeout)
         store = _store(storage, params.count("max_size", max_size))
         clock = params.callback("clock", clock)
@@ -291,6 +293,8 @@ def _store(storage: Any, max_size: int) -> Store:
         return SieveCache(max_size)
     if not isinstance(storage, cachetools.Cache):
         params.refuse(TypeError, "storage", "must be a cachetools.Cache or None", storage)
+    if max_size != _DEFAULT_SIZE:
+        params.refuse(ValueError, "max_size", "must not be given with storage, which has its own", max_size)
     if _lent.get(id(storage)) is storage:  # their keys would meet, and their locks would not
         params.refuse(ValueError, "storage", "must not be another cache's, too", storage)
     _lent[id(storage)] = storage
