@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -14,7 +15,7 @@ from resilient.engine.workers import Workers
 from resilient.testing import FakeClock
 
 KEYS = st.sampled_from("abc")
-SECONDS = st.sampled_from([0.0, 1.0, 2.5, 5.0, 20.0, 100.0])
+SECONDS = st.sampled_from([0.0, 0.2, 1.0, 2.5, 5.0, 20.0, 100.0])
 
 
 class UpstreamError(Exception):
@@ -59,25 +60,27 @@ class Model:
             return known.value, "fresh"
         if past < self.swr:
             if now >= known.hold_until:
-                self.load(key, now, outcome)
+                self.load(key, now, outcome, pause=min(1.0, self.ttl / 10))
             return known.value, "stale"
         if now < known.hold_until and past < self.sie:
             return known.value, "stale"
         return self.load(key, now, outcome)
 
-    def load(self, key: str, now: float, outcome: Any) -> tuple[Any, str]:
-        """Load, which ends in *outcome*: a value, or a class of exception."""
+    def load(self, key: str, now: float, outcome: Any, pause: float = 0.0) -> tuple[Any, str]:
+        """Load, which ends in *outcome*: a value, or a class of exception; then pause at least *pause*."""
         known = self.kept.get(key)
         if not isinstance(outcome, type):
             self.kept[key] = Known(outcome, now)
             return outcome, "fresh"
         if known is not None and known.failure is None:
             past = now - (known.at + self.ttl)
+            hold_until = now + max(self.negative, pause)
             if past < self.sie and outcome is not BadRequestError:
-                known.hold_until = now + self.negative
+                known.hold_until = hold_until
                 return known.value, "stale"
             if past < self.swr:
-                known.hold_until = min(now + self.negative, known.at + self.ttl + self.swr)
+                known.hold_until = min(hold_until, known.at + self.ttl + self.swr)
+            if past < max(self.swr, self.sie):
                 return outcome, "failed"
         if self.negative and outcome is not RejectedError:
             self.kept[key] = Known(failure=outcome, hold_until=now + self.negative)
@@ -174,3 +177,5 @@ class AtOnce(Workers):
 
 
 TestLife = Life.TestCase
+# The rare pairs of a time and a failure are found by more than the usual number of examples.
+TestLife.settings = settings(max_examples=max(200, settings.default.max_examples))

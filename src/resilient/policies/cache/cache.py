@@ -88,14 +88,15 @@ class Cache(Policy):
         stale_if_error: seconds after *ttl* in which it may answer for a load that failed; 0 or more,
             `math.inf` for as long as it is kept. None or 0: never.
         negative_ttl: seconds a failure is remembered, so that the next calls do not load again; above 0.
-            Refusals are not remembered. None: not at all.
+            Refusals are not remembered, nor is a failure at the cost of a value that may still answer.
+            None: not at all.
         max_size: the most entries; at least 1. Not together with *storage*.
         key: makes the key from the arguments of the call. None: the positional arguments and keywords
             themselves, which must be hashable. Without it, a cache serves one function.
         jitter: the share of *ttl* by which it may be shortened at random, so that entries do not expire
             together; 0 to 1.
-        load_timeout: seconds to wait for a load that somebody else runs, or that runs as a task; above 0.
-            None: without end.
+        load_timeout: seconds to wait for a load that somebody else runs, or that runs as a task; above 0; after
+            it the next caller loads anew. None: without end.
         on: which failures of a load the last known good may answer for: exception types, predicates, or a
             tuple of both. Refusals always are.
         storage: a cachetools cache to keep entries in instead; None for a `SieveCache` of *max_size*.
