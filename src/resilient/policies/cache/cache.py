@@ -95,8 +95,8 @@ class Cache(Policy):
             themselves, which must be hashable. Without it, a cache serves one function.
         jitter: the share of *ttl* by which it may be shortened at random, so that entries do not expire
             together; 0 to 1.
-        load_timeout: seconds to wait for a load that somebody else runs, or that runs as a task; above 0; after
-            it the next caller loads anew. None: without end.
+        load_timeout: seconds to wait for a load that somebody else runs, or that runs as a task; above 0;
+            after it the next caller loads anew. None: without end.
         on: which failures of a load the last known good may answer for: exception types, predicates, or a
             tuple of both. Refusals always are.
         storage: a cachetools cache to keep entries in instead; None for a `SieveCache` of *max_size*.
