@@ -34,7 +34,7 @@ class FakeClock:
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = params.number("start", start)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant, for signal handlers
         self.sleeps: list[float] = []
         """The waits so far, in seconds."""
 

@@ -28,6 +28,7 @@ from resilient import (
     events,
     time_left,
 )
+from resilient.engine import flight
 from resilient.engine.policy import Policy
 
 HUNG = 10  # seconds after which a child is taken for hung
@@ -45,6 +46,7 @@ class Shop:
         self.breaker = CircuitBreaker("b", fail_max=10**9, listeners=[lambda _: None])
         self.retry = Retry(on=ConnectionError, attempts=2, wait=0.0, budget=self.budget)
         self.cache = Cache("c", ttl=0.001, stale_while_revalidate=60.0)
+        self.inner = Cache("inner", ttl=0.001)
         self.fallback = Fallback("instead")
         self.threads = Timeout(5.0, threads=2)
         self.limit = Timeout(5.0, name="limit")
@@ -54,12 +56,12 @@ class Shop:
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        return (*self.all.layers, self.threads)
+        return (*self.all.layers, self.threads, self.inner)
 
     def use(self, number: int) -> None:
         """Make calls through every policy: good, bad, cached, in threads."""
         assert self._work(number) in {number, "instead"}
-        assert self.cache.get(number % 10, lambda: number) is not None
+        assert self.cache.get(number % 10, lambda: self.inner.get(number, lambda: number)) is not None
         assert self.threads.call(str, number) == str(number)
 
     def use_all(self) -> None:
@@ -135,7 +137,7 @@ def fork_with_every_lock_held() -> None:
     """The worst moment there is: another thread holds every lock the policies have."""
     shop, held, over = Shop(), threading.Event(), threading.Event()
     shop.use_all()
-    locks = [*locks_in(*shop.policies, shop.budget, events._everyone)]
+    locks = [*locks_in(*shop.policies, shop.budget, events._everyone, flight._knots)]
     assert len(locks) > len(shop.policies), "found too few locks to mean anything"
 
     def hold() -> None:

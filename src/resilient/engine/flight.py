@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from .fork import renew_after_fork
 from .waiting import Waiter
 
 __all__ = ["Flight", "Follow", "Lead", "Outcome", "Serve", "Step", "Tie", "current_flight"]
@@ -106,8 +107,22 @@ Step = Serve | Lead | Follow
 current_flight: ContextVar[Flight | None] = ContextVar("resilient_flight", default=None)
 """The load that this context is part of; it may have ended."""
 
-# One for all caches: a circle may go through several. Taken only by loads inside loads.
-_knots = threading.Lock()
+
+class _Knots:
+    """The lock on what waits for what. One for all caches: a circle may go through several.
+
+    Taken only by loads inside loads.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+
+
+_knots = _Knots()
 
 
 class Tie:
@@ -129,7 +144,7 @@ class Tie:
 
     def __enter__(self) -> bool:
         if self._outer is not None:
-            with _knots:
+            with _knots.lock:
                 self.holds = not _leads_to(self._flight, self._outer)
                 if self.holds:
                     self._outer.awaits.append(self._flight)
@@ -137,7 +152,7 @@ class Tie:
 
     def __exit__(self, *_: object) -> None:
         if self._outer is not None and self.holds:
-            with _knots:
+            with _knots.lock:
                 self._outer.awaits.remove(self._flight)
 
 

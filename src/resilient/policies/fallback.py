@@ -156,7 +156,7 @@ class Fallback(Policy):
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant, for signal handlers
         self.announcer.after_fork()
 
     def _count(self, exc: Exception, *, failed: bool) -> None:

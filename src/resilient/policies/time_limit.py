@@ -94,5 +94,5 @@ class Limit:
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # re-entrant, for signal handlers
         self.announcer.after_fork()
