@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from resilient import CircuitBreaker, Fallback, Retry
+from resilient import Cache, CircuitBreaker, Fallback, Retry
 from resilient.engine.matching import Matcher
 from resilient.testing import FakeClock
 
@@ -60,6 +60,9 @@ def test_shy_exception_goes_through_every_policy():
         assert caught.value is failure
     assert breaker.stats().consecutive_failures == 1
     assert retry.stats().retries == 1
+    for policy in (Cache("c", ttl=60), Cache("d", ttl=60, negative_ttl=60, on=ShyError)):
+        with pytest.raises(ShyError):
+            policy(fail)()
     assert Fallback("answer", on=(KeyError, ShyError))(fail)() == "answer"
 
 

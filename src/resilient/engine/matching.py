@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import pybreaker
 
@@ -13,7 +13,7 @@ from ..events import error_text, log_fault
 from ..typing import FailureRule, Predicate
 from .params import plain_function, refuse
 
-__all__ = ["Matcher", "is_one", "parts_of", "verdict_of"]
+__all__ = ["Matcher", "is_one", "is_refusal", "parts_of", "verdict_of"]
 
 # Our refusals say nothing about a dependency, so naming `Exception` does not mean them. A rule means them
 # only if it names one of these or a class below.
@@ -42,6 +42,11 @@ def is_one(exc: Exception, kinds: tuple[type[Exception], ...]) -> bool:
     except Exception:  # noqa: BLE001 - a `__class__` or a metaclass of the user's, in the middle of a failure
         log_fault("%s does not say what it is; its own type decides", error_text(exc))
         return any(kind in type.mro(type(exc)) for kind in kinds)
+
+
+def is_refusal(exc: Exception) -> TypeGuard[RejectedError]:
+    """Tell whether *exc* is one of our refusals, without asking it."""
+    return issubclass(type(exc), RejectedError)
 
 
 def parts_of(rule: Any) -> tuple[Any, ...]:
@@ -85,7 +90,7 @@ class Matcher:
 
     def match(self, exc: Exception) -> bool | float:
         """Judge *exc*: no, yes, or yes with a number of seconds."""
-        if issubclass(type(exc), RejectedError):
+        if is_refusal(exc):
             return is_one(exc, self.refusals)
         if is_one(exc, self.types):
             return True

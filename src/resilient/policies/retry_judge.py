@@ -19,7 +19,7 @@ from tenacity.retry import (
 )
 
 from ..engine import params
-from ..engine.matching import Matcher, is_one, parts_of, verdict_of
+from ..engine.matching import Matcher, is_one, is_refusal, parts_of, verdict_of
 from ..errors import RejectedError
 from ..typing import FailureRule, Predicate
 
@@ -60,7 +60,7 @@ class Judge:
         """Judge the failure that *state* holds."""
         if self._matcher is not None:
             return self._matcher.match(exc)
-        if issubclass(type(exc), RejectedError) and not is_one(exc, self._refusals):
+        if is_refusal(exc) and not is_one(exc, self._refusals):
             return False
         return self._ask_strategy(state)
 

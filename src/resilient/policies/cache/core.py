@@ -20,10 +20,9 @@ from typing import Any, Final
 from ...engine.deadline import time_left
 from ...engine.flight import Flight, Follow, Lead, Outcome, Serve, Step
 from ...engine.fork import renew_after_fork
-from ...engine.matching import Matcher
+from ...engine.matching import Matcher, is_refusal
 from ...engine.waiting import Waiter
 from ...engine.window import Tally
-from ...errors import RejectedError
 from ...events import Announcer, RefreshFailed, StaleServed, error_text
 from ...typing import Clock
 from .store import Entry, Store
@@ -294,11 +293,11 @@ class CacheCore:
     def _excused(self, exc: Exception) -> bool:
         """Tell whether the last known good may answer for *exc*. Without the lock: asks the user's code."""
         # A refusal of ours means that the value could not be had: that is what the last one is kept for.
-        return isinstance(exc, RejectedError) or bool(self._on.match(exc))
+        return is_refusal(exc) or bool(self._on.match(exc))
 
     def _hold_off(self, flight: Flight, exc: Exception) -> float:
         """Return for how long not to load again after *exc*: a refusal tells when another try makes sense."""
-        asked = exc.retry_after if isinstance(exc, RejectedError) else None
+        asked = exc.retry_after if is_refusal(exc) else None
         # Who is served something stale does not wait: without a pause, each hit would begin a new refresh.
         pause = min(_REFRESH_PAUSE, self.lifetimes.ttl / 10) if flight.background else 0.0
         return max(self.lifetimes.negative_ttl, asked or 0.0, pause)
@@ -312,9 +311,7 @@ class CacheCore:
             former.retry_at = min(retry_at, former.stale_until)  # its time as an answer is not over
         elif former is not None and former.error is None and now < former.error_until:
             pass  # it may yet answer for a failure of another kind
-        elif now < retry_at and not isinstance(
-            exc, RejectedError
-        ):  # a refusal is not the dependency's answer
+        elif now < retry_at and not is_refusal(exc):  # a refusal is not the dependency's answer
             entry = Entry(self, None, now)
             entry.error = exc
             entry.retry_at = retry_at
