@@ -22,6 +22,7 @@ CALLS = 100_000
 CALLS_THAT_COST_MORE = 5_000  # into threads, on a loop
 WARM_UP = 500
 FEW_BLOCKS = 300  # caches of the interpreter's own come and go
+ROUNDS = 3  # what leaks does so in each of them; what the interpreter or a late neighbour keeps, in one
 
 
 class Tracked:
@@ -224,17 +225,24 @@ async def test_coroutine_calls_leave_no_memory_behind(mode: Mode) -> None:
             await asyncio.gather(*(work((turn + n) % 2000) for n in range(10)))
 
     await calls(2 * 2000)
-    before = _blocks()
-    await calls(CALLS_THAT_COST_MORE)
+    growth = []
+    for _ in range(ROUNDS):
+        before = _blocks()
+        await calls(CALLS_THAT_COST_MORE)
+        growth.append(_blocks() - before)
 
-    assert _blocks() - before < FEW_BLOCKS
+    assert min(growth) < FEW_BLOCKS, growth
 
 
 def _assert_flat(calls: Callable[[int], None], number: int) -> None:
     calls(WARM_UP)
-    before = _blocks()
-    calls(number)
-    assert _blocks() - before < FEW_BLOCKS
+    growth = []
+    for _ in range(ROUNDS):
+        before = _blocks()
+        calls(number)
+        growth.append(_blocks() - before)
+
+    assert min(growth) < FEW_BLOCKS, growth
 
 
 def _blocks() -> int:
