@@ -362,3 +362,16 @@ def test_bad_arguments_are_refused(policies, options, kind, message):
     with pytest.raises(kind) as caught:
         Pipeline(*policies, **options)
     assert message in str(caught.value)
+
+
+def test_chain_of_sources_may_be_cached_and_retried_but_not_judged_as_one():
+    """Another source's answer is a good one; only a breaker must not take it for the first one's."""
+
+    def down() -> str:
+        raise ConnectionError
+
+    chained = Fallback.chain(down, lambda: "second source")
+    assert Cache("rates", ttl=60.0)(chained)() == "second source"
+    assert Retry(on=ConnectionError)(chained)() == "second source"
+    with pytest.raises(PipelineOrderError, match="another source"):
+        CircuitBreaker("rates-api")(chained)

@@ -36,6 +36,7 @@ _MISTAKES: Final[dict[str, dict[str, str]]] = {
     },
     "CircuitBreaker": {
         "Fallback": "the fallback's value would count as a success of the dependency",
+        "Fallback.chain": "an answer of another source would count as a success of this one",
         "Cache": "cached answers would count as successes of the dependency",
         "Retry": _HIDDEN,
     },

@@ -98,9 +98,7 @@ class Fallback(Policy):
         params.callback("source", primary)
         chained = primary
         for source in sources:
-            step = cls(None, on=on, name=f"chain-to-{describe(params.callback('source', source))}")
-            step._answer = _Answer(source, with_exception=False)
-            chained = step(chained)
+            chained = _Link(params.callback("source", source), on)(chained)
         return chained
 
     @property
@@ -179,6 +177,16 @@ class _Direct:
 
     def aanswer(self, exc: Exception, args: Any, kwargs: Any) -> Awaitable[Any]:
         return self._fallback.aanswer(exc, args[1:], kwargs)
+
+
+class _Link(Fallback):
+    """A step to another source. Its answer is as good as the first one's: it may be cached."""
+
+    kind: ClassVar[str] = "Fallback.chain"
+
+    def __init__(self, source: Callable[..., Any], on: FailureRule) -> None:
+        super().__init__(None, on=on, name=f"chain-to-{describe(source)}")
+        self._answer = _Answer(source, with_exception=False)
 
 
 class _Answer:
