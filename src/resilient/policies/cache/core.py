@@ -7,7 +7,6 @@ part in it, whatever thread, task or loop they are in.
 from __future__ import annotations
 
 import copy
-import logging
 import random
 import threading
 import weakref
@@ -23,13 +22,11 @@ from ...engine.fork import renew_after_fork
 from ...engine.matching import Matcher, is_refusal
 from ...engine.waiting import Waiter
 from ...engine.window import Tally
-from ...events import Announcer, RefreshFailed, StaleServed, error_text
+from ...events import Announcer, RefreshFailed, StaleServed, error_text, log_fault
 from ...typing import Clock
 from .store import Entry, Store
 
 __all__ = ["CacheCore", "Freshness", "Lifetimes", "freshness", "replica", "served"]
-
-_log = logging.getLogger("resilient")
 
 
 _REFRESH_PAUSE: Final = 1.0  # the most seconds between a refresh that failed and the next one
@@ -265,7 +262,7 @@ class CacheCore:
         try:
             self.store.keep(flight.key, entry)
         except Exception:  # noqa: BLE001 - a `getsizeof` of the user's: it costs the caller no answer
-            _log.exception("cache %r could not keep a value", self.name)
+            log_fault("cache %r could not keep a value", self.name)
             self.store.drop(flight.key)
         _disown(flight.older)  # what began before must not be kept after
 

@@ -21,6 +21,7 @@ from ...events import (
     CircuitOpened,
     CircuitOverridden,
     CircuitResumed,
+    log_fault,
 )
 from .states import DEFAULT_RESET_TIMEOUT, BreakerStats, CallHooks, Mode, Override, Period, Rules, State
 
@@ -336,7 +337,7 @@ def _answer(ask: Callable[[], float]) -> float:
     try:
         seconds = float(ask())
     except Exception:  # noqa: BLE001 - the user's code, in the middle of a failing call
-        _log.exception("reset_timeout failed: %r; %g s taken", ask, DEFAULT_RESET_TIMEOUT)
+        log_fault("reset_timeout failed: %r; %g s taken", ask, DEFAULT_RESET_TIMEOUT)
         return DEFAULT_RESET_TIMEOUT
     if 0.0 <= seconds < math.inf:
         return seconds

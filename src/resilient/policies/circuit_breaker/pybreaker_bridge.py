@@ -27,6 +27,7 @@ from ...events import (
     StorageLost,
     StorageRestored,
     error_text,
+    log_fault,
 )
 from .states import Mode, State
 
@@ -122,7 +123,7 @@ class Bridge:
             except Exception:  # noqa: BLE001 - a listener's fault is no fault of the call
                 if id(listener) not in self._faulty:
                     self._faulty.add(id(listener))
-                    _log.exception("listener %r failed; it will not be reported again", listener)
+                    log_fault("listener %r failed; it will not be reported again", listener)
 
 
 class StorageMirror:
