@@ -42,6 +42,15 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [our / their for our, their in zip(ours, theirs, strict=True)]
 
 
+def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return ours minus theirs, round by round, for the reason `ratios` has.
+
+    Raises:
+        ValueError: If the two do not have as many rounds as each other.
+    """
+    return [our - their for our, their in zip(ours, theirs, strict=True)]
+
+
 def calls_for(seconds: float, *, calls: int, took: float) -> int:
     """Return how many calls fill *seconds*, given that *calls* of them *took* so long; at least 1."""
     return max(1, round(calls * seconds / took))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import re
 import statistics
 import sys
@@ -17,7 +18,7 @@ from types import FrameType, FunctionType
 from typing import Any, Self, cast
 
 from bench.arithmetic import calls_for
-from bench.subjects.model import ARGUMENT, BrokenError, Outcome, Subject, Work, counted, make_work
+from bench.subjects.model import ARGUMENT, Outcome, Subject, Work, counted, make_work
 
 WARM_UP_CALLS = 200
 """Calls before anything is timed: they fill caches, open breakers and let the interpreter specialise."""
@@ -105,11 +106,13 @@ class Harness:
                     runner.samples.append(self._time(runner, runner.calls) / runner.calls * 1e9)
 
     def _build(self, subject: Subject, work: Work) -> Work:
-        async def build() -> Work:
-            return subject.build(work)
+        async def build() -> Any:
+            built = subject.build(work)
+            return await built if inspect.isawaitable(built) else built
 
-        # Some asynchronous peers look for the running loop as they decorate.
-        return self._run(build()) if subject.awaited else subject.build(work)
+        # Some asynchronous peers look for the running loop as they decorate, and some must be started on it.
+        call: Work = self._run(build()) if subject.awaited else subject.build(work)
+        return call
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         # In a context of its own: what one subject leaves in its context variables is nobody else's burden.
@@ -126,7 +129,7 @@ class Harness:
 
     def _outcome(self, subject: Subject, call: Work) -> object:
         try:
-            return self._run(call(ARGUMENT)) if subject.awaited else call(ARGUMENT)
+            return subject.read(self._run(call(ARGUMENT)) if subject.awaited else call(ARGUMENT))
         except Exception as error:
             # Some peers raise one stored instance again and again: its traceback would grow for ever.
             return error.with_traceback(None)
@@ -180,21 +183,13 @@ def verify(outcome: Outcome, results: Sequence[object], entered: int) -> None:
         WrongBehaviourError: If a call ended otherwise, or the function was entered too often or too rarely.
     """
     for result in results:
-        if not _fits(outcome, result):
+        if not outcome.fits(result):
             raise WrongBehaviourError(f"a call that {outcome.value} gave {result!r}")
     expected = len(results) if outcome.reaches_the_function else 0
     if entered != expected:
         raise WrongBehaviourError(
             f"{len(results)} calls entered the function {entered} times, not {expected}"
         )
-
-
-def _fits(outcome: Outcome, result: object) -> bool:
-    if outcome is Outcome.FAILS:
-        return isinstance(result, BrokenError)
-    if outcome is Outcome.REJECTS:
-        return isinstance(result, Exception) and not isinstance(result, BrokenError)
-    return result == ARGUMENT
 
 
 def reason(error: Exception) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 
 from bench import arithmetic
 from bench.arithmetic import Spread
-from bench.targets import Judged, Verdict
+from bench.targets import Judged, Unit, Verdict
 
 OURS = "resilient"
 """Name of the subject of a family that the others are compared with."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON file."""
 
 Cells = Sequence[str]
@@ -149,10 +149,29 @@ def _row_cells(row: Row) -> Cells:
 
 
 def _target_cells(target: Judged) -> Cells:
-    if target.against is None:
-        measured = "" if target.figure is None else f"{target.figure.median:g}"
-        return (target.what, "frames", f"{target.at_most:g}", measured, target.verdict)
-    return (target.what, target.against, f"{target.at_most:.2f}", _ratio(target.figure), target.verdict)
+    at_most, measured = _FIGURES[target.unit](target)
+    return (target.what, target.against or target.unit, at_most, measured, target.verdict)
+
+
+def _ratio_figures(target: Judged) -> Cells:
+    return (f"{target.at_most:.2f}", _ratio(target.figure))
+
+
+def _surplus_figures(target: Judged) -> Cells:
+    figure = target.figure
+    measured = "" if figure is None else f"+{figure.median:.1f} µs ({figure.low:.1f}-{figure.high:.1f})"
+    return (f"+{target.at_most:g} µs", measured)
+
+
+def _frame_figures(target: Judged) -> Cells:
+    return (f"{target.at_most:g}", "" if target.figure is None else f"{target.figure.median:g}")
+
+
+_FIGURES = {
+    Unit.RATIO: _ratio_figures,
+    Unit.MICROSECONDS: _surplus_figures,
+    Unit.FRAMES: _frame_figures,
+}
 
 
 def summary(targets: Sequence[Judged]) -> str:
@@ -228,7 +247,7 @@ def as_data(results: Results) -> dict[str, Any]:
     """Return the results as plain data for JSON."""
     data: dict[str, Any] = _rounded(dataclasses.asdict(results))
     for judged, source in zip(data["targets"], results.targets, strict=True):
-        judged["verdict"] = source.verdict
+        judged.update(unit=source.unit, verdict=source.verdict)
     return {"format": FORMAT, **data}
 
 

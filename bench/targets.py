@@ -25,6 +25,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Surplus:
+    """Time that ours may add to something else: for what wraps more than it replaces, where a ratio says little.
+
+    Args:
+        ours: Subject id of ours.
+        against: Subject id of what it is compared with.
+        at_most: The largest allowed median of the differences ours - against, in microseconds.
+    """
+
+    ours: str
+    against: str
+    at_most: float
+
+
+@dataclass(frozen=True, slots=True)
 class FrameBudget:
     """Python frames one call of ours may enter, the guarded function's included."""
 
@@ -45,6 +60,8 @@ TARGETS: tuple[Target, ...] = (
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 
+SURPLUSES: tuple[Surplus, ...] = ()
+
 FRAME_BUDGETS: tuple[FrameBudget, ...] = (
     FrameBudget("breaker/resilient", 4),
     FrameBudget("retry/resilient", 2),
@@ -60,6 +77,14 @@ class Verdict(enum.StrEnum):
     ABSENT = "ABSENT"
 
 
+class Unit(enum.StrEnum):
+    """What a promise's figures count."""
+
+    RATIO = "ratio"
+    MICROSECONDS = "microseconds more"
+    FRAMES = "frames"
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A promise, the figure measured for it and the verdict.
@@ -69,12 +94,14 @@ class Judged:
         against: What it is compared with; None for a number of frames.
         at_most: The promise.
         figure: What was measured, with its quartiles; None if a side of it is absent.
+        unit: What *at_most* and *figure* count.
     """
 
     what: str
     against: str | None
     at_most: float
     figure: arithmetic.Spread | None
+    unit: Unit
 
     @property
     def verdict(self) -> Verdict:
@@ -96,17 +123,26 @@ def judge(
         frames: Frames per call, by subject id.
         selected: Subject ids the run was asked for, whether they could be measured or not.
     """
-    timed = [_time(target, samples) for target in TARGETS if {target.ours, target.against} <= selected]
-    return timed + [_frames(budget, frames) for budget in FRAME_BUDGETS if budget.ours in selected]
+    timed: list[Target | Surplus] = [*TARGETS, *SURPLUSES]
+    chosen = [_time(one, samples) for one in timed if {one.ours, one.against} <= selected]
+    return chosen + [_frames(budget, frames) for budget in FRAME_BUDGETS if budget.ours in selected]
 
 
-def _time(target: Target, samples: Mapping[str, Sequence[float]]) -> Judged:
-    ours, theirs = samples.get(target.ours), samples.get(target.against)
-    figure = arithmetic.spread(arithmetic.ratios(ours, theirs)) if ours and theirs else None
-    return Judged(target.ours, target.against, target.at_most, figure)
+def _time(promise: Target | Surplus, samples: Mapping[str, Sequence[float]]) -> Judged:
+    unit = Unit.RATIO if isinstance(promise, Target) else Unit.MICROSECONDS
+    ours, theirs = samples.get(promise.ours), samples.get(promise.against)
+    figure = arithmetic.spread(_COMPARED[unit](ours, theirs)) if ours and theirs else None
+    return Judged(promise.ours, promise.against, promise.at_most, figure, unit)
+
+
+def _microseconds(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [nanoseconds / 1000 for nanoseconds in arithmetic.differences(ours, theirs)]
+
+
+_COMPARED = {Unit.RATIO: arithmetic.ratios, Unit.MICROSECONDS: _microseconds}
 
 
 def _frames(budget: FrameBudget, frames: Mapping[str, int]) -> Judged:
     entered = frames.get(budget.ours)
     figure = None if entered is None else arithmetic.spread([entered])
-    return Judged(budget.ours, None, budget.at_most, figure)
+    return Judged(budget.ours, None, budget.at_most, figure, Unit.FRAMES)

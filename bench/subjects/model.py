@@ -12,6 +12,9 @@ Work = Callable[[int], Any]
 ARGUMENT = 1
 """What every call is made with; the guarded function returns it."""
 
+OK = 200
+"""The status with which an app that was reached answers."""
+
 
 class BrokenError(Exception):
     """The failure of the guarded function."""
@@ -24,6 +27,9 @@ class Outcome(enum.Enum):
     REMEMBERS = "returns the result without calling the function"
     FAILS = "calls the function and passes its exception on"
     REJECTS = "raises an error of its own without calling the function"
+    ALLOWS = "allows, with no function to call"
+    DENIES = "denies without raising"
+    ANSWERS = "calls the function in an app that answers with 200"
 
     @property
     def raises(self) -> bool:
@@ -33,7 +39,22 @@ class Outcome(enum.Enum):
     @property
     def reaches_the_function(self) -> bool:
         """Say whether a call enters the guarded function."""
-        return self in (Outcome.RETURNS, Outcome.FAILS)
+        return self in (Outcome.RETURNS, Outcome.FAILS, Outcome.ANSWERS)
+
+    def fits(self, result: object) -> bool:
+        """Say whether a call may end with this: what it returned, or the exception it raised."""
+        if self is Outcome.FAILS:
+            return isinstance(result, BrokenError)
+        if self is Outcome.REJECTS:
+            return isinstance(result, Exception) and not isinstance(result, BrokenError)
+        expected = {Outcome.ALLOWS: True, Outcome.DENIES: False, Outcome.ANSWERS: OK}.get(self, ARGUMENT)
+        # The type too: 1 == True, and a count is no permission.
+        return type(result) is type(expected) and result == expected
+
+
+def as_it_is(result: Any) -> Any:
+    """Read a result that says by itself what came of the call."""
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +64,22 @@ class Subject:
     Args:
         family: The job; subjects of one family are compared with one another.
         name: The library, with what is special about its settings in brackets.
-        build: Takes the function to guard, returns it guarded. Runs on the event loop when *awaited*.
+        build: Takes the function to guard, returns it guarded. Runs on the event loop when *awaited*, and may
+            then be a coroutine function itself.
         package: Distribution whose version goes into the results; None for the standard library.
         awaited: The guarded function is a coroutine function.
         outcome: What a call must do.
+        read: Turns what a call returned into what the outcome is about, such as a decision into whether it
+            allows. Only for checking, never timed.
     """
 
     family: str
     name: str
-    build: Callable[[Work], Work]
+    build: Callable[[Work], Any]
     package: str | None = None
     awaited: bool = False
     outcome: Outcome = Outcome.RETURNS
+    read: Callable[[Any], object] = as_it_is
 
     @property
     def id(self) -> str:

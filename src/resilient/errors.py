@@ -10,14 +10,21 @@ with every raise.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pybreaker
+
+if TYPE_CHECKING:
+    from .policies.rate_limiter.decision import Decision
 
 __all__ = [
     "BulkheadFullError",
     "CallTimeoutError",
     "CircuitOpenError",
     "DeadlineExceededError",
+    "MaintenanceError",
     "PipelineOrderError",
+    "RateLimitedError",
     "RejectedError",
     "ResilientError",
 ]
@@ -72,6 +79,33 @@ class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
         self.policy = policy
         self.retry_after = retry_after
         self.last_failure = last_failure
+
+
+class RateLimitedError(RejectedError):
+    """Tell that a rate limit is used up.
+
+    Args:
+        message: what was refused, and why.
+        policy: the limiter's name.
+        retry_after: seconds until the same call would be let in, if nobody else takes its place; None if it
+            never would be.
+        decision: all that the limiter knows about it.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        decision: Decision | None = None,
+    ) -> None:
+        super().__init__(message, policy=policy, retry_after=retry_after)
+        self.decision = decision
+
+
+class MaintenanceError(RejectedError):
+    """Tell that the service is closed for maintenance."""
 
 
 class BulkheadFullError(RejectedError):

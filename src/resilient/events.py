@@ -37,6 +37,7 @@ __all__ = [
     "RefreshFailed",
     "RetriesExhausted",
     "RetryScheduled",
+    "RungChanged",
     "StaleServed",
     "StorageLost",
     "StorageRestored",
@@ -158,6 +159,19 @@ class RefreshFailed(Event):
     """A background refresh of a cache ended in *error*; the old value goes on being served."""
 
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RungChanged(Event):
+    """A rate limiter decides on another rung of its ladder from now on; *reason* says why.
+
+    *rung* and *previous* are "shared" (the store that all processes share), "local" (this process's share),
+    "allow" or "deny".
+    """
+
+    rung: str
+    previous: str
+    reason: str
 
 
 Listener: TypeAlias = Callable[[Event], None]
@@ -303,10 +317,12 @@ class Announcer:
     recursion.
     """
 
-    __slots__ = ("_lock", "_loss_logged", "_pending", "_turn", "dropped", "listeners")
+    __slots__ = ("_everyone", "_lock", "_loss_logged", "_pending", "_turn", "dropped", "listeners")
 
-    def __init__(self) -> None:
+    def __init__(self, *, private: bool = False) -> None:
         self.listeners = Listeners()
+        # A policy that is a part of another one speaks through that one, and to nobody else.
+        self._everyone = Listeners() if private else _everyone
         self.dropped = 0  # events nobody heard of because listeners were too slow
         self._loss_logged = False
         self._pending: deque[Event] = deque(maxlen=_MAX_PENDING)
@@ -316,7 +332,7 @@ class Announcer:
     @property
     def heard(self) -> bool:
         """Whether anybody listens: where not, an event need not be made."""
-        return bool(self.listeners or _everyone)
+        return bool(self.listeners or self._everyone)
 
     def post(self, event: Event) -> None:
         if len(self._pending) == _MAX_PENDING:
@@ -327,7 +343,9 @@ class Announcer:
         if self.dropped and not self._loss_logged:  # not by `post`: it may hold the policy's lock
             self._loss_logged = True
             _log.warning(
-                "listeners too slow, the oldest events are dropped: %r, %r", self.listeners, _everyone
+                "listeners too slow, the oldest events are dropped: %r, %r",
+                self.listeners,
+                self._everyone,
             )
         if not self._drain(_FOR_OTHERS):
             self._hand_on()
@@ -351,7 +369,7 @@ class Announcer:
                     at_most -= 1
                     event = self._pending.popleft()
                     self.listeners.tell(event)
-                    _everyone.tell(event)
+                    self._everyone.tell(event)
             finally:
                 self._turn = None
                 del turn
@@ -367,7 +385,7 @@ class Announcer:
         self._lock = threading.RLock()
         self._turn = None
         self.listeners.after_fork()
-        _everyone.after_fork()
+        self._everyone.after_fork()
 
     def _take_turn(self) -> _Turn | None:
         with self._lock:

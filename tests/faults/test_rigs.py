@@ -13,7 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+from limits.storage import storage_from_string
+from redis.cluster import RedisCluster
+from redis.exceptions import AskError, MovedError
+from tests.support.cluster import ClusterFleet
 from tests.support.postgres import PostgresServer
+from tests.support.sentinel import SentinelFleet
 from tests.support.server import ServerError
 from tests.support.tcp_proxy import Bandwidth, Latency, ResetPeer, Slicer, Stream, TcpProxy, Timeout
 from tests.support.valkey import ValkeyServer, client_for
@@ -152,6 +157,113 @@ class TestPostgres:
         assert postgres.query("select 1") == "1"
 
 
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[SentinelFleet]:
+    with SentinelFleet() as fleet:
+        yield fleet
+
+
+@pytest.mark.slow
+class TestSentinelFleet:
+    def test_limits_reaches_the_primary_by_the_uri(self, sentinels: SentinelFleet) -> None:
+        storage = storage_from_string(sentinels.uri)
+
+        assert storage.incr("rig:sentinel", 60) == 1
+        with sentinels.primary.client() as client:
+            assert client.get("LIMITS:rig:sentinel") == b"1"
+
+    def test_failover_by_command_leaves_a_replica_that_refuses_writes(self, sentinels: SentinelFleet) -> None:
+        former = sentinels.primary
+
+        sentinels.failover()
+
+        assert sentinels.primary is not former
+        sentinels.wait_until_ready()
+        with former.client() as client, pytest.raises(redis.ReadOnlyError):
+            client.set("rig:sentinel", 1)
+
+    def test_killed_primary_is_replaced_and_comes_back_as_a_replica(self, sentinels: SentinelFleet) -> None:
+        sentinels.wait_until_ready()
+
+        dead = sentinels.kill_primary()
+        sentinels.wait_until_primary_is_not(dead)
+        with sentinels.primary.client() as client:
+            client.set("rig:kept", "value")
+
+        dead.start()
+        sentinels.wait_until_ready()
+        with dead.client() as client:
+            assert client.get("rig:kept") == b"value"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterFleet]:
+    with ClusterFleet() as fleet:
+        yield fleet
+
+
+@pytest.mark.slow
+class TestClusterFleet:
+    def test_every_node_serves_its_share(self, cluster: ClusterFleet) -> None:
+        first = cluster.nodes[0]
+        with RedisCluster(host=first.host, port=first.port) as client:
+            for number in range(100):
+                client.set(f"rig:{number}", number)
+
+        assert all(_keys(node) for node in cluster.nodes)
+
+    def test_limits_reaches_the_cluster_by_the_uri(self, cluster: ClusterFleet) -> None:
+        storage = storage_from_string(cluster.uri)
+
+        assert storage.incr("rig:cluster", 60) == 1
+        storage.storage.close()
+
+    def test_moved_slot_redirects(self, cluster: ClusterFleet) -> None:
+        key = "rig:moved"
+        former = cluster.owner(key)
+        with former.client() as client:
+            client.set(key, "value")
+
+            target = cluster.move(key)
+
+            with pytest.raises(MovedError):
+                client.get(key)
+        assert cluster.owner(key) is target
+        with target.client() as client:
+            assert client.get(key) == b"value"
+
+    def test_slot_on_the_move_asks_for_keys_that_do_not_exist(self, cluster: ClusterFleet) -> None:
+        here, nowhere = "{rig}:here", "{rig}:nowhere"
+        with cluster.owner(here).client() as client:
+            client.set(here, "value")
+
+            with cluster.moving(here) as target:
+                assert client.get(here) == b"value"
+                with pytest.raises(AskError):
+                    client.get(nowhere)
+                with pytest.raises(redis.ResponseError, match="TRYAGAIN"):
+                    client.mget(here, nowhere)
+
+        assert cluster.owner(here) is target
+
+    def test_killed_node_takes_only_its_slots_and_comes_back(self, cluster: ClusterFleet) -> None:
+        victim, survivor = cluster.owner("rig:1"), cluster.owner("rig:2")
+        assert victim is not survivor
+
+        victim.kill()
+        with survivor.client() as client:
+            assert client.set("rig:2", "value")
+
+        victim.start()
+        cluster.wait_until_ready()
+        assert cluster.owner("rig:1") is victim
+
+
+def _keys(node: ValkeyServer) -> int:
+    with node.client() as client:
+        return int(client.dbsize())
+
+
 class TestTcpProxy:
     @pytest.fixture
     def proxy(self, shared_valkey: ValkeyServer) -> Iterator[TcpProxy]:
@@ -222,6 +334,18 @@ class TestTcpProxy:
                 client.ping()
             with pytest.raises(redis.ConnectionError, match="refused"):
                 client.ping()
+
+        assert client.ping()
+
+    def test_deaf_proxy_lets_connecting_hang(self, client: redis.Redis, proxy: TcpProxy) -> None:
+        with proxy.deaf():
+            with pytest.raises(redis.ConnectionError):
+                client.ping()
+            with (
+                client_for(f"redis://{proxy.host}:{proxy.port}/0", timeout=DELAY) as late,
+                pytest.raises(redis.TimeoutError, match="connecting"),
+            ):
+                late.ping()
 
         assert client.ping()
 

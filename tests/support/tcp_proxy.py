@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar
@@ -27,6 +27,10 @@ Forward = Callable[[bytes], Awaitable[None]]
 
 _CHUNK = 65_536
 _ANSWER_WITHIN = 5.0
+# Loopback connects in microseconds or, with a full queue, not at all. How many fit into a queue of length 0 is
+# up to the kernel: one on Linux.
+_HANGS_AFTER = 0.1
+_MOST_IN_QUEUE = 16
 # A socket closed with this option set sends RST instead of FIN.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
@@ -151,6 +155,17 @@ class TcpProxy:
         finally:
             self._on_loop(self._listen())
 
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Let attempts to connect hang, and reset the connections there are, for the length of the block.
+
+        So behaves a host that a firewall drops packets for, or a server whose queue of new connections is full.
+        """
+        self._on_loop(self._close())
+        with _full_queue(self.host, self.port):
+            yield
+        self._on_loop(self._listen())
+
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_WITHIN)
 
@@ -201,6 +216,26 @@ class TcpProxy:
                 forward = partial(toxic, forward=forward)
             await forward(data)
         writer.write_eof()
+
+
+@contextmanager
+def _full_queue(host: str, port: int) -> Iterator[None]:
+    """Listen on *port* with a queue that has no place left: the kernel drops whatever asks to connect."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(_MOST_IN_QUEUE):
+            client = sockets.enter_context(socket.socket())
+            client.settimeout(_HANGS_AFTER)
+            try:
+                client.connect((host, port))
+            except TimeoutError:
+                break
+        else:
+            raise RuntimeError(f"{_MOST_IN_QUEUE} connections did not fill the queue of port {port}")
+        yield
 
 
 async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -22,6 +22,11 @@ class ValkeyServer(ServerProcess):
         """The address for Redis clients."""
         return f"redis://{self.host}:{self.port}/0"
 
+    @staticmethod
+    def binary() -> str:
+        """Return the path of the program; it plays sentinels and cluster nodes, too."""
+        return str(get_binary_path())
+
     def client(self, *, timeout: float = 1.0) -> redis.Redis:
         """Return a client that gives up after *timeout* seconds and never retries by itself."""
         return client_for(self.url, timeout=timeout)
@@ -34,7 +39,7 @@ class ValkeyServer(ServerProcess):
             "--save": "",
             "--appendonly": "no",
         }
-        return [str(get_binary_path()), *(word for pair in settings.items() for word in pair), *self._options]
+        return [self.binary(), *(word for pair in settings.items() for word in pair), *self._options]
 
     def _answers(self) -> bool:
         with self.client() as client:
