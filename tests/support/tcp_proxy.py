@@ -27,8 +27,8 @@ Forward = Callable[[bytes], Awaitable[None]]
 
 _CHUNK = 65_536
 _ANSWER_WITHIN = 5.0
-# Loopback connects in microseconds or, with a full queue, not at all. How many fit into a queue of length 0 is
-# up to the kernel: one on Linux.
+# Loopback connects in microseconds or, with a full queue, not at all. How many fit into a queue of length 0
+# is up to the kernel: one on Linux.
 _HANGS_AFTER = 0.1
 _MOST_IN_QUEUE = 16
 # A socket closed with this option set sends RST instead of FIN.
@@ -159,7 +159,7 @@ class TcpProxy:
     def deaf(self) -> Iterator[None]:
         """Let attempts to connect hang, and reset the connections there are, for the length of the block.
 
-        So behaves a host that a firewall drops packets for, or a server whose queue of new connections is full.
+        So behaves a host behind a firewall that drops packets, or a server with a full queue of connections.
         """
         self._on_loop(self._close())
         with _full_queue(self.host, self.port):
