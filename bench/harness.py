@@ -17,6 +17,7 @@ from time import perf_counter
 from types import FrameType, FunctionType
 from typing import Any, Self, cast
 
+from bench import resources
 from bench.arithmetic import calls_for
 from bench.subjects.model import ARGUMENT, Outcome, Subject, Work, counted, make_work
 
@@ -77,7 +78,10 @@ class Harness:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._asyncio.close()
+        try:
+            self._asyncio.run(resources.close())
+        finally:
+            self._asyncio.close()
 
     def prepare(self, subject: Subject) -> Runner | Absent:
         """Build a subject, check that it does its job, count its frames and size its samples.

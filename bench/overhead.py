@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from bench import report, servers, startup, targets
+from bench import report, startup, targets
 from bench.harness import Absent, Harness, Runner, reason
 from bench.report import Results, Series
 from bench.subjects import SUBJECTS, Subject
@@ -101,7 +101,7 @@ def matches(only: str | None, name: str) -> bool:
 
 
 def _measure(chosen: Sequence[Subject], rounds: int, sample: float) -> tuple[list[Series], dict[str, str]]:
-    with servers.stopped_at_the_end(), Harness(sample) as harness:
+    with Harness(sample) as harness:
         prepared = [harness.prepare(subject) for subject in chosen]
         runners = [one for one in prepared if isinstance(one, Runner)]
         _say(f"{len(runners)} subjects, {rounds} rounds: about {len(runners) * rounds * sample * 1.3:.0f} s")

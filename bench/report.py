@@ -159,7 +159,7 @@ def _ratio_figures(target: Judged) -> Cells:
 
 def _surplus_figures(target: Judged) -> Cells:
     figure = target.figure
-    measured = "" if figure is None else f"+{figure.median:.1f} µs ({figure.low:.1f}-{figure.high:.1f})"
+    measured = "" if figure is None else f"{figure.median:+.1f} µs ({figure.low:.1f}-{figure.high:.1f})"
     return (f"+{target.at_most:g} µs", measured)
 
 
@@ -247,7 +247,7 @@ def as_data(results: Results) -> dict[str, Any]:
     """Return the results as plain data for JSON."""
     data: dict[str, Any] = _rounded(dataclasses.asdict(results))
     for judged, source in zip(data["targets"], results.targets, strict=True):
-        judged.update(unit=source.unit, verdict=source.verdict)
+        judged["verdict"] = source.verdict
     return {"format": FORMAT, **data}
 
 

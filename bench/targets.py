@@ -26,7 +26,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Surplus:
-    """Time that ours may add to something else: for what wraps more than it replaces, where a ratio says little.
+    """Time that ours may add to something it wraps: where a ratio would say more of that than of ours.
 
     Args:
         ours: Subject id of ours.

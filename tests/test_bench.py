@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import arithmetic, overhead, report, startup, targets
+import redis
+from bench import arithmetic, overhead, report, resources, startup, targets
 from bench.arithmetic import Spread
 from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop, reason, verify
-from bench.report import Series
+from bench.report import Results, Series
 from bench.subjects import SUBJECTS, Outcome, Subject, Work
 from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
-from bench.subjects.model import ARGUMENT, BrokenError
-from bench.targets import FrameBudget, Target, Verdict
+from bench.subjects.middleware import driven
+from bench.subjects.model import ARGUMENT, OK, BrokenError
+from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
+
+from tests.support.valkey import client_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,10 +50,16 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert arithmetic.ratios([1.0, 10.0, 1.0], [2.0, 20.0, 4.0]) == [0.5, 0.5, 0.25]
 
 
-def test_ratios_of_unequal_rounds_are_refused() -> None:
+def test_differences_are_taken_round_by_round() -> None:
+    """What ours adds is the same in a slow round, though the medians are far apart."""
+    assert arithmetic.differences([3.0, 12.0], [1.0, 10.0]) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("compare", [arithmetic.ratios, arithmetic.differences])
+def test_unequal_rounds_are_refused(compare: Any) -> None:
     """Samples that have no partner cannot be compared."""
     with pytest.raises(ValueError, match="zip"):
-        arithmetic.ratios([1.0], [1.0, 2.0])
+        compare([1.0], [1.0, 2.0])
 
 
 @pytest.mark.parametrize(("took", "expected"), [(0.5, 20), (1.0, 10), (1000.0, 1)])
@@ -71,6 +85,19 @@ def test_table_compares_ours_with_each_of_its_family_and_no_other() -> None:
     ]
 
 
+def _promise(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ratios: tuple[Target, ...] = (),
+    surpluses: tuple[Surplus, ...] = (),
+    frames: tuple[FrameBudget, ...] = (),
+) -> None:
+    """Promise these, and nothing else."""
+    monkeypatch.setattr(targets, "TARGETS", ratios)
+    monkeypatch.setattr(targets, "SURPLUSES", surpluses)
+    monkeypatch.setattr(targets, "FRAME_BUDGETS", frames)
+
+
 @pytest.mark.parametrize(
     ("ours", "verdict"),
     [([1.0, 1.0], Verdict.MET), ([1.0, 1.1], Verdict.MISSED), (None, Verdict.ABSENT)],
@@ -79,8 +106,7 @@ def test_target_is_judged_by_the_median_ratio(
     monkeypatch: pytest.MonkeyPatch, ours: list[float] | None, verdict: Verdict
 ) -> None:
     """Exactly the limit is still met; nothing measured is nothing kept."""
-    monkeypatch.setattr(targets, "TARGETS", (Target("a/x", "a/y", 0.5),))
-    monkeypatch.setattr(targets, "FRAME_BUDGETS", ())
+    _promise(monkeypatch, ratios=(Target("a/x", "a/y", 0.5),))
     samples = {"a/y": [2.0, 2.0]} | ({"a/x": ours} if ours else {})
 
     (judged,) = targets.judge(samples, {}, frozenset({"a/x", "a/y"}))
@@ -88,13 +114,47 @@ def test_target_is_judged_by_the_median_ratio(
     assert judged.verdict is verdict
 
 
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [([6_000.0, 16_000.0], Verdict.MET), ([6_000.0, 16_100.0], Verdict.MISSED), (None, Verdict.ABSENT)],
+)
+def test_surplus_is_judged_by_the_median_difference_in_microseconds(
+    monkeypatch: pytest.MonkeyPatch, ours: list[float] | None, verdict: Verdict
+) -> None:
+    """Five more than what it wraps, in a fast round and in a slow one."""
+    _promise(monkeypatch, surpluses=(Surplus("a/x", "a/y", 5.0),))
+    samples = {"a/y": [1_000.0, 11_000.0]} | ({"a/x": ours} if ours else {})
+
+    (judged,) = targets.judge(samples, {}, frozenset({"a/x", "a/y"}))
+
+    assert judged.verdict is verdict
+    assert judged.unit is Unit.MICROSECONDS
+
+
+@pytest.mark.parametrize(
+    ("judged", "at_most", "measured"),
+    [
+        (Judged("a/x", "a/y", 0.5, Spread(0.25, 0.2, 0.3), Unit.RATIO), "0.50", "0.25 (0.20-0.30)"),
+        (Judged("a/x", "a/y", 10.0, Spread(2.5, 2.0, 3.0), Unit.MICROSECONDS), "+10 µs", "+2.5 µs (2.0-3.0)"),
+        (Judged("a/x", "a/y", 10.0, None, Unit.MICROSECONDS), "+10 µs", ""),
+        (Judged("a/x", None, 4, Spread(4, 4, 4), Unit.FRAMES), "4", "4"),
+        (Judged("a/x", None, 4, None, Unit.FRAMES), "4", ""),
+    ],
+)
+def test_page_tells_each_kind_of_promise_in_its_unit(judged: Judged, at_most: str, measured: str) -> None:
+    """A ratio, microseconds and frames must not be taken for one another."""
+    against = judged.against or "frames"
+    page = report.markdown(Results(report.describe_run(1, 0.001, ()), [], {}, [judged]))
+
+    assert f"| a/x | {against} | {at_most} | {measured} | {judged.verdict} |" in page
+
+
 @pytest.mark.parametrize(("frames", "verdict"), [({"a/x": 4}, "met"), ({"a/x": 5}, "MISSED"), ({}, "ABSENT")])
 def test_frame_budget_is_judged_by_the_count(
     monkeypatch: pytest.MonkeyPatch, frames: dict[str, int], verdict: str
 ) -> None:
     """Frames do not wobble: one too many is too many."""
-    monkeypatch.setattr(targets, "TARGETS", ())
-    monkeypatch.setattr(targets, "FRAME_BUDGETS", (FrameBudget("a/x", 4),))
+    _promise(monkeypatch, frames=(FrameBudget("a/x", 4),))
 
     (judged,) = targets.judge({}, frames, frozenset({"a/x"}))
 
@@ -103,8 +163,7 @@ def test_frame_budget_is_judged_by_the_count(
 
 def test_target_outside_the_selection_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--only` asks for less; it does not miss the rest."""
-    monkeypatch.setattr(targets, "TARGETS", (Target("a/x", "a/y", 0.5),))
-    monkeypatch.setattr(targets, "FRAME_BUDGETS", ())
+    _promise(monkeypatch, ratios=(Target("a/x", "a/y", 0.5),))
 
     assert targets.judge({"a/x": [1.0]}, {}, frozenset({"a/x"})) == []
 
@@ -112,7 +171,8 @@ def test_target_outside_the_selection_is_not_judged(monkeypatch: pytest.MonkeyPa
 def test_every_promise_speaks_of_subjects_that_exist() -> None:
     """A misspelt id would make a promise that nobody ever measures."""
     known = {subject.id for subject in SUBJECTS} | startup.STATEMENTS.keys()
-    named = {name for target in targets.TARGETS for name in (target.ours, target.against)}
+    timed = [*targets.TARGETS, *targets.SURPLUSES]
+    named = {name for promise in timed for name in (promise.ours, promise.against)}
 
     assert named | {budget.ours for budget in targets.FRAME_BUDGETS} <= known
 
@@ -129,6 +189,9 @@ def test_subjects_have_different_ids() -> None:
         (Outcome.REMEMBERS, ARGUMENT, 0),
         (Outcome.FAILS, BrokenError(), 1),
         (Outcome.REJECTS, RuntimeError(), 0),
+        (Outcome.ALLOWS, True, 0),
+        (Outcome.DENIES, False, 0),
+        (Outcome.ANSWERS, OK, 1),
     ],
 )
 def test_subject_that_does_its_job_is_accepted(outcome: Outcome, result: object, entered: int) -> None:
@@ -145,10 +208,17 @@ def test_subject_that_does_its_job_is_accepted(outcome: Outcome, result: object,
         (Outcome.FAILS, ARGUMENT, 1),
         (Outcome.REJECTS, BrokenError(), 0),
         (Outcome.REJECTS, RuntimeError(), 1),
+        (Outcome.ALLOWS, False, 0),
+        (Outcome.ALLOWS, 1, 0),
+        (Outcome.ALLOWS, RuntimeError(), 0),
+        (Outcome.DENIES, True, 0),
+        (Outcome.DENIES, None, 0),
+        (Outcome.ANSWERS, 429, 0),
+        (Outcome.ANSWERS, OK, 0),
     ],
 )
 def test_subject_that_does_not_do_its_job_is_refused(outcome: Outcome, result: object, entered: int) -> None:
-    """A cache that loads each time or a breaker that is open by mistake would be a fine but false figure."""
+    """A cache that loads each time or a limiter that denies by mistake would be a fine but false figure."""
     with pytest.raises(WrongBehaviourError):
         verify(outcome, [result], entered)
 
@@ -169,6 +239,73 @@ def test_subject_that_is_missing_or_wrong_is_absent_with_the_reason(build: Any, 
 
     assert isinstance(absent, Absent)
     assert absent.reason.startswith(why)
+
+
+def test_decision_is_read_before_it_is_judged() -> None:
+    """What allows is said by an attribute here, by a bool there."""
+
+    def decides(_: Work) -> Work:
+        return lambda x: {"allowed": x == ARGUMENT}
+
+    subject = Subject("family", "peer", decides, outcome=Outcome.ALLOWS, read=itemgetter("allowed"))
+    with Harness(0.001) as harness:
+        assert isinstance(harness.prepare(subject), Runner)
+
+
+def test_awaited_builder_runs_on_the_loop_of_the_run() -> None:
+    """Who must be started is started there, and what it keeps open is closed there when the run ends."""
+    steps: list[tuple[str, asyncio.AbstractEventLoop]] = []
+
+    @asynccontextmanager
+    async def app() -> AsyncIterator[None]:
+        steps.append(("opened", asyncio.get_running_loop()))
+        yield
+        steps.append(("closed", asyncio.get_running_loop()))
+
+    async def build(work: Work) -> Work:
+        await resources.keep_open(app())
+        return work
+
+    with Harness(0.001) as harness:
+        assert isinstance(harness.prepare(Subject("family", "peer", build, awaited=True)), Runner)
+        assert {step for step, _ in steps} == {"opened"}
+
+    assert [step for step, _ in steps] == ["opened", "opened", "closed", "closed"]
+    assert len({loop for _, loop in steps}) == 1
+
+
+@pytest.mark.faults
+def test_server_is_started_once_and_stopped_with_the_run() -> None:
+    """Each who asks gets an empty database of its own on it."""
+    with Harness(0.001):
+        urls = [resources.valkey_url() for _ in range(2)]
+        clients = [client_for(url) for url in urls]
+        clients[0].set("key", "value")
+        assert [client.dbsize() for client in clients] == [1, 0]
+        for client in clients:
+            client.close()
+
+    assert urls[0].rpartition("/")[0] == urls[1].rpartition("/")[0]
+    with client_for(urls[0]) as client, pytest.raises(redis.ConnectionError):
+        client.ping()
+
+
+async def test_driven_request_has_a_scope_of_its_own() -> None:
+    """What a framework writes into one request must not ease the next."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope.get("app"))
+        scope["app"] = scope["state"]["left"] = app
+        scope["headers"].clear()
+        assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+        await send({"type": "http.response.body"})
+
+    request = driven(app)
+
+    assert [await request(ARGUMENT), await request(ARGUMENT)] == [418, 418]
+    assert seen == [None, None]
 
 
 def test_reason_names_no_folder_of_this_machine() -> None:

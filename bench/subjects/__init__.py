@@ -6,7 +6,17 @@ and never stops the others.
 
 from __future__ import annotations
 
-from bench.subjects import baselines, breakers, caches, pipelines, retries, timeouts
+from bench.subjects import (
+    baselines,
+    breakers,
+    caches,
+    limiters,
+    middleware,
+    pipelines,
+    retries,
+    shared_limiters,
+    timeouts,
+)
 from bench.subjects.model import Outcome, Subject, Work
 
 __all__ = ["SUBJECTS", "Outcome", "Subject", "Work"]
@@ -18,4 +28,7 @@ SUBJECTS: tuple[Subject, ...] = (
     *caches.SUBJECTS,
     *timeouts.SUBJECTS,
     *pipelines.SUBJECTS,
+    *limiters.SUBJECTS,
+    *shared_limiters.SUBJECTS,
+    *middleware.SUBJECTS,
 )

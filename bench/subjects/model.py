@@ -87,7 +87,7 @@ class Subject:
         return f"{self.family}/{self.name}"
 
 
-Row = tuple[str, str | None, Callable[[Work], Work]]
+Row = tuple[str, str | None, Callable[[Work], Any]]
 """One line of a family's table: name, package, builder."""
 
 
