@@ -33,6 +33,9 @@ from .policies.cache.store import SieveCache
 from .policies.circuit_breaker.breaker import CircuitBreaker
 from .policies.fallback import Fallback
 from .policies.pipeline import Pipeline
+from .policies.rate_limiter.decision import Decision
+from .policies.rate_limiter.limiter import RateLimiter
+from .policies.rate_limiter.quota import Quota
 from .policies.retry import Retry
 from .policies.retry_budget import RetryBudget
 from .policies.timeout import Timeout, deadline
@@ -47,11 +50,14 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpenError",
     "DeadlineExceededError",
+    "Decision",
     "Fallback",
     "MaintenanceError",
     "Pipeline",
     "PipelineOrderError",
+    "Quota",
     "RateLimitedError",
+    "RateLimiter",
     "RejectedError",
     "ResilientError",
     "Retry",

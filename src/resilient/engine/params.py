@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ __all__ = [
     "flag",
     "named",
     "number",
+    "one_of",
     "optional_seconds",
     "plain_function",
     "ratio",
@@ -102,6 +103,15 @@ def named(parameter: str, value: object) -> str:
         refuse(TypeError, parameter, "must be text", value)
     if not value.strip():
         refuse(ValueError, parameter, "must not be empty", value)
+    return value
+
+
+def one_of(parameter: str, value: object, words: Collection[str]) -> str:
+    """Return *value* if it is one of *words*."""
+    if not isinstance(value, str):
+        refuse(TypeError, parameter, "must be text", value)
+    if value not in words:
+        refuse(ValueError, parameter, f"must be one of {', '.join(map(repr, words))}", value)
     return value
 
 

@@ -15,6 +15,7 @@ from .states import LOST, UNENFORCED, Mode, Period, Probe, Refused, Rules, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...events import Announcer
     from ...typing import Clock
 
 __all__ = ["BreakerCore"]
@@ -36,8 +37,9 @@ class BreakerCore(BreakerMachine):
         judge_result: Callable[[Any], bool | float] | None = None,
         *,
         throw_new_error_on_trip: bool = False,
+        announcer: Announcer | None = None,
     ) -> None:
-        super().__init__(name, rules, clock, judges_results=judge_result is not None)
+        super().__init__(name, rules, clock, judges_results=judge_result is not None, announcer=announcer)
         self._judge = judge
         self._judge_result = judge_result
         self._throw_new_error_on_trip = throw_new_error_on_trip

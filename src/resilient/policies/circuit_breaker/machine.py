@@ -42,10 +42,18 @@ class BreakerMachine:
     handler may use the breaker too.
     """
 
-    def __init__(self, name: str, rules: Rules, clock: Clock, *, judges_results: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        rules: Rules,
+        clock: Clock,
+        *,
+        judges_results: bool,
+        announcer: Announcer | None = None,
+    ) -> None:
         self.name = name
         self.rules = rules
-        self.announcer = Announcer()
+        self.announcer = announcer or Announcer()
         self.hooks: CallHooks | None = None
         self.on_count: Callable[[], None] | None = None
         self._judges_results = judges_results

@@ -1,0 +1,1 @@
+"""What many processes share through Redis or Valkey."""

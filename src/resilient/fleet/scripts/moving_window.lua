@@ -1,0 +1,60 @@
+-- The exact one: a list with the time of each permit taken in the last window, newest first.
+
+local function read(key, quota, now)
+  local newest = tonumber(redis.call('LINDEX', key, 0) or '')
+  local state = {key = key, quota = quota, now = now, count = 0, fresh = 0}
+  if not newest then return state end
+  if newest <= now - quota.window or newest > now + quota.window then
+    redis.call('DEL', key)  -- all over; or of a clock that has since been set back
+    return state
+  end
+  -- The list must stay in order, so a clock that was set back a little stands still for this key.
+  state.now = math.max(now, newest)
+  local low, high = 1, redis.call('LLEN', key)
+  while low < high do  -- how many are in the window: the first of them that is not ends them
+    local middle = math.floor((low + high) / 2)
+    if tonumber(redis.call('LINDEX', key, middle)) > state.now - quota.window then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  redis.call('LTRIM', key, 0, low - 1)
+  state.count, state.newest = low, newest
+  return state
+end
+
+local function wait(state, cost)
+  local quota = state.quota
+  if cost > quota.amount then return nil end
+  local excess = state.count + cost - quota.amount
+  if excess <= 0 then return 0 end
+  return tonumber(redis.call('LINDEX', state.key, -excess)) + quota.window - state.now
+end
+
+local function take(state, cost)
+  state.fresh = state.fresh + math.min(cost, state.quota.amount)
+end
+
+local function give(state, amount, at)
+  if amount < 0 then
+    take(state, -amount)
+  elseif amount > 0 then
+    state.count = state.count - redis.call('LREM', state.key, amount, string.format('%.0f', at))
+  end
+end
+
+local function level(state)
+  local count = math.min(state.quota.amount, state.count + state.fresh)
+  if count == 0 then return state.quota.amount, 0 end
+  local newest = state.fresh > 0 and state.now or state.newest
+  return state.quota.amount - count, newest + state.quota.window - state.now
+end
+
+local function write(state)
+  local now = string.format('%.0f', state.now)
+  for _ = 1, state.fresh do redis.call('LPUSH', state.key, now) end
+  -- More than its amount a window cannot remember: then it is full until the last of them is over.
+  redis.call('LTRIM', state.key, 0, state.quota.amount - 1)
+  redis.call('PEXPIRE', state.key, math.ceil(state.quota.window / 1000))
+end

@@ -1,0 +1,1 @@
+"""Rate limiter: how often, on one machine and across many."""

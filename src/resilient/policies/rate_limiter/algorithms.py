@@ -1,0 +1,270 @@
+"""The four ways to count, each for one key: what was used, as a value, and what that allows.
+
+They know neither clocks nor locks nor stores; a state belongs to whoever passes it in. A state of None is a key that was never seen, and means the
+same as one that has all its permits. The scripts beside `fleet/rates.py` say the same to a Redis server.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+from .decision import ROUNDING
+from .quota import Quota
+
+__all__ = [
+    "STRATEGIES",
+    "Algorithm",
+    "AllOf",
+    "FixedWindow",
+    "Level",
+    "MovingWindow",
+    "SlidingWindowCounter",
+    "TokenBucket",
+]
+
+
+_JUST_BEFORE: Final = 1.0 - 1e-9
+
+
+class Level(NamedTuple):
+    """How full a key is: the tightest *quota*, whole permits *left*, seconds until all are there again."""
+
+    quota: Quota
+    left: int
+    reset_after: float
+
+
+class Algorithm(Protocol):
+    """Counts for one key.
+
+    `wait` answers with the seconds until *cost* permits could be taken, infinity for never; `take` takes them
+    whatever it answers. `give` puts back *amount* of what was taken at *at*; below 0, it takes more.
+    """
+
+    def wait(self, state: Any, now: float, cost: int, /) -> float: ...
+    def take(self, state: Any, now: float, cost: int, /) -> Any: ...
+    def give(self, state: Any, now: float, amount: int, at: float, /) -> Any: ...
+    def level(self, state: Any, now: float, /) -> Level: ...
+
+
+def _until(moment: float, now: float) -> float:
+    """Return the seconds from *now* to *moment*, rounded up: who waits for them is not a moment too early."""
+    return moment - now + 2 * math.ulp(moment)
+
+
+class TokenBucket:
+    """GCRA: a key is one number, the time at which its bucket is full again.
+
+    Permits come back one by one, *amount* in each window, up to *burst*.
+
+    Source: the generic cell rate algorithm, ITU-T I.371.
+    """
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+        self.interval = quota.window / quota.amount  # seconds for one permit to come back
+        # How far ahead of now the bucket may be filled up again. The part of a permit on top keeps sums of
+        # rounded numbers from losing the last one, and is too small to admit another.
+        self.tolerance = (quota.burst + ROUNDING) * self.interval
+
+    def wait(self, state: float | None, now: float, cost: int) -> float:
+        if cost > self.quota.burst:
+            return math.inf
+        ahead = 0.0 if state is None else max(0.0, state - now)
+        short = ahead + cost * self.interval - self.tolerance
+        # Without the rounding: who comes back when told to must not be too early.
+        return 0.0 if short <= 0.0 else short + ROUNDING * self.interval
+
+    def take(self, state: float | None, now: float, cost: int) -> float:
+        return (now if state is None else max(now, state)) + cost * self.interval
+
+    def give(self, state: float | None, now: float, amount: int, at: float) -> float:  # noqa: ARG002
+        return max(now, (now if state is None else max(now, state)) - amount * self.interval)
+
+    def level(self, state: float | None, now: float) -> Level:
+        ahead = 0.0 if state is None else max(0.0, state - now)
+        left = int(self.quota.burst - ahead / self.interval + ROUNDING)
+        return Level(self.quota, max(0, left), ahead)
+
+
+@dataclass(slots=True)
+class _Window:
+    """A window that began at *start*, with *count* permits taken in it and *before* in the one before."""
+
+    start: float
+    count: int
+    before: int = 0
+
+
+class FixedWindow:
+    """A count that begins anew with each window; the first call of a key begins its first window."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+
+    def wait(self, state: _Window | None, now: float, cost: int) -> float:
+        amount, window = self.quota.amount, self.quota.window
+        if cost > amount:
+            return math.inf
+        if state is None or now >= state.start + window or state.count + cost <= amount:
+            return 0.0
+        return _until(state.start + window, now)
+
+    def take(self, state: _Window | None, now: float, cost: int) -> _Window:
+        if state is None or now >= state.start + self.quota.window:
+            return _Window(now, cost)
+        return _Window(state.start, state.count + cost)
+
+    def give(self, state: _Window | None, now: float, amount: int, at: float) -> _Window | None:
+        if amount < 0:
+            return self.take(state, now, -amount)
+        if state is None or at < state.start:
+            return state  # the window they were taken in is over
+        return _Window(state.start, max(0, state.count - amount))
+
+    def level(self, state: _Window | None, now: float) -> Level:
+        quota = self.quota
+        if state is None or now >= state.start + quota.window or not state.count:
+            return Level(quota, quota.amount, 0.0)
+        return Level(quota, max(0, quota.amount - state.count), state.start + quota.window - now)
+
+
+class SlidingWindowCounter:
+    """Two counts: what was taken in the window before fades away while this one passes.
+
+    Source: the approximation that Cloudflare described in 2017, as the package limits has it.
+    """
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+
+    def wait(self, state: _Window | None, now: float, cost: int) -> float:
+        amount, window = self.quota.amount, self.quota.window
+        if cost > amount:
+            return math.inf
+        here = self._moved(state, now)
+        ahead = here.start + window - now  # what is left of this window
+        if self._faded(here, ahead) + here.count + cost <= amount:
+            return 0.0
+        room = amount - cost - here.count
+        if room >= 0:
+            return ahead - self._span(room, here.before)
+        return ahead + window - self._span(amount - cost, here.count)
+
+    def take(self, state: _Window | None, now: float, cost: int) -> _Window:
+        here = self._moved(state, now)
+        return _Window(here.start, here.count + cost, here.before)
+
+    def give(self, state: _Window | None, now: float, amount: int, at: float) -> _Window:
+        here = self._moved(state, now)
+        if amount < 0 or at >= here.start:
+            return _Window(here.start, max(0, here.count - amount), here.before)
+        if at >= here.start - self.quota.window:
+            return _Window(here.start, here.count, max(0, here.before - amount))
+        return here
+
+    def level(self, state: _Window | None, now: float) -> Level:
+        here = self._moved(state, now)
+        ahead = here.start + self.quota.window - now
+        left = max(0, self.quota.amount - self._faded(here, ahead) - here.count)
+        reset_after = ahead + self.quota.window if here.count else ahead if here.before else 0.0
+        return Level(self.quota, left, reset_after)
+
+    def _moved(self, state: _Window | None, now: float) -> _Window:
+        """Return the window that *now* is in."""
+        window = self.quota.window
+        if state is None or now >= state.start + 2 * window:
+            return _Window(now, 0)
+        if now >= state.start + window:
+            return _Window(state.start + window, 0, state.count)
+        return state
+
+    def _faded(self, here: _Window, ahead: float) -> int:
+        # Whole permits, rounded down, as limits has it.
+        return math.floor(here.before * ahead / self.quota.window)
+
+    def _span(self, room: int, before: int) -> float:
+        """Return how much of a window may be left for *before* to have faded to *room*, rounded down."""
+        # Rounded down, it is *room* until it would be a whole permit more; just before that is safe.
+        return min(1.0, (room + 1) / before * _JUST_BEFORE) * self.quota.window
+
+
+class MovingWindow:
+    """The exact one: the time of each permit that was taken in the last window, oldest first.
+
+    It costs memory for every permit; for large amounts and weights, a token bucket does not.
+    """
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+
+    def wait(self, state: list[float] | None, now: float, cost: int) -> float:
+        amount = self.quota.amount
+        if cost > amount:
+            return math.inf
+        taken = self._live(state, now)
+        excess = len(taken) + cost - amount
+        return 0.0 if excess <= 0 else _until(taken[excess - 1] + self.quota.window, now)
+
+    def take(self, state: list[float] | None, now: float, cost: int) -> list[float]:
+        taken = self._live(state, now)
+        taken.extend([now] * cost)
+        # More than its amount a window cannot remember: then it is full until the last of them is over.
+        del taken[: -self.quota.amount]
+        return taken
+
+    def give(self, state: list[float] | None, now: float, amount: int, at: float) -> list[float]:
+        if amount < 0:
+            return self.take(state, now, -amount)
+        taken = self._live(state, now)
+        end = bisect_right(taken, at)
+        del taken[end - min(amount, taken.count(at)) : end]
+        return taken
+
+    def level(self, state: list[float] | None, now: float) -> Level:
+        taken = self._live(state, now)
+        reset_after = taken[-1] + self.quota.window - now if taken else 0.0
+        return Level(self.quota, self.quota.amount - len(taken), reset_after)
+
+    def _live(self, state: list[float] | None, now: float) -> list[float]:
+        """Return *state* without what has left the window."""
+        taken = [] if state is None else state
+        if taken and taken[0] <= now - self.quota.window:
+            del taken[: bisect_right(taken, now - self.quota.window)]
+        return taken
+
+
+class AllOf:
+    """Several algorithms as one, all or nothing; the tightest speaks for all."""
+
+    def __init__(self, parts: Sequence[Algorithm]) -> None:
+        self.parts = tuple(parts)
+        self._unseen = (None,) * len(self.parts)
+
+    def wait(self, state: Any, now: float, cost: int) -> float:
+        return max(part.wait(one, now, cost) for part, one in self._each(state))
+
+    def take(self, state: Any, now: float, cost: int) -> Any:
+        return tuple(part.take(one, now, cost) for part, one in self._each(state))
+
+    def give(self, state: Any, now: float, amount: int, at: float) -> Any:
+        return tuple(part.give(one, now, amount, at) for part, one in self._each(state))
+
+    def level(self, state: Any, now: float) -> Level:
+        levels = [part.level(one, now) for part, one in self._each(state)]
+        return min(levels, key=lambda level: (level.left, -level.reset_after))
+
+    def _each(self, state: Any) -> Any:
+        return zip(self.parts, self._unseen if state is None else state, strict=True)
+
+
+STRATEGIES: Final = {
+    "token-bucket": TokenBucket,
+    "fixed-window": FixedWindow,
+    "sliding-window-counter": SlidingWindowCounter,
+    "moving-window": MovingWindow,
+}

@@ -1,0 +1,94 @@
+"""What a limiter answers."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from .quota import Quota
+
+__all__ = ["ROUNDING", "Decision", "Source"]
+
+ROUNDING: Final = 1e-3
+"""The part of a permit by which sums of seconds may miss it, so that the last of a bucket is not lost."""
+
+
+class Source(NamedTuple):
+    """Who decided: on which *rung*, and under which *quota* (of several, the tightest)."""
+
+    rung: str
+    quota: Quota
+
+
+class _Fields(NamedTuple):
+    source: Source
+    allowed: bool
+    reset_after: float
+    retry_after: float
+    left: int | None
+    key: str
+    cost: float
+    at: float
+
+
+class Decision(_Fields):
+    """Whether a call may be made, and all that its caller may want to know: from one and the same moment.
+
+    True where the call is allowed: `if limiter.hit(key): ...`.
+
+    Attributes:
+        allowed: whether the permits were taken.
+        reset_after: seconds until all permits of the tightest quota are there again.
+        retry_after: 0 where allowed; else seconds until the same call would be, if nobody else takes its
+            place; `math.inf` where it asks for more than there ever is.
+        key: whose permits they are.
+        cost: how many permits were asked for; of a decision under a lease, how many were taken here.
+    """
+
+    # What a decision costs is mostly making it. So it is a tuple, made in one step, and what can be worked
+    # out from the rest is worked out when asked for. No __slots__: `limiter.refund` leaves a mark on it.
+
+    @property
+    def limit(self) -> int:
+        """The most permits that can be had at once."""
+        return self.source.quota.burst
+
+    @property
+    def remaining(self) -> int:
+        """Permits that are left: whole ones, 0 or more."""
+        if self.left is not None:
+            return self.left
+        quota = self.source.quota
+        return max(0, int(quota.burst - self.reset_after * quota.amount / quota.window + ROUNDING))
+
+    @property
+    def quota(self) -> str:
+        """The name of the quota that is told of: of several, the tightest."""
+        return self.source.quota.name
+
+    @property
+    def rung(self) -> str:
+        """Where it was decided: "shared", "local", "allow" or "deny"."""
+        return self.source.rung
+
+    def __bool__(self) -> bool:
+        """Tell whether the call is allowed."""
+        return self.allowed
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by identity: two decisions that look alike are still two."""
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        # Without the key: it may be a secret.
+        verdict = "allowed" if self.allowed else f"denied for {self.retry_after:.3g} s"
+        return f"<Decision {verdict}, {self.remaining} of {self.limit} left, {self.rung}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, tuple(self)
+
+
+def _restored(*fields: Any) -> Decision:
+    return Decision(*fields)

@@ -1,0 +1,371 @@
+"""The rate limiter users hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal, Protocol
+
+from ...engine import params
+from ...engine.clock import MONOTONIC, Sleep, asleep, sleep
+from ...engine.deadline import time_left
+from ...engine.drive.entries import entry
+from ...engine.policy import Policy
+from ...engine.shape import Shape
+from ...errors import RateLimitedError
+from ...events import Announcer
+from ...typing import Clock, Seconds
+from .algorithms import STRATEGIES
+from .book import open_book
+from .decision import Decision
+from .keys import key_maker
+from .ladder import LOCAL, Ladder, Outage
+from .quota import Quota, Rate, quotas_of
+from .storage import open_shared, storage_uri
+
+__all__ = ["RateLimiter", "RateLimiterStats"]
+
+_MARK: Final = "_settled"
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimiterStats:
+    """What a rate limiter has counted.
+
+    Attributes:
+        allowed: decisions that let a call in.
+        denied: decisions that did not.
+        fallbacks: of both, those that were not made where all processes count together.
+        errors: requests to the shared store that failed or were too slow.
+        rung: where decisions are made now: "shared", "local", "allow" or "deny".
+        keys: keys that are kept in this process.
+        evicted: keys that had to make room.
+    """
+
+    allowed: int
+    denied: int
+    fallbacks: int
+    errors: int
+    rung: str
+    keys: int
+    evicted: int
+
+
+class Desk(Protocol):
+    """Where decisions are made."""
+
+    def decide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision: ...
+    async def adecide(
+        self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True
+    ) -> Decision: ...
+    def give(self, decision: Decision, amount: int) -> None: ...
+    async def agive(self, decision: Decision, amount: int) -> None: ...
+
+
+class RateLimiter(Policy):
+    """Let calls in so often and no oftener, on one machine or across many.
+
+    The *token bucket* lets *burst* calls in at once and then as many as the rate gives back, one by one. The
+    three windows count as those of the package limits: *fixed-window* begins anew with each window,
+    *sliding-window-counter* fades the last one out, *moving-window* remembers each call. A denied call uses
+    up nothing.
+
+    Several rates are decided all or nothing, as of one moment.
+
+    On a shared store, a decision is one round trip, and never takes longer than *decision_timeout*. When the
+    store fails, each process goes on as *on_outage* says, and comes back by itself; `events.RungChanged`
+    tells of it. What may be let in beyond the rate then is bounded: a store that comes back empty has
+    forgotten what was used, and while it is away, the processes together let in the rate once more.
+
+    Args:
+        rate: "100/minute", "5 per 10 seconds", a `limits.RateLimitItem`, or a sequence of them.
+        burst: permits a token bucket holds; at least 1. None: the amount of the rate.
+        name: in errors, events, statistics, header fields, and the keys of a shared store, for which it has to
+            be given. None: the rate.
+        key: makes a text of the arguments of a decorated call: calls with the same key share their permits.
+            None: all calls do.
+        storage: "memory://", or a URI of limits for Redis or Valkey: redis://, rediss://, redis+unix://,
+            redis+sentinel://, redis+cluster://, and the same with valkey. The server must know the script
+            effects of Redis 5.
+        strategy: "token-bucket", "fixed-window", "sliding-window-counter" or "moving-window".
+        max_wait: seconds a call may wait for its turn, 0 or more; only with the token bucket. 0: none.
+        on_outage: what to do without the shared store: "local" counts in this process, up to the rate divided
+            by *instances*; "allow" lets every call in; "deny" none.
+        instances: how many processes share the store; at least 1.
+        decision_timeout: seconds a decision of the shared store may take; greater than 0.
+        max_keys: the most keys kept in this process; at least 1.
+        lease: permits fetched from the shared store at a time, to be spent in this process; at least 2. Up to
+            *lease* permits for each process and key may be used later than they were counted. None: each
+            decision asks the store.
+        clock: a monotonic clock, in seconds.
+        sleep: what waits, given seconds; a coroutine function for asynchronous calls. None: real time.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or does not go with another one.
+
+    Concurrency: safe from any thread, task and loop. No key waits for another one. A wait that is cancelled
+        gives its permits back.
+
+    Source: GCRA (ITU-T I.371) for the token bucket; the strategies of limits for the windows.
+    """
+
+    kind: ClassVar[str] = "RateLimiter"
+
+    def __init__(
+        self,
+        rate: Rate | Sequence[Rate],
+        *,
+        burst: int | None = None,
+        name: str | None = None,
+        key: Callable[..., str] | None = None,
+        storage: str = "memory://",
+        strategy: Literal[
+            "token-bucket", "fixed-window", "sliding-window-counter", "moving-window"
+        ] = "token-bucket",
+        max_wait: Seconds = 0.0,
+        on_outage: Literal["local", "allow", "deny"] = "local",
+        instances: int = 1,
+        decision_timeout: Seconds = 0.05,
+        max_keys: int = 10_000,
+        lease: int | None = None,
+        clock: Clock = MONOTONIC,
+        sleep: Sleep | None = None,
+    ) -> None:
+        params.one_of("strategy", strategy, tuple(STRATEGIES))
+        if burst is not None and strategy != "token-bucket":
+            params.refuse(ValueError, "burst", "goes with strategy='token-bucket' only", burst)
+        self.max_wait = params.seconds("max_wait", max_wait)
+        if self.max_wait and strategy != "token-bucket":
+            params.refuse(ValueError, "max_wait", "goes with strategy='token-bucket' only", max_wait)
+        self.quotas = quotas_of(rate, burst, None if name is None else params.named("name", name))
+        self._name = ", ".join(quota.name for quota in self.quotas) if name is None else name
+        self.announcer = Announcer()
+        self._key = key_maker(None if key is None else params.plain_function("key", key))
+        self._sleep = None if sleep is None else params.callback("sleep", sleep)
+        uri = storage_uri(storage)
+        outage = Outage(
+            params.one_of("on_outage", on_outage, ("local", "allow", "deny")),
+            params.count("instances", instances),
+        )
+        size, clock = params.count("max_keys", max_keys), params.callback("clock", clock)
+        limit = params.seconds("decision_timeout", decision_timeout, above=True)
+        leased = None if lease is None else params.count("lease", lease, least=2)
+        self._desk: Desk
+        self._ladder: Ladder | None = None
+        if uri is None:
+            if leased is not None:
+                params.refuse(ValueError, "lease", "goes with a shared storage only", lease)
+            self._book = open_book(strategy, self.quotas, LOCAL, size, clock)
+            self._desk = self._book
+            vars(self)["hit"] = self._book.hit  # the usual case: nothing stands between
+        else:
+            if name is None:
+                params.refuse(ValueError, "name", "must be given where the storage is shared", name)
+            if leased is not None and self.max_wait:
+                params.refuse(ValueError, "lease", "does not go with max_wait", lease)
+            share = tuple(quota.share(outage.instances) for quota in self.quotas)
+            self._book = open_book(strategy, share, LOCAL, size, clock)
+            self._ladder = Ladder(self._name, self.quotas, self._book, outage, clock, self.announcer)
+            self._desk = open_shared(
+                uri, limit, self._name, strategy, self.quotas, self._ladder, leased, size
+            )
+
+    @property
+    def name(self) -> str:
+        """The limiter's name."""
+        return self._name
+
+    def hit(self, key: str = "", cost: int = 1) -> Decision:
+        """Take permits if they are there, and tell; never wait.
+
+        Args:
+            key: whose permits; calls with the same key share them. What is long is kept as a digest.
+            cost: how many; at least 1.
+
+        Returns:
+            The decision, which is true where the permits were taken.
+
+        Raises:
+            TypeError: *key* is no text, or *cost* no whole number.
+            ValueError: *cost* is below 1.
+
+        Concurrency: on "memory://" it does no I/O and may be called in tasks; on a shared store, `ahit` may.
+        """
+        return self._desk.decide(key, cost)
+
+    async def ahit(self, key: str = "", cost: int = 1) -> Decision:
+        """Do as `hit`, without blocking the event loop."""
+        return await self._desk.adecide(key, cost)
+
+    def peek(self, key: str = "", cost: int = 1) -> Decision:
+        """Tell what `hit` would answer, and take nothing."""
+        return self._desk.decide(key, cost, spend=False)
+
+    async def apeek(self, key: str = "", cost: int = 1) -> Decision:
+        """Do as `peek`, without blocking the event loop."""
+        return await self._desk.adecide(key, cost, spend=False)
+
+    def acquire(self, key: str = "", cost: int = 1) -> Decision:
+        """Take permits, if need be after a wait of up to *max_wait* and the caller's deadline.
+
+        Args:
+            key: whose permits.
+            cost: how many; at least 1.
+
+        Returns:
+            The decision; its `retry_after` is how long the wait was.
+
+        Raises:
+            RateLimitedError: they are not there, and will not be in time.
+
+        Concurrency: those who wait have their permits already, in the order in which they came; whoever is
+            interrupted gives them back.
+        """
+        decision = self._desk.decide(key, cost, self._patience())
+        if not decision.allowed:
+            raise self._refusal(decision)
+        if decision.retry_after > 0.0:
+            try:
+                sleep(decision.retry_after, self._sleep)
+            except BaseException:
+                self._desk.give(decision, decision.cost)
+                raise
+        return decision
+
+    async def aacquire(self, key: str = "", cost: int = 1) -> Decision:
+        """Do as `acquire`, without blocking the event loop."""
+        decision = await self._desk.adecide(key, cost, self._patience())
+        if not decision.allowed:
+            raise self._refusal(decision)
+        if decision.retry_after > 0.0:
+            try:
+                await asleep(decision.retry_after, self._sleep)
+            except BaseException:
+                await self._desk.agive(decision, decision.cost)
+                raise
+        return decision
+
+    def refund(self, decision: Decision) -> None:
+        """Give back what *decision* took: the call was not made, or cost nothing.
+
+        Args:
+            decision: an answer of this limiter. One that was denied, refunded or settled already gives
+                nothing.
+
+        Concurrency: as `hit`. A store that cannot be reached keeps the permits.
+        """
+        self.settle(decision, 0)
+
+    async def arefund(self, decision: Decision) -> None:
+        """Do as `refund`, without blocking the event loop."""
+        await self.asettle(decision, 0)
+
+    def settle(self, decision: Decision, actual_cost: int) -> None:
+        """Correct what *decision* took, now that the real cost is known.
+
+        Args:
+            decision: an answer of this limiter. One that was denied, refunded or settled already is left as
+                it is.
+            actual_cost: permits; 0 or more. More than were taken are taken now, there or not, and later
+                calls wait for them.
+
+        Raises:
+            TypeError: *actual_cost* is no whole number.
+            ValueError: *actual_cost* is below 0.
+
+        Concurrency: as `hit`.
+        """
+        if (amount := _correction(decision, actual_cost)) != 0:
+            self._desk.give(decision, amount)
+
+    async def asettle(self, decision: Decision, actual_cost: int) -> None:
+        """Do as `settle`, without blocking the event loop."""
+        if (amount := _correction(decision, actual_cost)) != 0:
+            await self._desk.agive(decision, amount)
+
+    def calling(self, key: str = "", cost: int = 1) -> Admission:
+        """Return a block, for `with` and `async with`, that is entered by `acquire`.
+
+        Args:
+            key: whose permits.
+            cost: how many; at least 1.
+
+        Returns:
+            The block; `as` gives the decision.
+        """
+        return Admission(self, key, cost)
+
+    def admit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Decision:
+        """Let a decorated call in."""
+        return self.acquire(self._key(fn, args, kwargs))
+
+    async def aadmit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Decision:
+        """Let a decorated asynchronous call in."""
+        return await self.aacquire(self._key(fn, args, kwargs))
+
+    def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+        """Return *fn*, which has *shape*, under this limit."""
+        return entry(self, fn, shape)
+
+    def stats(self) -> RateLimiterStats:
+        """Return what the limiter has counted so far."""
+        allowed, denied, keys, evicted = self._book.counts()
+        ladder = self._ladder
+        if ladder is None:
+            return RateLimiterStats(allowed, denied, 0, 0, LOCAL, keys, evicted)
+        return RateLimiterStats(
+            ladder.allowed, ladder.denied, ladder.fallbacks, ladder.errors, ladder.rung, keys, evicted
+        )
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return f"<RateLimiter {self._name!r} {stats.rung}, {stats.allowed} allowed, {stats.denied} denied>"
+
+    def _patience(self) -> float:
+        if not self.max_wait:
+            return 0.0
+        left = time_left()
+        return self.max_wait if left is None else max(0.0, min(self.max_wait, left))
+
+    def _refusal(self, decision: Decision) -> RateLimitedError:
+        wait = decision.retry_after
+        when = f"next try in {wait:.3g} s" if wait < math.inf else f"it never has more than {decision.limit}"
+        message = f"rate limit {decision.quota!r} is used up: {when}"
+        retry_after = wait if wait < math.inf else None
+        return RateLimitedError(message, policy=self._name, retry_after=retry_after, decision=decision)
+
+
+class Admission:
+    """A block of code under a limit."""
+
+    __slots__ = ("_limiter", "_what")
+
+    def __init__(self, limiter: RateLimiter, key: str, cost: int) -> None:
+        self._limiter = limiter
+        self._what = (key, cost)
+
+    def __enter__(self) -> Decision:
+        return self._limiter.acquire(*self._what)
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Leave; what was used stays used."""
+
+    async def __aenter__(self) -> Decision:
+        return await self._limiter.aacquire(*self._what)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Leave; what was used stays used."""
+
+
+def _correction(decision: Decision, actual_cost: int) -> int:
+    """Return how many permits to give back, once: the second correction of a decision is 0."""
+    actual = params.count("actual_cost", actual_cost, least=0)
+    if not isinstance(decision, Decision):
+        params.refuse(TypeError, "decision", "must be a Decision of this limiter", decision)
+    # `setdefault` is one step: of two threads with the same decision, one corrects it.
+    mine = object()
+    if not decision.allowed or vars(decision).setdefault(_MARK, mine) is not mine:
+        return 0
+    return decision.cost - actual

@@ -1,0 +1,85 @@
+"""What is allowed: so much in so long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from limits import RateLimitItem, parse
+
+from ...engine import params
+
+__all__ = ["Quota", "Rate", "quotas_of"]
+
+Rate: TypeAlias = str | RateLimitItem
+"""A rate: `"100/minute"`, `"5 per 10 seconds"`, or a `limits.RateLimitItem`."""
+
+_LONGEST_TEXT: Final = 200  # more than any rate needs; what reads it is not written for hostile text
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One rate as it is enforced.
+
+    Attributes:
+        name: what it is called in header fields; unique within its limiter.
+        amount: permits in each window.
+        window: the window, in seconds.
+        burst: the most permits that can be had at once; *amount*, except for a token bucket of another size.
+    """
+
+    name: str
+    amount: int
+    window: float
+    burst: int
+
+    def share(self, parts: int) -> Quota:
+        """Return what each of *parts* equal processes may have of it: at least one permit."""
+        amount, burst = max(1, self.amount // parts), max(1, self.burst // parts)
+        return Quota(self.name, amount, self.window * parts * amount / self.amount, burst)
+
+
+def quotas_of(rate: Rate | Sequence[Rate], burst: int | None, name: str | None) -> tuple[Quota, ...]:
+    """Return the quotas that *rate* stands for, named after the limiter *name*, or after themselves."""
+    if isinstance(rate, str | RateLimitItem):
+        items = [_item(rate)]
+    elif isinstance(rate, Sequence) and rate:
+        items = [_item(one) for one in rate]
+    else:
+        params.refuse(TypeError, "rate", "must be a rate such as '100/minute', or a sequence of rates", rate)
+    texts = [_text(item) for item in items]
+    if len(set(texts)) < len(texts):
+        params.refuse(ValueError, "rate", "must not name the same rate twice", rate)
+    sole = len(items) == 1
+    return tuple(
+        Quota(
+            (text if name is None else name) if sole else (text if name is None else f"{name} {text}"),
+            item.amount,
+            float(item.get_expiry()),
+            item.amount if burst is None else params.count("burst", burst),
+        )
+        for item, text in zip(items, texts, strict=True)
+    )
+
+
+def _item(rate: Any) -> RateLimitItem:
+    if isinstance(rate, RateLimitItem):
+        item = rate
+    elif not isinstance(rate, str):
+        params.refuse(TypeError, "rate", "must be text such as '100/minute' or a RateLimitItem", rate)
+    elif len(rate) > _LONGEST_TEXT:
+        params.refuse(ValueError, "rate", f"must be at most {_LONGEST_TEXT} characters long", len(rate))
+    else:
+        try:
+            item = parse(rate)
+        except ValueError:
+            params.refuse(ValueError, "rate", "must read like '100/minute' or '5 per 10 seconds'", rate)
+    if item.amount < 1 or item.multiples < 1:
+        params.refuse(ValueError, "rate", "must allow at least 1 in at least 1 unit of time", rate)
+    return item
+
+
+def _text(item: RateLimitItem) -> str:
+    unit = item.GRANULARITY.name
+    return f"{item.amount}/{unit}" if item.multiples == 1 else f"{item.amount}/{item.multiples} {unit}"
