@@ -57,6 +57,9 @@ TARGETS: tuple[Target, ...] = (
     Target("async breaker/resilient", "async breaker/hyx", 0.75),
     Target("async cache hit/resilient", "async cache hit/async-lru", 0.7),
     Target("async timeout/resilient", "async timeout/asyncio.timeout", 0.35),
+    Target("rate limiter/resilient", "rate limiter/limits (fixed window)", 0.20),
+    Target("redis decision/resilient", "redis decision/bare EVALSHA", 1.1),
+    Target("async redis decision/resilient", "async redis decision/bare EVALSHA", 1.1),
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from bench import resources
@@ -95,6 +95,26 @@ def _without_work(build: Build, setting: Setting, limit: Limit, _work: Work) -> 
     return build(setting, limit)
 
 
+def redis_client(setting: Setting, **settings: Any) -> Any:
+    """Return redis-py's client of an empty database on the run's server."""
+    import redis
+
+    kind: Any = redis.asyncio.Redis if setting.awaited else redis.Redis
+    return kind.from_url(resources.valkey_url(), **settings)
+
+
+def resilient(setting: Setting, limit: Limit, **settings: Any) -> Work:
+    """Ask ours."""
+    from resilient import RateLimiter
+
+    if setting.shared:
+        settings.update(storage=resources.valkey_url(), name="bench")
+    limiter = RateLimiter(str(limit), **settings)
+    if setting.awaited:
+        return lambda _: limiter.ahit(KEY)
+    return lambda _: limiter.hit(KEY)
+
+
 # -- limits ----------------------------------------------------------------------------------------------
 
 
@@ -164,7 +184,7 @@ def pyrate_window(setting: Setting, limit: Limit) -> Any:
     rates = _pyrate_rates(limit)
     if not setting.shared:
         return _ask_pyrate(setting, InMemoryBucket(rates))
-    bucket = RedisBucket.init(rates, _redis_client(setting), "pyrate-window")
+    bucket = RedisBucket.init(rates, redis_client(setting), "pyrate-window")
     return _ask_pyrate_when_ready(setting, bucket) if setting.awaited else _ask_pyrate(setting, bucket)
 
 
@@ -184,7 +204,7 @@ def make_pyrate_bucket(setting: Setting, limit: Limit) -> Any:
 def _pyrate_store(setting: Setting) -> Any:
     from pyrate_limiter.buckets.redis_state import RedisStateStore
 
-    return RedisStateStore(_redis_client(setting), "pyrate-bucket")
+    return RedisStateStore(redis_client(setting), "pyrate-bucket")
 
 
 def _pyrate_rates(limit: Limit) -> list[Any]:
@@ -206,13 +226,6 @@ def _ask_pyrate(setting: Setting, bucket: Any) -> Work:
     return lambda _: limiter.try_acquire(KEY, blocking=False)
 
 
-def _redis_client(setting: Setting) -> Any:
-    import redis
-
-    kind = redis.asyncio.Redis if setting.awaited else redis.Redis
-    return kind.from_url(resources.valkey_url())
-
-
 # -- aiolimiter ------------------------------------------------------------------------------------------
 
 
@@ -230,7 +243,17 @@ def _is_nothing(result: Any) -> bool:
 
 # -- all of them -----------------------------------------------------------------------------------------
 
+allowed: Callable[[Any], object] = attrgetter("allowed")
+"""Reads a decision of ours."""
+
+OURS = Decider("resilient", "resilient-py", resilient, allowed)
+
 EVERYWHERE: tuple[Decider, ...] = (
+    OURS,
+    *(
+        Decider(f"resilient ({name})", "resilient-py", partial(resilient, strategy=name), allowed)
+        for name in ("fixed-window", "sliding-window-counter", "moving-window")
+    ),
     *(
         Decider(f"limits ({name})", "limits", partial(limits, strategy))
         for name, strategy in (

@@ -21,6 +21,27 @@ CALLED = Setting()
 AWAITED = Setting(awaited=True)
 
 
+def resilient(work: Work) -> Work:
+    """Decorate with ours."""
+    return _resilient(work)
+
+
+def resilient_key(work: Work) -> Work:
+    """Decorate with ours, the key made of the arguments."""
+    return _resilient(work, key=_key_of)
+
+
+def _key_of(argument: int) -> str:
+    return str(argument)
+
+
+def _resilient(work: Work, **settings: Any) -> Work:
+    from resilient import RateLimiter
+
+    guarded: Work = RateLimiter(str(PLENTY), **settings)(work)
+    return guarded
+
+
 def throttled(work: Work) -> Work:
     """Decorate with throttled-py."""
     guarded: Work = make_throttled("token_bucket", CALLED, PLENTY, key=KEY)(work)
@@ -54,7 +75,11 @@ def aiolimiter(work: Work) -> Work:
     return guarded
 
 
-_BOTH = (("pyrate-limiter", "pyrate-limiter", pyrate),)
+_BOTH = (
+    ("resilient", "resilient-py", resilient),
+    ("resilient (key of the arguments)", "resilient-py", resilient_key),
+    ("pyrate-limiter", "pyrate-limiter", pyrate),
+)
 
 SUBJECTS = (
     *decisions("rate limiter", EVERYWHERE, CALLED),
