@@ -33,9 +33,7 @@ from .policies.cache.store import SieveCache
 from .policies.circuit_breaker.breaker import CircuitBreaker
 from .policies.fallback import Fallback
 from .policies.pipeline import Pipeline
-from .policies.rate_limiter.decision import Decision
-from .policies.rate_limiter.limiter import RateLimiter
-from .policies.rate_limiter.quota import Quota
+from .policies.rate_limiter import Decision, Quota, RateLimiter
 from .policies.retry import Retry
 from .policies.retry_budget import RetryBudget
 from .policies.timeout import Timeout, deadline

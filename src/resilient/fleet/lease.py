@@ -1,10 +1,225 @@
-"""Leases."""
+"""Leases: permits fetched many at a time, and spent in this process without asking anybody.
+
+What a process holds has been counted in the store already, so leases never let in more than the rate; they
+may let it in later. Each lease is given back, as far as it was not spent, a second after it was fetched. So
+in any window at most one lease for each process and key is spent that was counted before it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ..engine import params
+from ..engine.fork import renew_after_fork
+from ..engine.waiting import Waiter
+from ..policies.rate_limiter.decision import Decision
+from ..policies.rate_limiter.keys import compact
+from .rates import SharedDesk
+from .script import Conversation
+
+__all__ = ["LeaseDesk"]
+
+_LIFETIME: Final = 1.0  # seconds a lease may be spent
+_MOST: Final = 10_000  # leases held at a time; keys beyond them are decided one by one
+
+
+class _Lease:
+    """What this process holds of one key, and what it knows of the rest. Guarded by the lock of its desk."""
+
+    __slots__ = ("answer", "fetch", "left", "stamp", "until")
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.answer: Decision | None = None  # the store's last one
+        self.stamp = 0.0  # when that was
+        self.until = 0.0  # up to when permits may be spent; or, where they were denied, need not be asked for
+        self.fetch: Fetch | None = None
+
+    def decide(self, key: str, cost: int, now: float) -> Decision | None:
+        """Decide by what is known here; None if the store has to be asked."""
+        answer = self.answer
+        if answer is None or now >= self.until:
+            return None
+        age = now - self.stamp
+        reset_after = max(0.0, answer.reset_after - age)
+        if answer.allowed:
+            if self.left < cost:
+                return None
+            self.left -= cost
+            left = (answer.left or 0) + self.left
+            return Decision(answer.source, True, reset_after, 0.0, left, key, cost, answer.at)
+        if cost < answer.cost:
+            return None  # less than what was denied may be there
+        return Decision(
+            answer.source, False, reset_after, answer.retry_after - age, answer.left, key, cost, answer.at
+        )
+
+    def learn(self, answer: Decision, cost: int, now: float) -> None:
+        """Take over what the store answered to one who needs *cost* of it at once."""
+        self.answer, self.stamp = answer, now
+        self.left += answer.cost - cost if answer.allowed else 0
+        self.until = now + (_LIFETIME if answer.allowed else min(_LIFETIME, answer.retry_after))
+
+
+class Fetch:
+    """One request for more permits, and those who wait for what it brings.
+
+    Concurrency: safe from any thread.
+    """
+
+    def __init__(self, due: float) -> None:
+        self.due = due  # when it has failed, whatever became of whoever makes it
+        self._lock = threading.RLock()
+        self._waiters: list[Waiter] | None = []
+
+    def join(self, waiter: Waiter) -> bool:
+        """Have *waiter* woken at the end; return False if that was already."""
+        with self._lock:
+            if self._waiters is None:
+                return False
+            self._waiters.append(waiter)
+            return True
+
+    def finish(self) -> None:
+        """Wake all who wait."""
+        with self._lock:
+            waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            waiter.wake()
 
 
 class LeaseDesk:
-    def __init__(self, *args: Any) -> None:
-        raise NotImplementedError
+    """Spends leases, and has the *desk* behind it fetch them, *size* permits at a time.
+
+    Of those who find a lease spent, one fetches the next, and the others wait for it.
+
+    Concurrency: safe from any thread, task and loop. A forked child starts with no lease: its parent's are
+    its parent's.
+    """
+
+    def __init__(self, desk: SharedDesk, size: int) -> None:
+        self._desk = desk
+        self._size = size
+        self._upkeep: threading.Thread | None = None
+        self.after_fork()
+        renew_after_fork(self)
+
+    def decide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision:
+        if spend and (decision := self._spend(key, cost)) is not None:
+            return decision
+        return self._desk.link.hold(self._decision(key, cost, patience, spend=spend))
+
+    async def adecide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision:
+        if spend and (decision := self._spend(key, cost)) is not None:
+            return decision
+        return await self._desk.link.ahold(self._decision(key, cost, patience, spend=spend))
+
+    def give(self, decision: Decision, amount: int) -> None:
+        if not self._take_back(decision, amount):
+            self._desk.give(decision, amount)
+
+    async def agive(self, decision: Decision, amount: int) -> None:
+        if not self._take_back(decision, amount):
+            await self._desk.agive(decision, amount)
+
+    def _spend(self, key: str, cost: int) -> Decision | None:
+        """Decide by what is held here, if it is enough to go by."""
+        with self._lock:
+            lease = self._leases.get(key)
+            decision = None if lease is None else lease.decide(key, cost, time.monotonic())
+        return None if decision is None else self._desk.ladder.made(decision)
+
+    def _decision(self, key: str, cost: int, patience: float, *, spend: bool) -> Conversation[Decision]:
+        key = compact(key)
+        params.count("cost", cost)
+        ladder = self._desk.ladder
+        while spend and (lease := self._lease_of(key)) is not None:
+            if (decision := self._spend(key, cost)) is not None:
+                return decision
+            fetch, is_mine = self._fetch_for(lease)
+            if is_mine:
+                return (yield from self._fetched(lease, fetch, key, cost))
+            if not (yield fetch):
+                return ladder.fall_back(key, cost, patience, spend=spend)
+        return (yield from self._desk.decision(key, cost, patience, spend=spend))
+
+    def _lease_of(self, key: str) -> _Lease | None:
+        """Return the lease of *key*; None if it has none and there are too many already."""
+        with self._lock:
+            lease = self._leases.get(key)
+            if lease is None and len(self._leases) < _MOST:
+                lease = self._leases[key] = _Lease()
+                self._start_upkeep()
+            return lease
+
+    def _fetch_for(self, lease: _Lease) -> tuple[Fetch, bool]:
+        """Return the fetch that is under way for *lease*, or a new one, and whether it is new."""
+        now = time.monotonic()
+        with self._lock:
+            fetch = lease.fetch
+            # An interrupt may have ended whoever made the last one, before the `try` that would have told.
+            if fetch is not None and now < fetch.due:
+                return fetch, False
+            lease.fetch = fetch = Fetch(now + self._desk.link.timeout)
+            return fetch, True
+
+    def _fetched(self, lease: _Lease, fetch: Fetch, key: str, cost: int) -> Conversation[Decision]:
+        ladder = self._desk.ladder
+        try:
+            asked = self._desk.rates.ask("lease", key, cost, self._size)
+            answer = yield from self._desk.guarded(asked, key, cost)
+            if answer is None:
+                return ladder.fall_back(key, cost, 0.0, spend=True)
+            with self._lock:
+                lease.learn(answer, cost, time.monotonic())
+                left = (answer.left or 0) + lease.left
+            return ladder.made(answer._replace(cost=cost, left=left))
+        finally:
+            lease.fetch = None
+            fetch.finish()
+
+    def _take_back(self, decision: Decision, amount: int) -> bool:
+        """Put permits back on the lease they came from, if it can still be spent."""
+        with self._lock:
+            lease = self._leases.get(decision.key)
+            if amount < 0 or lease is None or lease.answer is None or lease.answer.at != decision.at:
+                return False
+            lease.left += amount
+            return lease.answer.allowed
+
+    # What was not spent goes back.
+
+    def _start_upkeep(self) -> None:
+        if self._upkeep is None:
+            self._upkeep = threading.Thread(target=self._keep_up, name="resilient-leases", daemon=True)
+            self._upkeep.start()
+
+    def _keep_up(self) -> None:
+        while self._give_back_ended():
+            time.sleep(_LIFETIME / 4)
+
+    def _give_back_ended(self) -> bool:
+        """Give back what is left of the leases that have ended; return whether there are others."""
+        now = time.monotonic()
+        with self._lock:
+            ended = [key for key, lease in self._leases.items() if lease.until <= now and lease.fetch is None]
+            leases = [lease for key in ended if (lease := self._leases.pop(key)).left]
+            if not self._leases:
+                self._upkeep = None
+            goes_on = self._upkeep is not None
+        self._give_back(leases)
+        return goes_on
+
+    def _give_back(self, leases: Sequence[_Lease]) -> None:
+        for lease in leases:
+            if lease.answer is not None:
+                self._desk.give(lease.answer, lease.left)
+
+    def after_fork(self) -> None:
+        """Begin with no lease in a forked child."""
+        self._lock = threading.RLock()
+        self._leases: dict[str, _Lease] = {}
+        self._upkeep = None

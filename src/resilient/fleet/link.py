@@ -11,19 +11,20 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import redis
-from limits.aio.storage import RedisStorage as AsyncRedisStorage
-from limits.storage import RedisClusterStorage, RedisStorage, storage_from_string
+from limits.aio.storage import RedisClusterStorage as AsyncRedisClusterStorage
+from limits.storage import RedisClusterStorage, storage_from_string
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..engine.fork import renew_after_fork
+from ..engine.waiting import TaskWaiter, ThreadWaiter
 from ..engine.workers import Job, Workers
-from .script import Command, Conversation
+from .script import Command, Conversation, Meeting
 
 __all__ = ["Link", "link_to"]
 
@@ -45,13 +46,14 @@ class Link:
 
     def __init__(self, uri: str, timeout: float) -> None:
         self._uri = uri
-        self._timeout = timeout
+        self.timeout = timeout
+        self._storage: Any = None  # of limits; it knows the topologies and their clients
         self.after_fork()
         renew_after_fork(self)
 
     def hold(self, conversation: Conversation[R]) -> R:
         """Hold *conversation* with the store, from a thread."""
-        due = time.monotonic() + self._timeout
+        due = time.monotonic() + self.timeout
         try:
             command = next(conversation)
             while True:
@@ -67,7 +69,7 @@ class Link:
 
     async def ahold(self, conversation: Conversation[R]) -> R:
         """Hold *conversation* with the store, from a task."""
-        due = time.monotonic() + self._timeout
+        due = time.monotonic() + self.timeout
         try:
             command = next(conversation)
             while True:
@@ -90,14 +92,17 @@ class Link:
         """Close the connections of the running event loop."""
         store = self._loops.pop(asyncio.get_running_loop(), None)
         if store is not None:
-            await store.client.aclose()
+            await store.aclose()
 
     # From threads.
 
-    def _request(self, command: Command, due: float) -> Any:
+    def _request(self, command: Command | Meeting, due: float) -> Any:
+        if not isinstance(command, tuple):
+            waiter = ThreadWaiter()
+            return not command.join(waiter) or waiter.park(due - time.monotonic())
         # A connection's own limit is the whole timeout. Where less than that is left, or none is connected
         # and connecting may take any time, a worker does it, whom one can stop waiting for.
-        if time.monotonic() <= due - self._timeout + _SLACK and (connection := self._connected()) is not None:
+        if time.monotonic() <= due - self.timeout + _SLACK and (connection := self._connected()) is not None:
             return self._exchange(connection, command)
         job = Job(partial(self._dial, command), self._late)
         self._workers.submit(job)
@@ -129,18 +134,13 @@ class Link:
         try:
             connection.send_command(*command)
             answer = connection.read_response()
-        except redis.ReadOnlyError:
-            # It was the primary and is no more: whoever asks next finds the new one.
-            connection.disconnect()
-            self.close()
-            raise
-        except redis.ResponseError:
-            self._keep(connection)
-            raise
         except BaseException as exc:
+            if _is_answer(exc):
+                self._keep(connection)
+                raise
             # An answer may still be on its way, and would be taken for that to the next request.
             connection.disconnect()
-            if isinstance(exc, redis.ConnectionError):
+            if isinstance(exc, redis.RedisError):
                 self.close()  # the others are from before, too
             raise
         self._keep(connection)
@@ -155,54 +155,41 @@ class Link:
     def _dial(self, command: Command) -> Any:
         """Make a request on a new connection, and keep that; in a worker."""
         storage = self._open()
+        client: Any = storage.get_connection()
         if isinstance(storage, RedisClusterStorage):
             # Which node, and what to do when slots move, is the client's business.
-            return storage.get_connection().execute_command(*command)  # type: ignore[no-untyped-call]
-        connection: Any = storage.get_connection().connection_pool.make_connection()
+            return client.execute_command(*command)
+        connection = client.connection_pool.make_connection()
         connection.connect()
         return self._exchange(connection, command)
 
-    def _open(self) -> RedisStorage:
+    def _open(self) -> Any:
         with self._lock:
             if self._storage is None:
                 # On a cluster, this asks the nodes already.
-                self._storage = storage_from_string(self._uri, **self._settings(redis.retry.Retry))
+                self._storage = storage_from_string(
+                    self._uri, **_settings(self._uri, Retry(NoBackoff(), 0), self.timeout)
+                )
             return self._storage
 
     # From tasks.
 
-    async def _arequest(self, command: Command, due: float) -> Any:
+    async def _arequest(self, command: Command | Meeting, due: float) -> Any:
+        if not isinstance(command, tuple):
+            waiter = TaskWaiter()
+            return not command.join(waiter) or await waiter.park(due - time.monotonic())
         async with asyncio.timeout(due - time.monotonic()):
             store = self._loops.get(asyncio.get_running_loop())
             if store is None:
-                store = self._open_loop()
-            async with store.places:
-                return await store.client.execute_command(*command)
-
-    def _open_loop(self) -> _LoopStore:
-        settings = self._settings(redis.asyncio.retry.Retry)
-        storage = storage_from_string(f"async+{self._uri}", implementation="redispy", **settings)
-        assert isinstance(storage, AsyncRedisStorage)  # noqa: S101 - all that a link is made for are
-        store = self._loops[asyncio.get_running_loop()] = _LoopStore(storage)
-        return store
-
-    def _settings(self, retry: Callable[..., Any]) -> dict[str, Any]:
-        common = {
-            "socket_timeout": self._timeout,
-            "socket_connect_timeout": self._timeout,
-            "retry": retry(NoBackoff(), 0),
-            "protocol": 2,  # a round trip less when connecting, and no messages between the answers
-        }
-        if "+sentinel" in self._uri:
-            common["sentinel_kwargs"] = dict(common)
-        return common
+                store = self._loops[asyncio.get_running_loop()] = _LoopStore(self._uri)
+            return await store.request(command)
 
     def after_fork(self) -> None:
         """Begin with no connection in a forked child: what is said on the parent's is not for us."""
         self._lock = threading.RLock()
         self._idle: deque[tuple[Any, float]] = deque()
         self._late: set[Job] = set()
-        self._storage: RedisStorage | None = None
+        self._storage = None
         self._workers = Workers(_DIALLERS, "resilient-store")
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopStore] = (
             weakref.WeakKeyDictionary()
@@ -210,11 +197,59 @@ class Link:
 
 
 class _LoopStore:
-    """The client of one event loop."""
+    """The connections of one event loop. Whoever asks limits the time.
 
-    def __init__(self, storage: AsyncRedisStorage) -> None:
-        self.client: Any = storage.bridge.get_connection()
-        self.places = asyncio.Semaphore(_ASYNC_CONNECTIONS)
+    Concurrency: belongs to its loop's thread.
+    """
+
+    def __init__(self, uri: str) -> None:
+        # No limits of the client's own: each would cost a task for every command.
+        settings = _settings(uri, AsyncRetry(NoBackoff(), 0), timeout=None)
+        storage: Any = storage_from_string(f"async+{uri}", implementation="redispy", **settings)
+        self._client = storage.bridge.get_connection()
+        self._in_cluster = isinstance(storage, AsyncRedisClusterStorage)
+        self._places = asyncio.Semaphore(_ASYNC_CONNECTIONS)
+        self._idle: list[tuple[Any, float]] = []
+
+    async def request(self, command: Command) -> Any:
+        async with self._places:
+            if self._in_cluster:
+                return await self._client.execute_command(*command)
+            return await self._exchange(await self._connected(), command)
+
+    async def _connected(self) -> Any:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if time.monotonic() - since < _TRUSTED_FOR or await _is_alive_async(connection):
+                return connection
+            await connection.disconnect(nowait=True)
+        connection = self._client.connection_pool.make_connection()
+        await connection.connect()
+        return connection
+
+    async def _exchange(self, connection: Any, command: Command) -> Any:
+        try:
+            await connection.send_command(*command)
+            answer = await connection.read_response()
+        except BaseException as exc:
+            if _is_answer(exc):
+                self._idle.append((connection, time.monotonic()))
+                raise
+            # An answer may still be on its way, and would be taken for that to the next request.
+            await connection.disconnect(nowait=True)
+            if isinstance(exc, redis.RedisError):
+                await self.drop_idle()  # the others are from before, too
+            raise
+        self._idle.append((connection, time.monotonic()))
+        return answer
+
+    async def drop_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop()[0].disconnect(nowait=True)
+
+    async def aclose(self) -> None:
+        await self.drop_idle()
+        await self._client.aclose()
 
 
 _links: weakref.WeakValueDictionary[tuple[str, float], Link] = weakref.WeakValueDictionary()
@@ -230,9 +265,36 @@ def link_to(uri: str, timeout: float) -> Link:
         return link
 
 
+def _settings(uri: str, retry: Retry | AsyncRetry, timeout: float | None) -> dict[str, Any]:
+    common = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": retry,
+        "protocol": 2,  # a round trip less when connecting, and no messages between the answers
+    }
+    return common | {"sentinel_kwargs": common} if "+sentinel:" in uri else common
+
+
+def _is_answer(exc: BaseException) -> bool:
+    """Whether *exc* is what the server answered, so that the connection is good for the next request.
+
+    Not so where it was the primary and is no more: a new connection finds the one that is.
+    """
+    return isinstance(exc, redis.ResponseError) and not isinstance(exc, redis.ReadOnlyError)
+
+
+# Something to read, with nothing asked, is either the end or an answer to somebody else.
+
+
 def _is_alive(connection: Any) -> bool:
     try:
-        # Something to read, with nothing asked, is either the end or an answer to somebody else.
         return not connection.can_read()
+    except (redis.RedisError, OSError):
+        return False
+
+
+async def _is_alive_async(connection: Any) -> bool:
+    try:
+        return not await connection.can_read_destructive()
     except (redis.RedisError, OSError):
         return False

@@ -11,13 +11,11 @@ from ..errors import CircuitOpenError
 from ..policies.rate_limiter.decision import Decision, Source
 from ..policies.rate_limiter.keys import compact, digest
 from ..policies.rate_limiter.ladder import SHARED, Ladder
-from ..policies.rate_limiter.limiter import Desk
 from ..policies.rate_limiter.quota import Quota
-from .lease import LeaseDesk
-from .link import Link, link_to
+from .link import Link
 from .script import Conversation, load, run
 
-__all__ = ["SharedDesk", "SharedRates", "open_desk"]
+__all__ = ["SharedDesk", "SharedRates"]
 
 _SECOND: Final = 1_000_000  # microseconds
 _PLAIN: Final = re.compile(r"[\w.:@/+=-]*", re.ASCII)
@@ -34,7 +32,7 @@ class SharedRates:
         file = strategy.replace("-", "_")
         self._script = load(file, "decide")
         self._sources = [Source(SHARED, quota) for quota in quotas]
-        self._name = _plain(name)
+        self._name = _plain(compact(name))
         self._endings = [f":{file}:{quota.amount}:{quota.window:g}:{quota.burst}" for quota in quotas]
         self._numbers = tuple(
             number
@@ -49,7 +47,8 @@ class SharedRates:
 
     def keys_of(self, key: str) -> tuple[str, ...]:
         """Return under which keys the store has what *key* has used."""
-        stem = f"resilient:{{{self._name}:{_plain(key)}}}"
+        # The bar is in no plain text: or the key "b:c" of "a" would be the key "c" of "a:b".
+        stem = f"resilient:{{{self._name}|{_plain(key)}}}"
         return tuple(stem + ending for ending in self._endings)
 
     def decision(self, answer: Sequence[int], key: str, cost: int) -> Decision:
@@ -57,7 +56,7 @@ class SharedRates:
         taken, which, left, reset, delay, now = answer
         retry_after = delay / _SECOND if delay >= 0 else float("inf")
         source = self._sources[which - 1]
-        return Decision(source, taken > 0, reset / _SECOND, retry_after, left, key, cost, float(now))
+        return Decision(source, taken > 0, reset / _SECOND, retry_after, left, key, taken or cost, float(now))
 
 
 class SharedDesk:
@@ -112,21 +111,6 @@ class SharedDesk:
         except Exception:  # noqa: BLE001 - nothing that is wrong with a store may reach who asked
             self.ladder.failed()
             return None
-
-
-def open_desk(
-    uri: str,
-    timeout: float,
-    name: str,
-    strategy: str,
-    quotas: Sequence[Quota],
-    ladder: Ladder,
-    lease: int | None,
-    max_keys: int,
-) -> Desk:
-    """Return the desk of the limiter *name* on the store at *uri*."""
-    desk = SharedDesk(link_to(uri, timeout), SharedRates(name, strategy, quotas), ladder)
-    return desk if lease is None else LeaseDesk(desk, lease, max_keys)
 
 
 def _plain(text: str) -> str:

@@ -7,18 +7,30 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError
 
-__all__ = ["Command", "Conversation", "Script", "load", "run"]
+from ..engine.waiting import Waiter
+
+__all__ = ["Command", "Conversation", "Meeting", "Script", "load", "run"]
 
 R = TypeVar("R")
 
 Command: TypeAlias = tuple[str | int | bytes, ...]
 
-Conversation: TypeAlias = Generator[Command, Any, R]
-"""What is said to a store, without the saying: commands go out, answers (or errors) come in."""
+
+class Meeting(Protocol):
+    """Something that others are doing already: whoever joins is woken at its end; False if that was."""
+
+    def join(self, waiter: Waiter, /) -> bool: ...
+
+
+Conversation: TypeAlias = Generator[Command | Meeting, Any, R]
+"""What is said to a store, without the saying: commands go out, answers (or errors) come in.
+
+To a meeting, the answer is whether it ended in time.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Script:
 @cache
 def load(*names: str) -> Script:
     """Return the script made of the files *names*, one after the other."""
-    folder = files(__package__) / "scripts"
+    folder = files("resilient.fleet") / "scripts"
     return Script("\n".join((folder / f"{name}.lua").read_text() for name in names))
 
 

@@ -1,14 +1,15 @@
 """The four ways to count, each for one key: what was used, as a value, and what that allows.
 
-They know neither clocks nor locks nor stores; a state belongs to whoever passes it in. A state of None is a key that was never seen, and means the
-same as one that has all its permits. The scripts beside `fleet/rates.py` say the same to a Redis server.
+They know neither clocks nor locks nor stores; a state belongs to whoever passes it in. A state of None is a
+key that was never seen, and means the same as one that has all its permits. The scripts in `fleet/scripts`
+say the same to a Redis server.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -258,11 +259,11 @@ class AllOf:
         levels = [part.level(one, now) for part, one in self._each(state)]
         return min(levels, key=lambda level: (level.left, -level.reset_after))
 
-    def _each(self, state: Any) -> Any:
+    def _each(self, state: Any) -> Iterator[tuple[Algorithm, Any]]:
         return zip(self.parts, self._unseen if state is None else state, strict=True)
 
 
-STRATEGIES: Final = {
+STRATEGIES: Final[dict[str, Callable[[Quota], Algorithm]]] = {
     "token-bucket": TokenBucket,
     "fixed-window": FixedWindow,
     "sliding-window-counter": SlidingWindowCounter,

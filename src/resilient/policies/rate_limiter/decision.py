@@ -26,7 +26,7 @@ class _Fields(NamedTuple):
     retry_after: float
     left: int | None
     key: str
-    cost: float
+    cost: int
     at: float
 
 

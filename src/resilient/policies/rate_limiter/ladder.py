@@ -67,6 +67,7 @@ class Ladder:
         name: str,
         quotas: Sequence[Quota],
         book: Book,
+        *,
         outage: Outage,
         clock: Clock,
         announcer: Announcer,
@@ -74,7 +75,7 @@ class Ladder:
         self.rung = SHARED
         self.allowed = self.denied = self.fallbacks = self.errors = 0
         self.book = book
-        self._name = name
+        self.name = name
         self._quota = min(quotas, key=lambda quota: quota.burst)
         self._below = outage.rung
         self._clock = clock
@@ -128,7 +129,7 @@ class Ladder:
 
     def _move(self, rung: str, reason: str) -> None:
         previous, self.rung = self.rung, rung
-        self._announcer.announce(RungChanged(self._name, rung, previous, reason))
+        self._announcer.announce(RungChanged(self.name, rung, previous, reason))
 
     def after_fork(self) -> None:
         """Begin with a free lock in a forked child."""

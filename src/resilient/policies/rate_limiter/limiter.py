@@ -21,7 +21,7 @@ from .book import open_book
 from .decision import Decision
 from .keys import key_maker
 from .ladder import LOCAL, Ladder, Outage
-from .quota import Quota, Rate, quotas_of
+from .quota import Rate, quotas_of
 from .storage import open_shared, storage_uri
 
 __all__ = ["RateLimiter", "RateLimiterStats"]
@@ -81,7 +81,7 @@ class RateLimiter(Policy):
     Args:
         rate: "100/minute", "5 per 10 seconds", a `limits.RateLimitItem`, or a sequence of them.
         burst: permits a token bucket holds; at least 1. None: the amount of the rate.
-        name: in errors, events, statistics, header fields, and the keys of a shared store, for which it has to
+        name: in errors, events, statistics, header fields and the keys of a shared store, which needs it to
             be given. None: the rate.
         key: makes a text of the arguments of a decorated call: calls with the same key share their permits.
             None: all calls do.
@@ -165,11 +165,22 @@ class RateLimiter(Policy):
                 params.refuse(ValueError, "name", "must be given where the storage is shared", name)
             if leased is not None and self.max_wait:
                 params.refuse(ValueError, "lease", "does not go with max_wait", lease)
+            if leased is not None and leased > (least := min(quota.burst for quota in self.quotas)):
+                params.refuse(
+                    ValueError, "lease", f"must be at most {least}, all that can be had at once", lease
+                )
             share = tuple(quota.share(outage.instances) for quota in self.quotas)
             self._book = open_book(strategy, share, LOCAL, size, clock)
-            self._ladder = Ladder(self._name, self.quotas, self._book, outage, clock, self.announcer)
+            self._ladder = Ladder(
+                self._name,
+                self.quotas,
+                self._book,
+                outage=outage,
+                clock=clock,
+                announcer=self.announcer,
+            )
             self._desk = open_shared(
-                uri, limit, self._name, strategy, self.quotas, self._ladder, leased, size
+                uri, limit, strategy=strategy, quotas=self.quotas, ladder=self._ladder, lease=leased
             )
 
     @property

@@ -42,24 +42,19 @@ class Quota:
 
 def quotas_of(rate: Rate | Sequence[Rate], burst: int | None, name: str | None) -> tuple[Quota, ...]:
     """Return the quotas that *rate* stands for, named after the limiter *name*, or after themselves."""
-    if isinstance(rate, str | RateLimitItem):
-        items = [_item(rate)]
-    elif isinstance(rate, Sequence) and rate:
-        items = [_item(one) for one in rate]
-    else:
+    rates: object = [rate] if isinstance(rate, str | RateLimitItem) else rate
+    if not isinstance(rates, Sequence) or not rates:
         params.refuse(TypeError, "rate", "must be a rate such as '100/minute', or a sequence of rates", rate)
+    items = [_item(one) for one in rates]
     texts = [_text(item) for item in items]
     if len(set(texts)) < len(texts):
         params.refuse(ValueError, "rate", "must not name the same rate twice", rate)
-    sole = len(items) == 1
+    if name is not None:
+        texts = [name] if len(items) == 1 else [f"{name} {text}" for text in texts]
+    size = None if burst is None else params.count("burst", burst)
     return tuple(
-        Quota(
-            (text if name is None else name) if sole else (text if name is None else f"{name} {text}"),
-            item.amount,
-            float(item.get_expiry()),
-            item.amount if burst is None else params.count("burst", burst),
-        )
-        for item, text in zip(items, texts, strict=True)
+        Quota(text, item.amount, float(item.get_expiry()), size or item.amount)
+        for text, item in zip(texts, items, strict=True)
     )
 
 
