@@ -43,7 +43,7 @@ def storage_uri(storage: object) -> str | None:
     if importlib.util.find_spec("redis") is None:
         msg = "storage on Redis or Valkey needs the client: pip install 'resilient-py[redis]'"
         raise ModuleNotFoundError(msg, name="redis")
-    return f"{shared}://{rest}"
+    return f"{scheme}://{rest}"
 
 
 def _lacking(scheme: str, rest: str) -> str | None:
