@@ -59,7 +59,9 @@ TARGETS: tuple[Target, ...] = (
     Target("async timeout/resilient", "async timeout/asyncio.timeout", 0.35),
     Target("rate limiter/resilient", "rate limiter/limits (fixed window)", 0.20),
     Target("redis decision/resilient", "redis decision/bare EVALSHA", 1.1),
+    Target("redis decision/resilient (lease=100)", "redis decision/resilient", 0.05),
     Target("async redis decision/resilient", "async redis decision/bare EVALSHA", 1.1),
+    Target("async redis decision/resilient (lease=100)", "async redis decision/resilient", 0.05),
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 

@@ -28,7 +28,7 @@ class Limit:
 
 
 # A second, not a day: some keep an entry for each call of the window, and pay for its length.
-PLENTY = Limit(1_000_000, 1)
+PLENTY = Limit(10_000_000, 1)
 """More than can be asked for: every call is allowed."""
 
 SPENT = Limit(1, 3600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from bench.subjects.deciders import (
@@ -10,8 +11,10 @@ from bench.subjects.deciders import (
     Decider,
     Limit,
     Setting,
+    allowed,
     decisions,
     redis_client,
+    resilient,
 )
 from bench.subjects.model import Work
 
@@ -21,17 +24,25 @@ AWAITED = Setting(shared=True, awaited=True)
 
 def bare_evalsha(setting: Setting, limit: Limit) -> Work:
     """Send what ours sends, through redis-py alone: the least a decision on a server can cost a client."""
+    command, client = _what_ours_sends(limit), redis_client(setting, **_as_ours(setting))
+    return lambda _: client.evalsha(*command)
+
+
+def bare_evalsha_as_it_comes(setting: Setting, limit: Limit) -> Work:
+    """Send what ours sends with redis-py's default settings."""
+    command, client = _what_ours_sends(limit), redis_client(setting)
+    return lambda _: client.evalsha(*command)
+
+
+def _as_ours(setting: Setting) -> dict[str, Any]:
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    command = _what_ours_sends(limit)
-    # As ours sets it up: one try, the older protocol, a time limit on the socket of threads and none on tasks'.
+    # One try, the older protocol; a time limit on the socket for threads, and none for tasks.
     retry: Any = AsyncRetry if setting.awaited else Retry
     timeout = None if setting.awaited else 0.05
-    settings = {"retry": retry(NoBackoff(), 0), "protocol": 2, "socket_timeout": timeout}
-    client = redis_client(setting, **settings)
-    return lambda _: client.evalsha(*command)
+    return {"retry": retry(NoBackoff(), 0), "protocol": 2, "socket_timeout": timeout}
 
 
 def _what_ours_sends(limit: Limit) -> tuple[Any, ...]:
@@ -54,6 +65,8 @@ def _took_any(answer: list[int]) -> bool:
 SHARED = (
     *EVERYWHERE,
     Decider("bare EVALSHA", "redis", bare_evalsha, _took_any),
+    Decider("bare EVALSHA (redis-py's defaults)", "redis", bare_evalsha_as_it_comes, _took_any),
+    Decider("resilient (lease=100)", "resilient-py", partial(resilient, lease=100), allowed),
 )
 
 SUBJECTS = (
