@@ -126,7 +126,7 @@ def describe(subject: Policy | Callable[..., Any]) -> list[dict[str, object]]:
 
 def _settings(policy: Policy) -> dict[str, object]:
     settings: dict[str, object] = {}
-    for name in ("seconds", "attempts", "wait", "timeout", "rules", "lifetimes"):
+    for name in ("seconds", "attempts", "wait", "timeout", "rules", "lifetimes", "quotas", "max_wait"):
         value = getattr(policy, name, None)
         if value is not None:
             settings.update(_fields(value) if dataclasses.is_dataclass(value) else {name: value})

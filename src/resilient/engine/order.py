@@ -9,7 +9,15 @@ from ..errors import PipelineOrderError
 
 __all__ = ["RECOMMENDED", "check_order"]
 
-RECOMMENDED: Final = ("Fallback", "Cache", "deadline", "Retry", "CircuitBreaker", "Timeout")
+RECOMMENDED: Final = (
+    "Fallback",
+    "Cache",
+    "deadline",
+    "Retry",
+    "CircuitBreaker",
+    "RateLimiter",
+    "Timeout",
+)
 """The order that works, outermost first."""
 
 
@@ -39,6 +47,9 @@ _MISTAKES: Final[dict[str, dict[str, str]]] = {
         "Fallback.chain": "an answer of another source would count as a success of this one",
         "Cache": "cached answers would count as successes of the dependency",
         "Retry": _HIDDEN,
+    },
+    "RateLimiter": {
+        "Retry": "one permit would cover several attempts, and the dependency would see more than the rate",
     },
     "Timeout": {
         "CircuitBreaker": _CUT_OFF,
