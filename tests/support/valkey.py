@@ -13,14 +13,15 @@ from tests.support.server import ServerProcess
 class ValkeyServer(ServerProcess):
     """Run a private Valkey without persistence; *options* are further command-line words."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, password: str | None = None) -> None:
         super().__init__()
-        self._options = options
+        self._options = options if password is None else (*options, "--requirepass", password)
+        self._credentials = "" if password is None else f":{password}@"
 
     @property
     def url(self) -> str:
         """The address for Redis clients."""
-        return f"redis://{self.host}:{self.port}/0"
+        return f"redis://{self._credentials}{self.host}:{self.port}/0"
 
     @staticmethod
     def binary() -> str:

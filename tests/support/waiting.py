@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -19,3 +20,12 @@ def wait_until(condition: Callable[[], bool], what: str, *, within: float = 20.0
         if time.monotonic() > give_up_at:
             raise TimeoutError(f"{what}: not within {within} s")
         time.sleep(_POLL_EVERY)
+
+
+async def await_until(condition: Callable[[], bool], what: str, *, within: float = 20.0) -> None:
+    """Do as `wait_until`, and let the event loop's other tasks go on between two looks."""
+    give_up_at = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"{what}: not within {within} s")
+        await asyncio.sleep(_POLL_EVERY)

@@ -1,0 +1,134 @@
+"""Sentinel promotes a replica, a cluster moves its slots: the limiter follows, and nobody notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.support.cluster import ClusterFleet
+from tests.support.sentinel import SentinelFleet
+from tests.support.traffic import Traffic
+from tests.support.waiting import wait_until
+
+from resilient import RateLimiter
+from resilient.events import RungChanged
+from resilient.testing import capture_events
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+LIMIT, INSTANCES = 60, 2
+SHARE = LIMIT // INSTANCES
+KEYS = ("ann", "bob", "cid")
+DECISION_TIMEOUT = 0.05
+LATEST = DECISION_TIMEOUT + 0.010
+BACK_WITHIN = 3.0
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[SentinelFleet]:
+    """A primary, its replica and three sentinels."""
+    with SentinelFleet() as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterFleet]:
+    """Three nodes that share the slots."""
+    with ClusterFleet() as fleet:
+        yield fleet
+
+
+def limiter_on(uri: str, name: str, rate: object = f"{LIMIT}/hour") -> RateLimiter:
+    """Make a limiter with the defaults that matter here."""
+    return RateLimiter(rate, name=name, storage=uri, instances=INSTANCES, decision_timeout=DECISION_TIMEOUT)
+
+
+def assert_nobody_felt_it(traffic: Traffic, most: int) -> None:
+    """Fail if a request failed or waited too long, or if a key got more than *most*."""
+    assert traffic.errors == []
+    assert traffic.late(LATEST) == [], traffic.figures()
+    for key, admitted in traffic.admitted().items():
+        assert LIMIT <= admitted <= most, key
+
+
+def test_failover_by_command_is_followed(sentinels: SentinelFleet):
+    """The old primary is alive and refuses writes: the limiter moves on, and the replica knows the count."""
+    sentinels.wait_until_ready()
+    with capture_events() as events:
+        limiter = limiter_on(sentinels.uri, "by command")
+        with Traffic(limiter, KEYS) as traffic:
+            traffic.flow(0.5)
+            sentinels.failover()
+            wait_until(lambda: limiter.stats().rung == "shared", "back on the server", within=BACK_WITHIN)
+            traffic.flow(1.0)
+            assert limiter.peek("ann").rung == "shared"
+
+    rungs = [event.rung for event in events.of(RungChanged)]
+    assert rungs in ([], ["local", "shared"])
+    # Replication is asynchronous: what the replica had not heard of is admitted once more, at most the limit.
+    assert_nobody_felt_it(traffic, LIMIT + SHARE + LIMIT)
+
+
+def test_killed_primary_is_replaced(sentinels: SentinelFleet):
+    """While there is none, the local share is what there is; the replica knows the count afterwards."""
+    sentinels.wait_until_ready()
+    with capture_events() as events:
+        limiter = limiter_on(sentinels.uri, "killed")
+        with Traffic(limiter, KEYS) as traffic:
+            traffic.flow(0.5)
+            dead = sentinels.kill_primary()
+            sentinels.wait_until_primary_is_not(dead)
+            wait_until(lambda: limiter.stats().rung == "shared", "back on the server", within=BACK_WITHIN)
+            traffic.flow(0.3)
+    dead.start()
+
+    assert [event.rung for event in events.of(RungChanged)] == ["local", "shared"]
+    assert_nobody_felt_it(traffic, LIMIT + SHARE + LIMIT)
+
+
+@pytest.mark.parametrize("rates", [f"{LIMIT}/hour", [f"{LIMIT}/hour", "1000/day"]], ids=["one rate", "two"])
+def test_slots_move_without_a_trace(cluster: ClusterFleet, rates: object):
+    """ASK while they are on their way and MOVED afterwards lead to the right node; the counts come along."""
+    name = "moving-one" if isinstance(rates, str) else "moving-two"
+    with capture_events() as events:
+        limiter = limiter_on(cluster.uri, name, rates)
+        with Traffic(limiter, KEYS) as traffic:
+            traffic.flow(0.3)
+            for key in _keys_of(cluster, name):
+                with cluster.moving(key):
+                    traffic.flow(0.3)
+            traffic.flow(0.3)
+            assert limiter.peek("ann").rung == "shared"
+
+    left_for = len(events.of(RungChanged)) // 2
+    assert_nobody_felt_it(traffic, LIMIT + (SHARE if left_for else 0))
+    assert left_for <= len(KEYS)
+
+
+def test_node_that_dies_takes_no_request_with_it(cluster: ClusterFleet):
+    """Its keys, or all, are counted locally until it is back."""
+    with capture_events() as events:
+        limiter = limiter_on(cluster.uri, "dying")
+        with Traffic(limiter, KEYS) as traffic:
+            traffic.flow(0.3)
+            victim = cluster.owner(_keys_of(cluster, "dying")[0])
+            victim.kill()
+            traffic.flow(1.0)
+            victim.start()
+            cluster.wait_until_ready()
+            wait_until(lambda: limiter.stats().rung == "shared", "back on the cluster", within=BACK_WITHIN)
+            traffic.flow(0.3)
+
+    assert [event.rung for event in events.of(RungChanged)][-1:] == ["shared"]
+    assert_nobody_felt_it(traffic, LIMIT + SHARE + LIMIT)
+
+
+def _keys_of(cluster: ClusterFleet, name: str) -> list[str]:
+    """Return one key of each slot that the limiter *name* has keys in."""
+    found: dict[int, str] = {}
+    for node in cluster.nodes:
+        with node.client() as client:
+            for key in client.scan_iter():
+                if name.encode() in key:
+                    found.setdefault(client.cluster_keyslot(key.decode()), key.decode())
+    return list(found.values())

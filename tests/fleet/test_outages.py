@@ -1,0 +1,258 @@
+"""Requests keep flowing while the server dies, freezes, forgets or vanishes: none waits long, none fails.
+
+Eight workers, threads and tasks, ask for permits of three keys all the time. The rate's window is an hour, so
+what they may be given is known: the shared limit once; this process's share of it while the server is away;
+and the shared limit once more if the server came back empty.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import pytest
+from tests.fleet.leftovers import assert_tidy
+from tests.support.tcp_proxy import Latency, ResetPeer, Slicer, TcpProxy, Timeout
+from tests.support.traffic import Traffic
+from tests.support.valkey import ValkeyServer
+from tests.support.waiting import wait_until
+
+from resilient import RateLimiter
+from resilient.events import RungChanged
+from resilient.testing import CapturedEvents, capture_events
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+SOAK = bool(os.environ.get("RESILIENT_SOAK"))
+# Seconds a server is away.
+AWAY = 5.0 if SOAK else 1.0
+
+HOUR = 3_600.0
+LIMIT, INSTANCES = 60, 2
+SHARE = LIMIT // INSTANCES
+KEYS = ("ann", "bob", "cid")
+DECISION_TIMEOUT = 0.05
+LATEST = DECISION_TIMEOUT + 0.010
+BACK_WITHIN = 3.0
+
+
+@contextmanager
+def killed(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Let the server crash; it comes back empty."""
+    server.kill()
+    yield
+    server.start()
+
+
+@contextmanager
+def frozen(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Let the kernel accept connections that nobody answers."""
+    server.pause()
+    yield
+    server.resume()
+
+
+@contextmanager
+def black_holed(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Let the network swallow every answer."""
+    with proxy.toxic(Timeout()):
+        yield
+
+
+@contextmanager
+def deaf(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Cut the connections, and let every attempt to make another hang."""
+    with proxy.deaf():
+        yield
+
+
+@contextmanager
+def slow(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Deliver every answer, 200 ms late."""
+    with proxy.toxic(Latency(0.2)):
+        yield
+
+
+@contextmanager
+def dripping(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Deliver answers byte by byte, each just soon enough to look like progress."""
+    with proxy.toxic(Slicer(size=1, seconds=DECISION_TIMEOUT / 2)):
+        yield
+
+
+@contextmanager
+def resetting(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Reset every connection as soon as it has an answer."""
+    with proxy.toxic(ResetPeer()):
+        yield
+
+
+@contextmanager
+def full(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
+    """Let the server refuse every write: it is out of memory."""
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+        yield
+        client.config_set("maxmemory", "0")
+
+
+Fault = Callable[[ValkeyServer, TcpProxy], AbstractContextManager[None]]
+
+
+@dataclass
+class Scene:
+    """A server behind a proxy, a limiter on it, and the traffic."""
+
+    server: ValkeyServer
+    proxy: TcpProxy
+    limiter: RateLimiter
+    traffic: Traffic
+    events: CapturedEvents
+
+    def rungs(self) -> list[tuple[str, str]]:
+        """Return the changes of rung so far, as (from, to)."""
+        return [(event.previous, event.rung) for event in self.events.of(RungChanged)]
+
+    def wait_for(self, rung: str, within: float) -> None:
+        """Wait until the last change was one to *rung*."""
+        wait_until(lambda: self.rungs()[-1:] == [] or self.rungs()[-1][1] == rung, rung, within=within)
+
+    def assert_nobody_felt_it(self) -> None:
+        """Fail if a request failed or waited too long."""
+        assert self.traffic.errors == []
+        assert self.traffic.late(LATEST) == [], self.traffic.figures()
+        assert_tidy(self.server, HOUR)
+
+
+@contextmanager
+def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
+    """Let the requests flow as long as the block lasts, for 0.3 s without a fault."""
+    with TcpProxy(server.port) as proxy, capture_events() as events:
+        options = {
+            "on_outage": "local",
+            "instances": INSTANCES,
+            "decision_timeout": DECISION_TIMEOUT,
+        } | options
+        limiter = RateLimiter(
+            f"{LIMIT}/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", **options
+        )
+        with Traffic(limiter, KEYS) as traffic:
+            traffic.flow(0.5)
+            yield Scene(server, proxy, limiter, traffic, events)
+
+
+OUTAGES = pytest.mark.parametrize(
+    ("outage", "away"),
+    [
+        (killed, AWAY),
+        (frozen, 5.0),
+        (black_holed, AWAY),
+        (deaf, AWAY),
+        (slow, AWAY),
+        (dripping, AWAY),
+        (resetting, AWAY),
+        (full, AWAY),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+
+
+@OUTAGES
+def test_outage_is_survived_on_the_local_share(valkey: ValkeyServer, outage: Fault, away: float):
+    """One event there, one back; let through are the limit, the share, and the limit again if it was lost."""
+    with scene(valkey) as play:
+        with outage(valkey, play.proxy):
+            play.traffic.flow(away)
+            assert play.rungs() == [("shared", "local")]
+        back = time.perf_counter()
+        wait_until(lambda: len(play.rungs()) == 2, "back on the server", within=BACK_WITHIN)
+        play.traffic.flow(0.5)
+
+    assert play.rungs() == [("shared", "local"), ("local", "shared")]
+    play.assert_nobody_felt_it()
+    assert play.traffic.rungs(since=back + BACK_WITHIN)["local"] == 0
+    lost = LIMIT if outage is killed else 0
+    for key, admitted in play.traffic.admitted().items():
+        assert LIMIT + lost <= admitted <= LIMIT + SHARE + lost, key
+
+
+@pytest.mark.parametrize(("on_outage", "admitted"), [("allow", True), ("deny", False)])
+def test_outage_is_met_as_told(valkey: ValkeyServer, on_outage: str, admitted: bool):
+    """Everything passes, or nothing does, and the event says which."""
+    with scene(valkey, on_outage=on_outage) as play:
+        with black_holed(valkey, play.proxy):
+            play.traffic.flow(AWAY)
+            meanwhile = [
+                sample.decision for sample in list(play.traffic.samples) if sample.decision.rung != "shared"
+            ]
+        wait_until(lambda: len(play.rungs()) == 2, "back on the server", within=BACK_WITHIN)
+
+    assert play.rungs() == [("shared", on_outage), (on_outage, "shared")]
+    assert meanwhile
+    assert {(decision.allowed, decision.rung) for decision in meanwhile} == {(admitted, on_outage)}
+    play.assert_nobody_felt_it()
+
+
+@pytest.mark.parametrize("command", ["SCRIPT FLUSH", "CLIENT KILL TYPE normal"])
+def test_hiccup_is_no_outage(valkey: ValkeyServer, command: str):
+    """Scripts that are gone are loaded again, connections made again: the count goes on where it was."""
+    with scene(valkey) as play:
+        for _ in range(5):
+            with valkey.client() as client:
+                client.execute_command(command)
+            play.traffic.flow(0.1)
+
+    play.assert_nobody_felt_it()
+    # Connections killed in the middle of an answer cost their decisions a place on the server.
+    assert len(play.rungs()) <= (0 if command == "SCRIPT FLUSH" else 2)
+    for key, admitted in play.traffic.admitted().items():
+        assert LIMIT <= admitted <= LIMIT + (SHARE if play.rungs() else 0), key
+
+
+def test_server_that_comes_late_is_found(valkey: ValkeyServer):
+    """A service that starts during an outage decides locally at once, and on the server when it is there."""
+    valkey.kill()
+    with scene(valkey) as play:
+        assert play.rungs() == [("shared", "local")]
+        valkey.start()
+        wait_until(lambda: len(play.rungs()) == 2, "on the server", within=BACK_WITHIN)
+        play.traffic.flow(0.5)
+
+    play.assert_nobody_felt_it()
+    for key, admitted in play.traffic.admitted().items():
+        assert LIMIT <= admitted <= LIMIT + SHARE, key
+
+
+def test_outage_after_outage_admits_one_share_only(valkey: ValkeyServer):
+    """The share is the hour's, not the outage's: a server that flaps opens no door."""
+    with scene(valkey) as play:
+        for times in range(1, 4):
+            with black_holed(valkey, play.proxy):
+                play.traffic.flow(0.4)
+            wait_until(lambda: len(play.rungs()) == 2 * times, "back on the server", within=BACK_WITHIN)  # noqa: B023
+
+    play.assert_nobody_felt_it()
+    for key, admitted in play.traffic.admitted().items():
+        assert LIMIT <= admitted <= LIMIT + SHARE, key
+
+
+@pytest.mark.usefixtures("own_connections")
+@pytest.mark.parametrize("fault", [resetting, black_holed])
+async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: ValkeyServer, fault: Fault):
+    """The server counted the call; asking once more would count it twice."""
+    direct = RateLimiter("1000/hour", name="door", storage=valkey.url, decision_timeout=5.0)
+    for times in range(1, 6):
+        with TcpProxy(valkey.port) as proxy:
+            limiter = RateLimiter(
+                "1000/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", decision_timeout=0.2
+            )
+            limiter.peek()  # connected, and the scripts are there
+            await limiter.apeek()
+            with fault(valkey, proxy):
+                decision = limiter.hit() if times % 2 else await limiter.ahit()
+
+        assert decision.rung == "local"
+        assert direct.peek().remaining == 1000 - times

@@ -1,0 +1,176 @@
+"""Requests that keep flowing through a rate limiter, from threads and tasks, while a test does its worst.
+
+Every decision is noted with the moments it began and ended. The machine is noisy, so a decision may be late
+although the limiter did its part; a `Pulse` in the same process tells how much of that is the machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Self
+
+from resilient import Decision, RateLimiter
+from tests.support.links import close_connections
+
+_STARTS_WITHIN = 10.0
+_ENDS_WITHIN = 10.0
+
+
+class Sample(NamedTuple):
+    """One decision, and when it was asked for and told."""
+
+    began: float
+    ended: float
+    key: str
+    decision: Decision
+
+    @property
+    def seconds(self) -> float:
+        """How long the decision took."""
+        return self.ended - self.began
+
+
+class Pulse:
+    """A thread that asks to be woken every *beat* seconds, and notes when it was.
+
+    What it is late, beyond one beat, is time in which a thread of this process that could have run was not
+    let: the processor was another's, or the interpreter's lock was. It does nothing else, and so cannot be
+    held up by what it stands beside, such as an event loop that somebody blocks.
+    """
+
+    def __init__(self, beat: float = 0.002) -> None:
+        self._beat = beat
+        self._beats: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join(_ENDS_WITHIN)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._beats.append(time.perf_counter())
+            time.sleep(self._beat)
+
+    def lost(self, began: float, ended: float) -> float:
+        """Return the seconds between two moments in which this process was not let run."""
+        return sum(
+            min(ended, late_until) - max(began, late_from)
+            for late_from, late_until in self._pauses()
+            if late_from < ended and began < late_until
+        )
+
+    def _pauses(self) -> Iterator[tuple[float, float]]:
+        for one, following in itertools.pairwise(self._beats):
+            # A beat and its like again for the ordinary cost of waking up: only what is beyond counts.
+            if following - one > 2 * self._beat:
+                yield one + 2 * self._beat, following
+
+
+class Traffic:
+    """Ask *limiter* for a permit of each of *keys* in turn, until told to stop.
+
+    As many *threads* as *tasks* (in a loop of their own), each with *pace* seconds between two decisions.
+    """
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        keys: Sequence[str],
+        *,
+        threads: int = 4,
+        tasks: int = 4,
+        pace: float = 0.01,
+    ) -> None:
+        self._limiter = limiter
+        self._keys = keys
+        self._workers = threads, tasks
+        self._pace = pace
+        self._over = threading.Event()
+        self.samples: list[Sample] = []
+        self.errors: list[BaseException] = []
+        self._pulse = Pulse()
+        self._threads = [threading.Thread(target=self._guarded, args=(self._ask,)) for _ in range(threads)]
+        self._threads.append(threading.Thread(target=self._guarded, args=(self._run_loop,)))
+
+    def __enter__(self) -> Self:
+        self._pulse.__enter__()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(_ENDS_WITHIN)
+        self._pulse.__exit__()
+
+    def flow(self, seconds: float) -> None:
+        """Let the requests flow for a while."""
+        time.sleep(seconds)
+
+    def admitted(self) -> Counter[str]:
+        """Return how many decisions let a call through, by key."""
+        return Counter(sample.key for sample in self.samples if sample.decision.allowed)
+
+    def rungs(self, since: float = 0.0) -> Counter[str]:
+        """Return how many decisions were made on each rung, of those asked for after *since*."""
+        return Counter(sample.decision.rung for sample in self.samples if sample.began > since)
+
+    def late(self, bound: float) -> list[str]:
+        """Describe the decisions that took longer than *bound* and what the machine kept of it to itself."""
+        return [
+            f"{sample.seconds * 1000:.1f} ms, the machine's {lost * 1000:.1f} included: {sample.decision!r}"
+            for sample in self.samples
+            if sample.seconds > bound
+            and sample.seconds > bound + (lost := self._pulse.lost(sample.began, sample.ended))
+        ]
+
+    def figures(self) -> str:
+        """Return the spread of the decisions' times, for a person."""
+        times = [sample.seconds * 1000 for sample in self.samples]
+        cuts = statistics.quantiles(times, n=100)
+        return f"{len(times)} decisions: p50 {cuts[49]:.2f}, p99 {cuts[98]:.2f}, p100 {max(times):.2f} ms"
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as exc:
+            self.errors.append(exc)
+
+    def _ask(self) -> None:
+        for key in itertools.cycle(self._keys):
+            began = time.perf_counter()
+            decision = self._limiter.hit(key)
+            self.samples.append(Sample(began, time.perf_counter(), key, decision))
+            if self._over.wait(self._pace):
+                return
+
+    def _run_loop(self) -> None:
+        asyncio.run(self._ask_in_tasks())
+
+    async def _ask_in_tasks(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._workers[1]):
+                group.create_task(self._aask())
+        await close_connections()
+
+    async def _aask(self) -> None:
+        for key in itertools.cycle(self._keys):
+            began = time.perf_counter()
+            decision = await self._limiter.ahit(key)
+            self.samples.append(Sample(began, time.perf_counter(), key, decision))
+            await asyncio.sleep(self._pace)
+            if self._over.is_set():
+                return
