@@ -1,0 +1,247 @@
+"""The ASGI middleware."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
+
+from ..engine import params
+from ..policies.rate_limiter.decision import Decision
+from ..policies.rate_limiter.limiter import RateLimiter
+from ..typing import Seconds
+from .door import PROBES, Block, Door, Gate, RateLimit, Trusted, Visit, Waits, outcome
+from .headers import Dialect, Fields
+from .keys import Key
+from .maintenance import Maintenance
+from .problem import REFUSALS, Answer
+from .request import AsgiRequest
+
+__all__ = ["ResilienceMiddleware"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def _hit(limiter: RateLimiter, key: str) -> Awaitable[Decision]:
+    return limiter.ahit(key)
+
+
+async def _enter(place: Block) -> None:
+    await place.__aenter__()
+
+
+async def _leave(place: Block, error: BaseException | None) -> None:
+    await place.__aexit__(None if error is None else type(error), error, None)
+
+
+_WAITS: Final = Waits(_hit, _enter, _leave)
+
+
+class ResilienceMiddleware:
+    """Guard an ASGI app: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
+
+    A request passes, in this order: *exempt* paths (which nothing here touches), *maintenance*, the deadline
+    the client sent, *rate_limit*, *shed*. Who is refused gets 429, 503 or 504 with a problem document and,
+    where it is known, a `Retry-After`. So does whoever's request ends in a `RejectedError` or
+    `CallTimeoutError` that leaves the app, if no response has begun; otherwise that error is raised on.
+
+    The place that *shed* gave and the deadline are given back when the body has been sent, before background
+    tasks; for a WebSocket, the place when the connection ends. WebSockets have no deadline. Refused ones are
+    answered before they are accepted.
+
+    Args:
+        app: the ASGI app.
+        rate_limit: a `RateLimiter`; a rate such as "100/minute"; or a mapping of path patterns to either. The
+            exact path wins, then the longest "/prefix/*", then "*"; one limit applies to each request. None:
+            no limit.
+        key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
+        shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
+            failures, and of clients that have left as abandonments. None: nothing is shed.
+        deadline: seconds a request may take; above 0. A client may ask for less by `grpc-timeout`,
+            `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`. None: only that.
+        maintenance: the switch that closes the service. None: there is none.
+        exempt: paths that nothing here touches, in the patterns of *rate_limit*.
+        headers: "ietf" for `RateLimit` and `RateLimit-Policy`, "legacy" for `X-RateLimit-*`, "both", or None.
+        trusted: the proxies whose `X-Forwarded-For` or `Forwarded` is believed: networks, or
+            `TrustedProxies`. None are by default.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: serves any number of requests and loops at once; nothing of a request is kept here.
+
+    Source: ASGI 3.0; draft-ietf-httpapi-ratelimit-headers-11; RFC 9457; RFC 7239.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        rate_limit: RateLimit | None = None,
+        key: Key | None = None,
+        shed: Gate | None = None,
+        deadline: Seconds | None = None,
+        maintenance: Maintenance | None = None,
+        exempt: Iterable[str] = PROBES,
+        headers: Dialect = "ietf",
+        trusted: Trusted = (),
+    ) -> None:
+        self.app: App = params.callback("app", app)
+        self._door = Door(
+            rate_limit=rate_limit,
+            key=key,
+            shed=shed,
+            deadline=deadline,
+            maintenance=maintenance,
+            exempt=exempt,
+            headers=headers,
+            trusted=trusted,
+            in_tasks=True,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection; see the ASGI specification.
+
+        Args:
+            scope: what kind of connection it is, and its facts.
+            receive: awaited for the client's messages.
+            send: awaited with the app's.
+        """
+        exchange_type = _EXCHANGES.get(scope["type"])
+        if exchange_type is None:
+            await self.app(scope, receive, send)
+            return
+        request = AsgiRequest(scope, self._door.proxies)
+        if self._door.exempts(request):
+            await self.app(scope, receive, send)
+            return
+        visit = Visit(self._door, request, _WAITS, timed=exchange_type is _Http)
+        await exchange_type(visit, scope, receive, send).run(self.app)
+
+
+class _Exchange:
+    """One connection: passes messages on, and knows how far it has come."""
+
+    __slots__ = ("_gone", "_raw_receive", "_raw_send", "_scope", "_status", "_visit", "begun")
+
+    def __init__(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        self._visit = visit
+        self._scope = scope
+        self._raw_receive = receive
+        self._raw_send = send
+        self._status: int | None = None
+        self._gone = False
+        self.begun = False
+
+    async def run(self, app: App) -> None:
+        """Let the connection in and call the app, or answer in its place."""
+        visit = self._visit
+        try:
+            try:
+                await visit.enter()
+                await app(self._scope, self.receive, self.send)
+            except BaseException as error:
+                await visit.leave(self._outcome(error))
+                raise
+            await visit.leave(self._outcome(None))
+        except REFUSALS as error:
+            if self.begun:
+                raise
+            await self.refuse(visit.answer(error))
+
+    async def receive(self) -> Message:
+        """Pass on a message of the client's."""
+        raise NotImplementedError
+
+    async def send(self, message: Message) -> None:
+        """Pass on a message of the app's."""
+        raise NotImplementedError
+
+    async def refuse(self, answer: Answer) -> None:
+        """Give *answer*, where nothing has been answered yet."""
+        raise NotImplementedError
+
+    def _outcome(self, error: BaseException | None) -> BaseException | None:
+        return error
+
+
+class _Http(_Exchange):
+    """A request and its response."""
+
+    __slots__ = ()
+
+    async def receive(self) -> Message:
+        message = await self._raw_receive()
+        if message["type"] == "http.disconnect":
+            self._gone = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.begun = True
+            self._status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *_wire(self._visit.fields)]}
+        try:
+            await self._raw_send(message)
+        except OSError:  # what servers raise when the client has gone
+            self._gone = True
+            raise
+        if kind in _BODIES and not message.get("more_body", False):
+            # Here, not when the app returns: its background tasks run after the answer and are no part of it.
+            await self._visit.leave(outcome(self._status, None, gone=False))
+
+    async def refuse(self, answer: Answer) -> None:
+        await self._raw_send(_start("http.response.start", answer))
+        await self._raw_send({"type": "http.response.body", "body": answer.body})
+
+    def _outcome(self, error: BaseException | None) -> BaseException | None:
+        return outcome(self._status, error, gone=self._gone)
+
+
+class _WebSocket(_Exchange):
+    """A WebSocket. Its place is held until the app has done with it."""
+
+    __slots__ = ("_connected",)
+
+    def __init__(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(visit, scope, receive, send)
+        self._connected = False
+
+    async def receive(self) -> Message:
+        self._connected = True
+        return await self._raw_receive()
+
+    async def send(self, message: Message) -> None:
+        self.begun = True  # whatever an app sends accepts the connection or ends it
+        await self._raw_send(message)
+
+    async def refuse(self, answer: Answer) -> None:
+        # The answer is one to the client's "connect", so that comes first; it may have gone instead.
+        if not self._connected and (await self._raw_receive())["type"] != "websocket.connect":
+            return
+        if "websocket.http.response" in (self._scope.get("extensions") or ()):
+            await self._raw_send(_start("websocket.http.response.start", answer))
+            await self._raw_send({"type": "websocket.http.response.body", "body": answer.body})
+        else:
+            code = _POLICY_VIOLATION if answer.status == HTTPStatus.TOO_MANY_REQUESTS else _TRY_AGAIN_LATER
+            await self._raw_send({"type": "websocket.close", "code": code})
+
+
+_EXCHANGES: Final[dict[str, type[_Exchange]]] = {"http": _Http, "websocket": _WebSocket}
+_BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
+_POLICY_VIOLATION: Final = 1008  # RFC 6455
+_TRY_AGAIN_LATER: Final = 1013  # of IANA's registry
+
+
+def _wire(fields: Fields) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in fields]
+
+
+def _start(kind: str, answer: Answer) -> Message:
+    return {"type": kind, "status": answer.status, "headers": _wire(answer.fields)}

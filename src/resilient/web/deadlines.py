@@ -1,0 +1,144 @@
+"""The deadline of a request: read from its header, set for the app, told to the services behind it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Final
+
+from ..engine import params
+from ..engine.clock import MONOTONIC
+from ..engine.deadline import Instant, current_deadline, innermost, time_left
+from ..engine.drive.gates import GateBlock
+from ..policies.timeout import Deadline
+from .request import Request
+
+__all__ = ["RequestTime", "TimeLimits", "deadline_headers"]
+
+_A_DAY: Final = 86_400.0  # a request that may take longer may take for ever
+_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_GRPC: Final = re.compile(r"(\d{1,8})([HMSmun])", re.ASCII)
+_MILLISECONDS: Final = re.compile(r"\d{1,15}", re.ASCII)
+_MOST_GRPC: Final = 99_999_999
+
+
+def _grpc(value: str) -> float | None:
+    told = _GRPC.fullmatch(value)
+    return None if told is None else int(told[1]) * _UNITS[told[2]]
+
+
+def _milliseconds(value: str) -> float | None:
+    return int(value) / 1e3 if _MILLISECONDS.fullmatch(value) else None
+
+
+_READERS: Final[tuple[tuple[str, Callable[[str], float | None]], ...]] = (
+    ("grpc-timeout", _grpc),
+    ("x-envoy-expected-rq-timeout-ms", _milliseconds),
+    ("x-request-timeout-ms", _milliseconds),
+)
+# As ASGI writes them, and as WSGI does.
+_FIELDS: Final = frozenset({name.encode() for name, _ in _READERS}) | {
+    f"HTTP_{name.upper().replace('-', '_')}" for name, _ in _READERS
+}
+
+
+def told_seconds(request: Request) -> float | None:
+    """Return how many seconds the client gives *request*, the least of what it says; None where nothing."""
+    if _FIELDS.isdisjoint(request.present):  # mostly so, and looked at on every request
+        return None
+    told = [read(value.strip()) for name, read in _READERS if (value := request.header(name)) is not None]
+    return min((seconds for seconds in told if seconds is not None), default=None)
+
+
+class RequestTime:
+    """The deadline of one request, from `TimeLimits.begin` until `end`."""
+
+    __slots__ = ("_block", "_told")
+
+    def __init__(self, block: GateBlock, told: Instant | None) -> None:
+        self._block = block
+        self._told = told
+
+    def end(self, error: BaseException | None) -> None:
+        """End it; to be called once.
+
+        Raises:
+            CallTimeoutError: *error* is the cancellation by which this deadline cut the app off.
+        """
+        if self._told is not None:
+            self._told.over = True
+        self._block.__exit__(None, error, None)
+
+
+class TimeLimits:
+    """Gives each request its deadline: the service's own, or the client's if that is earlier.
+
+    Args:
+        seconds: the service's own; None: only the client's.
+        in_tasks: whether requests run in tasks, which are cut off. Threads cannot be.
+
+    Concurrency: safe from any thread, task and loop.
+    """
+
+    __slots__ = ("_deadline", "_in_tasks", "_limited")
+
+    def __init__(self, seconds: float | None, *, in_tasks: bool) -> None:
+        self._limited = seconds is not None
+        self._in_tasks = in_tasks
+        self._deadline = Deadline(_A_DAY if seconds is None else seconds, "request", MONOTONIC)
+
+    def begin(self, request: Request) -> RequestTime | None:
+        """Set the deadline of *request* in this context; return None where it has none.
+
+        Raises:
+            DeadlineExceededError: it has passed already.
+        """
+        seconds = told_seconds(request)
+        if seconds is None and not self._limited:
+            return None
+        told = None if seconds is None else _promised(seconds)
+        block = self._deadline.block(in_task=self._in_tasks)
+        try:
+            block.__enter__()
+        except BaseException:
+            if told is not None:
+                told.over = True
+            raise
+        return RequestTime(block, told)
+
+
+def _promised(seconds: float) -> Instant:
+    """Set the client's deadline, in which the service's own then nests: the earliest one counts."""
+    instant = Instant()
+    instant.clock = MONOTONIC
+    instant.when = MONOTONIC() + seconds
+    instant.outer = current_deadline()
+    instant.over = False
+    innermost.set(instant)
+    return instant
+
+
+def deadline_headers(header: str = "x-request-timeout-ms") -> dict[str, str]:
+    """Return what tells a service called from here how much time is left.
+
+    Args:
+        header: "x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms" or "grpc-timeout".
+
+    Returns:
+        One header field with the milliseconds left, rounded down: 0 where the deadline has passed; nothing
+        where there is no deadline.
+
+    Raises:
+        ValueError: *header* is another one.
+
+    Concurrency: reads the current context only.
+    """
+    params.one_of("header", header, [name for name, _ in _READERS])
+    left = time_left()
+    if left is None:
+        return {}
+    milliseconds = max(0, math.floor(left * 1e3))
+    if header == "grpc-timeout":
+        return {header: f"{min(milliseconds, _MOST_GRPC)}m"}
+    return {header: str(milliseconds)}

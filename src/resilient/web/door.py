@@ -1,0 +1,247 @@
+"""What the two middlewares decide, and in which order. Written once, for both.
+
+A request is let in by a coroutine. Under ASGI it is awaited; under WSGI it is run to its end in one step,
+which works because everything that waits is asked of `Waits`, and the one for threads waits on the spot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+from ..engine import params
+from ..errors import MaintenanceError, RateLimitedError, RejectedError, ResilientError
+from ..policies.rate_limiter.decision import Decision
+from ..policies.rate_limiter.limiter import RateLimiter
+from ..typing import Seconds
+from .addresses import NetworkLike, TrustedProxies, proxies_of
+from .deadlines import RequestTime, TimeLimits
+from .headers import Dialect, Fields, RateFields, dialect_of
+from .keys import Key, client_address
+from .maintenance import Maintenance
+from .paths import Paths, check_pattern
+from .problem import Answer, problem
+from .request import Request
+
+__all__ = ["PROBES", "Block", "Door", "Gate", "RateLimit", "Trusted", "Visit", "Waits", "outcome"]
+
+PROBES: Final = ("/livez", "/readyz", "/startupz", "/health")
+"""The paths that are exempt by default: an orchestrator that is refused would restart the service."""
+
+RateLimit: TypeAlias = RateLimiter | str | Mapping[str, RateLimiter | str]
+"""A limiter, a rate such as `"100/minute"`, or either for each path pattern."""
+
+Trusted: TypeAlias = TrustedProxies | NetworkLike | Iterable[NetworkLike]
+
+
+class Block(AbstractContextManager[Any], AbstractAsyncContextManager[Any], Protocol):
+    """What a gate's `calling()` returns: for `with` and for `async with`."""
+
+
+class Gate(Protocol):
+    """Whatever lets some requests in and sheds the rest: a breaker, a bulkhead.
+
+    Entering the block refuses by raising a `RejectedError`; leaving it gives the place back.
+    """
+
+    def calling(self) -> Block:
+        """Return a block for one request."""
+        ...
+
+
+class FaultyAnswerError(ResilientError):
+    """Tell a gate that the app did answer, but with a status of 500 or above. It is never raised."""
+
+
+def outcome(status: int | None, error: BaseException | None, *, gone: bool) -> BaseException | None:
+    """Return what a gate is told of a request: None for a success.
+
+    Args:
+        status: of the app's answer; None where it gave none.
+        error: what left the app, if anything did.
+        gone: whether the client has left, which is an abandonment and no evidence against the app.
+    """
+    if gone and (error is None or isinstance(error, Exception)):
+        return asyncio.CancelledError("the client has gone")
+    if error is None and (status is None or status >= 500):  # noqa: PLR2004 - a server error
+        return FaultyAnswerError("no answer" if status is None else f"answered {status}")
+    return error
+
+
+class Waits(NamedTuple):
+    """How one world waits for a limiter, and enters and leaves a gate's block."""
+
+    hit: Callable[[RateLimiter, str], Awaitable[Decision]]
+    enter: Callable[[Block], Awaitable[object]]
+    leave: Callable[[Block, BaseException | None], Awaitable[object]]
+
+
+class _Limit(NamedTuple):
+    limiter: RateLimiter
+    fields: RateFields
+
+
+class Door:
+    """The settings of a middleware; they are documented there.
+
+    Concurrency: read only; what belongs to a request is its `Visit`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rate_limit: RateLimit | None,
+        key: Key | None,
+        shed: Gate | None,
+        deadline: Seconds | None,
+        maintenance: Maintenance | None,
+        exempt: Iterable[str],
+        headers: Dialect,
+        trusted: Trusted,
+        in_tasks: bool,
+    ) -> None:
+        self.dialect: Dialect = dialect_of(headers)
+        self.limits = _limits(rate_limit, headers)
+        self.key = client_address() if key is None else params.plain_function("key", key)
+        self.shed = shed
+        if shed is not None and not callable(getattr(shed, "calling", None)):
+            params.refuse(TypeError, "shed", "must be a gate, with a method calling()", shed)
+        self.time_limits = TimeLimits(params.optional_seconds("deadline", deadline), in_tasks=in_tasks)
+        self.maintenance = maintenance
+        if maintenance is not None and not isinstance(maintenance, Maintenance):
+            params.refuse(TypeError, "maintenance", "must be a Maintenance or None", maintenance)
+        if isinstance(exempt, str):
+            params.refuse(TypeError, "exempt", "must be several paths, not one text", exempt)
+        self._exempt = Paths("exempt", dict.fromkeys(exempt, True))
+        self.proxies = proxies_of(trusted)
+
+    def exempts(self, request: Request) -> bool:
+        """Tell whether *request* is none of our business."""
+        return self._exempt.find(request.path) is not None
+
+
+def _limits(rate_limit: Any, headers: Dialect) -> Paths[_Limit] | None:
+    if rate_limit is None:
+        return None
+    if isinstance(rate_limit, RateLimiter | str):
+        limiters = {"*": RateLimiter(rate_limit) if isinstance(rate_limit, str) else rate_limit}
+    elif isinstance(rate_limit, Mapping) and rate_limit:
+        limiters = {pattern: _limiter(pattern, one) for pattern, one in rate_limit.items()}
+    else:
+        rule = "must be a RateLimiter, a rate such as '100/minute', or a mapping of paths to either"
+        params.refuse(TypeError, "rate_limit", rule, rate_limit)
+    limits = {pattern: _Limit(one, RateFields(one.quotas, headers)) for pattern, one in limiters.items()}
+    return Paths("rate_limit", limits)
+
+
+def _limiter(pattern: Any, limit: Any) -> RateLimiter:
+    check_pattern("rate_limit", pattern)
+    if isinstance(limit, RateLimiter):
+        return limit
+    if not isinstance(limit, str):
+        params.refuse(TypeError, f"rate_limit[{pattern!r}]", "must be a RateLimiter or a rate", limit)
+    return RateLimiter(limit, name=pattern)
+
+
+class Visit:
+    """One request between `enter` and `leave`: its deadline and its place, each given back exactly once.
+
+    Attributes:
+        fields: what the answer, whichever it is, tells of rate limits.
+
+    Concurrency: belongs to its request; `leave` may be called from several tasks of it.
+    """
+
+    __slots__ = ("_door", "_place", "_request", "_time", "_timed", "_waits", "fields")
+
+    def __init__(self, door: Door, request: Request, waits: Waits, *, timed: bool = True) -> None:
+        self._door = door
+        self._request = request
+        self._waits = waits
+        self._timed = timed
+        self._time: RequestTime | None = None
+        self._place: Block | None = None
+        self.fields: Fields = []
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to give back."""
+        return self._time is not None or self._place is not None
+
+    async def enter(self) -> None:
+        """Let the request in.
+
+        Raises:
+            RejectedError: it is refused; what it held by then is given back by `leave`.
+        """
+        door, request = self._door, self._request
+        if door.maintenance is not None:
+            door.maintenance.check(request)
+        if self._timed:
+            self._time = door.time_limits.begin(request)
+        limit = None if door.limits is None else door.limits.find(request.path)
+        # A key function is the user's: it is asked only where there is a limit to apply.
+        if limit is not None and (key := door.key(request)) is not None:
+            decision = await self._waits.hit(limit.limiter, key)
+            self.fields = limit.fields.of(decision)
+            if not decision.allowed:
+                raise _limited(limit.limiter, decision)
+        if door.shed is not None:
+            place = door.shed.calling()
+            await self._waits.enter(place)
+            self._place = place
+
+    async def leave(self, error: BaseException | None = None) -> None:
+        """Give everything back; whoever comes first does so, and every other call does nothing.
+
+        Args:
+            error: how it ended; see `outcome`.
+
+        Raises:
+            CallTimeoutError: *error* is the cancellation by which the request's deadline cut the app off.
+        """
+        # Taken before anything is awaited: that is what makes it once.
+        time, self._time = self._time, None
+        place, self._place = self._place, None
+        try:
+            if time is not None:
+                time.end(error)
+        except Exception as late:
+            error = late
+            raise
+        finally:
+            if place is not None:
+                # A gate that refuses with hindsight, as a breaker does that the failure has opened, may do
+                # so to the next request: this one has been served.
+                with contextlib.suppress(RejectedError):
+                    await self._waits.leave(place, error)
+
+    def answer(self, error: Exception) -> Answer:
+        """Return the response in place of the app's: *error* is one of `REFUSALS`."""
+        maintenance = self._door.maintenance
+        if isinstance(error, MaintenanceError) and maintenance is not None:
+            answer = maintenance.answer(error, self._request)
+        else:
+            answer = problem(error, self._fields_for(error))
+        # Its fields are those that GET would get.
+        return answer._replace(body=b"") if self._request.method == "HEAD" else answer
+
+    def _fields_for(self, error: Exception) -> Fields:
+        """Tell of the limit that refused, which may be another one than ours, inside the app."""
+        decision = error.decision if isinstance(error, RateLimitedError) else None
+        if self.fields or decision is None:
+            return self.fields
+        return RateFields([decision.source.quota], self._door.dialect).of(decision)
+
+
+def _limited(limiter: RateLimiter, decision: Decision) -> RateLimitedError:
+    return RateLimitedError(
+        f"RateLimiter {limiter.name!r}: {decision.limit} in use",
+        policy=limiter.name,
+        retry_after=decision.retry_after if decision.retry_after < math.inf else None,
+        decision=decision,
+    )

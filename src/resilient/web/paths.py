@@ -1,0 +1,62 @@
+"""Path patterns: which entry of a table is about a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from ..engine import params
+
+__all__ = ["Paths", "check_pattern"]
+
+V = TypeVar("V")
+
+
+class Paths(Generic[V]):
+    """A table by path. An exact path wins, then the longest `/prefix/*`, then `*`.
+
+    `/prefix/*` stands for `/prefix` too: a limit that ended where somebody leaves out a slash would be none.
+
+    Args:
+        parameter: what the user calls the table; for error messages.
+        entries: pattern -> value.
+
+    Raises:
+        TypeError: a pattern is not text.
+        ValueError: a pattern is neither `*` nor begins with `/`, or has a `*` elsewhere than at its end.
+
+    Concurrency: read only.
+    """
+
+    __slots__ = ("_anything", "_exact", "_prefixes")
+
+    def __init__(self, parameter: str, entries: Mapping[str, V]) -> None:
+        for pattern in entries:
+            check_pattern(parameter, pattern)
+        self._anything = entries.get("*")
+        below = {pattern[:-1]: value for pattern, value in entries.items() if pattern.endswith("/*")}
+        self._prefixes = tuple(sorted(below.items(), key=lambda entry: -len(entry[0])))
+        # What is said for the very path comes last, and so wins.
+        self._exact = {prefix[:-1]: value for prefix, value in below.items() if prefix != "/"}
+        self._exact.update((pattern, value) for pattern, value in entries.items() if "*" not in pattern)
+
+    def find(self, path: str) -> V | None:
+        """Return what the table says about *path*; None where nothing."""
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        for prefix, value in self._prefixes:
+            if path.startswith(prefix):
+                return value
+        return self._anything
+
+
+def check_pattern(parameter: str, pattern: Any) -> None:
+    """Refuse what is no path pattern."""
+    if not isinstance(pattern, str):
+        params.refuse(TypeError, parameter, "must name paths as text", pattern)
+    fixed = pattern.removesuffix("*")
+    if "*" in fixed or not (
+        pattern == "*" or (pattern.startswith("/") and fixed[-1:] in {"/", pattern[-1:]})
+    ):
+        params.refuse(ValueError, parameter, "must name paths like '/login', '/static/*' or '*'", pattern)

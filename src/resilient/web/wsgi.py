@@ -1,0 +1,293 @@
+"""The WSGI middleware."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from ..engine import params
+from ..policies.rate_limiter.decision import Decision
+from ..policies.rate_limiter.limiter import RateLimiter
+from ..typing import Seconds
+from .door import PROBES, Block, Door, Gate, RateLimit, Trusted, Visit, Waits, outcome
+from .headers import Dialect
+from .keys import Key
+from .maintenance import Maintenance
+from .problem import REFUSALS
+from .request import WsgiRequest
+
+__all__ = ["ResilienceMiddleware"]
+
+T = TypeVar("T")
+
+
+# Coroutines in name only: they wait inside, in the thread, so that each runs to its end in one step.
+
+
+async def _hit(limiter: RateLimiter, key: str) -> Decision:
+    return limiter.hit(key)
+
+
+async def _enter(place: Block) -> None:
+    place.__enter__()
+
+
+async def _leave(place: Block, error: BaseException | None) -> None:
+    place.__exit__(None if error is None else type(error), error, None)
+
+
+_WAITS: Final = Waits(_hit, _enter, _leave)
+
+
+def _at_once(coroutine: Coroutine[Any, Any, None]) -> None:
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} has waited outside its thread")
+
+
+class ResilienceMiddleware:
+    """Guard a WSGI app: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
+
+    A request passes, in this order: *exempt* paths (which nothing here touches), *maintenance*, the deadline
+    the client sent, *rate_limit*, *shed*. Who is refused gets 429, 503 or 504 with a problem document and,
+    where it is known, a `Retry-After`. So does whoever's request ends in a `RejectedError` or
+    `CallTimeoutError` that leaves the app, if no part of the body has been sent; otherwise that error is
+    raised on.
+
+    The place that *shed* gave and the deadline are given back when the server closes the body. A thread
+    cannot be interrupted: the deadline is obeyed by the retries, time limits and waits inside.
+
+    Args:
+        app: the WSGI app.
+        rate_limit: a `RateLimiter`; a rate such as "100/minute"; or a mapping of path patterns to either. The
+            exact path wins, then the longest "/prefix/*", then "*"; one limit applies to each request. None:
+            no limit.
+        key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
+        shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
+            failures, and of bodies that were not sent to their end as abandonments. None: nothing is shed.
+        deadline: seconds a request may take; above 0. A client may ask for less by `grpc-timeout`,
+            `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`. None: only that.
+        maintenance: the switch that closes the service. None: there is none.
+        exempt: paths that nothing here touches, in the patterns of *rate_limit*.
+        headers: "ietf" for `RateLimit` and `RateLimit-Policy`, "legacy" for `X-RateLimit-*`, "both", or None.
+        trusted: the proxies whose `X-Forwarded-For` or `Forwarded` is believed: networks, or
+            `TrustedProxies`. None are by default.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: serves any number of requests and threads at once; nothing of a request is kept here.
+
+    Source: PEP 3333; draft-ietf-httpapi-ratelimit-headers-11; RFC 9457; RFC 7239.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        rate_limit: RateLimit | None = None,
+        key: Key | None = None,
+        shed: Gate | None = None,
+        deadline: Seconds | None = None,
+        maintenance: Maintenance | None = None,
+        exempt: Iterable[str] = PROBES,
+        headers: Dialect = "ietf",
+        trusted: Trusted = (),
+    ) -> None:
+        self.app: WSGIApplication = params.callback("app", app)
+        self._door = Door(
+            rate_limit=rate_limit,
+            key=key,
+            shed=shed,
+            deadline=deadline,
+            maintenance=maintenance,
+            exempt=exempt,
+            headers=headers,
+            trusted=trusted,
+            in_tasks=False,
+        )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request; see PEP 3333.
+
+        Args:
+            environ: the facts of the request.
+            start_response: takes status and header.
+
+        Returns:
+            The body.
+        """
+        request = WsgiRequest(environ, self._door.proxies)
+        if self._door.exempts(request):
+            return self.app(environ, start_response)
+        exchange = _Exchange(Visit(self._door, request, _WAITS), start_response)
+        return exchange.run(self.app, environ)
+
+
+class _Exchange:
+    """One request and its response: knows how far it has come, and ends the visit once."""
+
+    __slots__ = ("_files", "_start_response", "_started", "_status", "_visit")
+
+    def __init__(self, visit: Visit, start_response: StartResponse) -> None:
+        self._visit = visit
+        self._start_response = start_response
+        self._started = False
+        self._status: int | None = None
+        self._files: list[tuple[object, _File]] = []
+
+    def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        """Let the request in and call the app, or answer in its place; and not as late as the body."""
+        try:
+            _at_once(self._visit.enter())
+            body = self._call(app, environ)
+        except BaseException as error:
+            self.end(error)
+            if isinstance(error, REFUSALS):
+                return [self.refuse(error)]
+            raise
+        for wrapper, file in self._files:
+            if wrapper is body:
+                file.exchange = self
+                self._files.clear()  # or the two would keep each other alive
+                return body
+        return _SizedBody(self, body) if hasattr(body, "__len__") else _Body(self, body)
+
+    def refuse(self, error: Exception) -> bytes:
+        """Answer *error*, which is being handled, and return the body.
+
+        Raises:
+            Exception: *error* itself, where the server has sent the header already.
+        """
+        answer = self._visit.answer(error)
+        status, fields = f"{answer.status} {HTTPStatus(answer.status).phrase}", list(answer.fields)
+        if self._started:  # the server decides whether the app's header can still be replaced
+            self._start_response(status, fields, sys.exc_info())
+        else:
+            self._start_response(status, fields)
+        return answer.body
+
+    def end(self, error: BaseException | None = None, *, complete: bool = True) -> None:
+        """Give back what the request holds, if it still does.
+
+        Args:
+            error: what left the app, if anything did.
+            complete: whether the body was sent to its end.
+        """
+        if self._visit.holds:
+            _at_once(self._visit.leave(outcome(self._status, error, gone=error is None and not complete)))
+
+    def __del__(self) -> None:
+        # A server that never closes the body must not cost a place for ever.
+        self.end(complete=False)
+
+    def _call(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        make = environ.get("wsgi.file_wrapper")
+        if make is None or not self._visit.holds:
+            return app(environ, self._start)
+        # Servers send a body fast that they recognise as their own wrapper, so it cannot be put into one of
+        # ours. What it reads from can. Afterwards it is as it was: servers look for its class there.
+        environ["wsgi.file_wrapper"] = functools.partial(self._wrap_file, make)
+        try:
+            return app(environ, self._start)
+        finally:
+            environ["wsgi.file_wrapper"] = make
+
+    def _wrap_file(self, make: Callable[..., Any], file: Any, *options: Any) -> Any:
+        watched = _File(file)
+        wrapper = make(watched, *options)
+        self._files.append((wrapper, watched))
+        return wrapper
+
+    def _start(
+        self, status: str, headers: list[tuple[str, str]], *exc_info: Any
+    ) -> Callable[[bytes], object]:
+        write = self._start_response(status, [*headers, *self._visit.fields], *exc_info)
+        # After the server has had its say: it may have refused what the app gave.
+        self._started = True
+        code = status[:3]
+        self._status = int(code) if code.isdecimal() else None
+        return write
+
+
+class _File:
+    """What the server's file wrapper reads from; closing it ends the visit, if the wrapper is the body."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.exchange: _Exchange | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def close(self) -> None:
+        try:
+            # An app may have put its own `close` on the file meanwhile, as Django does.
+            close = getattr(self._file, "close", None)
+            if close is not None:
+                close()
+        finally:
+            if self.exchange is not None:
+                self.exchange.end()
+
+
+class _Body:
+    """The app's body, passed on chunk by chunk; closing it ends the visit."""
+
+    def __init__(self, exchange: _Exchange, body: Iterable[bytes]) -> None:
+        self._exchange = exchange
+        self._body = body
+        self._chunks: Iterator[bytes] | None = None
+        self._begun = False
+        self._finished = False
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            if self._chunks is None:
+                self._chunks = iter(self._body)
+            chunk = next(self._chunks)
+        except StopIteration:
+            self._finished = True
+            raise
+        except BaseException as error:
+            self._exchange.end(error)
+            if self._begun or not isinstance(error, REFUSALS):
+                raise
+            chunk = self._exchange.refuse(error)
+            self._chunks = iter(())
+        self._begun = self._begun or bool(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Close the app's body, once, and end the visit."""
+        body, self._body = self._body, ()
+        close = getattr(body, "close", None)
+        try:
+            if close is not None:
+                close()
+        except BaseException as error:
+            self._exchange.end(error)
+            raise
+        self._exchange.end(complete=self._finished)
+
+
+class _SizedBody(_Body):
+    """A body that has a length, from which servers work out the `Content-Length`."""
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True  # an empty body is a body
