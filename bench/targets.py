@@ -65,7 +65,10 @@ TARGETS: tuple[Target, ...] = (
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 
-SURPLUSES: tuple[Surplus, ...] = ()
+SURPLUSES: tuple[Surplus, ...] = (
+    Surplus("asgi middleware/resilient", "asgi middleware/bare app", 10.0),
+    Surplus("wsgi middleware/resilient", "wsgi middleware/bare app", 10.0),
+)
 
 FRAME_BUDGETS: tuple[FrameBudget, ...] = (
     FrameBudget("breaker/resilient", 4),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -20,8 +20,8 @@ from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop
 from bench.report import Results, Series
 from bench.subjects import SUBJECTS, Outcome, Subject, Work
 from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
-from bench.subjects.middleware import driven
-from bench.subjects.model import ARGUMENT, OK, BrokenError
+from bench.subjects.model import ARGUMENT, OK, TOO_MANY_REQUESTS, BrokenError
+from bench.subjects.requests import driven, served
 from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
 
 from tests.support.valkey import client_for
@@ -192,6 +192,7 @@ def test_subjects_have_different_ids() -> None:
         (Outcome.ALLOWS, True, 0),
         (Outcome.DENIES, False, 0),
         (Outcome.ANSWERS, OK, 1),
+        (Outcome.REFUSES, TOO_MANY_REQUESTS, 0),
     ],
 )
 def test_subject_that_does_its_job_is_accepted(outcome: Outcome, result: object, entered: int) -> None:
@@ -213,8 +214,10 @@ def test_subject_that_does_its_job_is_accepted(outcome: Outcome, result: object,
         (Outcome.ALLOWS, RuntimeError(), 0),
         (Outcome.DENIES, True, 0),
         (Outcome.DENIES, None, 0),
-        (Outcome.ANSWERS, 429, 0),
+        (Outcome.ANSWERS, TOO_MANY_REQUESTS, 0),
         (Outcome.ANSWERS, OK, 0),
+        (Outcome.REFUSES, OK, 1),
+        (Outcome.REFUSES, TOO_MANY_REQUESTS, 1),
     ],
 )
 def test_subject_that_does_not_do_its_job_is_refused(outcome: Outcome, result: object, entered: int) -> None:
@@ -306,6 +309,29 @@ async def test_driven_request_has_a_scope_of_its_own() -> None:
 
     assert [await request(ARGUMENT), await request(ARGUMENT)] == [418, 418]
     assert seen == [None, None]
+
+
+def test_served_request_reads_its_body_and_closes_it() -> None:
+    """A middleware that gives its permit back at the end of the body must come to do so."""
+    steps: list[str] = []
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            steps.append("read")
+            return iter((b"a", b"b"))
+
+        def close(self) -> None:
+            steps.append("closed")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Body:
+        assert environ.pop("PATH_INFO") == "/"  # the next request has it again
+        start_response("503 Service Unavailable", [])
+        return Body()
+
+    request = served(app)  # type: ignore[arg-type]
+
+    assert [request(ARGUMENT), request(ARGUMENT)] == [503, 503]
+    assert steps == ["read", "closed"] * 2
 
 
 def test_reason_names_no_folder_of_this_machine() -> None:

@@ -161,13 +161,17 @@ def throttled(algorithm: str, setting: Setting, limit: Limit) -> Work:
 
 def make_throttled(algorithm: str, setting: Setting, limit: Limit, **settings: Any) -> Any:
     """Make a limiter of throttled-py."""
-    from throttled import per_duration
-
     lib = import_module("throttled.asyncio" if setting.awaited else "throttled")
     # A store of its own: the default one is shared by all of the process.
     store = lib.RedisStore(resources.valkey_url()) if setting.shared else lib.MemoryStore()
-    quota = per_duration(timedelta(seconds=limit.seconds), limit.amount)
-    return lib.Throttled(using=algorithm, quota=quota, store=store, **settings)
+    return lib.Throttled(using=algorithm, quota=throttled_quota(limit), store=store, **settings)
+
+
+def throttled_quota(limit: Limit) -> Any:
+    """Return a limit in throttled-py's terms."""
+    from throttled import per_duration
+
+    return per_duration(timedelta(seconds=limit.seconds), limit.amount)
 
 
 def _not_limited(result: Any) -> bool:

@@ -1,144 +1,110 @@
-"""Rate limits at the door of a web app: one request that is let in, driven in-process, no socket.
+"""Rate limits at the door of a web app: one request that is let in, and one that is refused.
 
-A family per kind of app, since a limit is as dear as what it needs below itself: the plainest ASGI app there
-can be, a route of Starlette's, a route of FastAPI's. `bare app` is the same without a limit.
+A family per kind of app, since a limit is as dear as what it needs below itself: the plainest ASGI and WSGI
+apps there can be, a route of Starlette's, a route of FastAPI's. `bare app` is the same without a limit.
+Each limit that lets requests in has a row that refuses them, so that none is timed which limits nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from bench import resources
-from bench.subjects.deciders import PLENTY
-from bench.subjects.model import ARGUMENT, OK, Outcome, Work, family
-
-Message = MutableMapping[str, Any]
-App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Any]
-
-RATE = str(PLENTY)
-
-HEADERS = (
-    (b"host", b"shop.example"),
-    (b"user-agent", b"bench"),
-    (b"accept", b"*/*"),
-    (b"accept-encoding", b"gzip, deflate"),
-    (b"connection", b"keep-alive"),
+from bench.subjects.deciders import PLENTY, SPENT, Limit, throttled_quota
+from bench.subjects.model import ARGUMENT, Outcome, Row, Subject, Work, family
+from bench.subjects.requests import (
+    AsgiApp,
+    driven,
+    fastapi,
+    plain_asgi,
+    plain_wsgi,
+    served,
+    starlette,
+    starlette_route,
 )
 
-SCOPE = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.4"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "path": "/",
-    "raw_path": b"/",
-    "query_string": b"",
-    "root_path": "",
-    "client": ("192.0.2.1", 50000),
-    "server": ("192.0.2.2", 80),
-}
+LimitedRow = tuple[str, str, Callable[[Limit, Work], Any]]
+"""A row with a limit to set: name, package, builder."""
 
-
-def driven(app: App) -> Work:
-    """Return a coroutine function that sends one request into an app and returns the status."""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def request(_: int) -> Any:
-        status = None
-
-        async def send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-
-        # A scope of its own, as a server makes it: frameworks write into it.
-        await app({**SCOPE, "headers": list(HEADERS), "state": {}}, receive, send)
-        return status
-
-    return request
-
-
-# -- the plainest app ------------------------------------------------------------------------------------
-
-
-def plain_app(work: Work) -> App:
-    """Return the least an ASGI app can be."""
-
-    async def app(_scope: Message, _receive: Any, send: Any) -> None:
-        await work(ARGUMENT)
-        await send(
-            {"type": "http.response.start", "status": OK, "headers": [(b"content-type", b"text/plain")]}
-        )
-        await send({"type": "http.response.body", "body": b"hello"})
-
-    return app
+# -- the plainest apps -----------------------------------------------------------------------------------
 
 
 def bare(work: Work) -> Work:
-    """Drive the plain app without a limit."""
-    return driven(plain_app(work))
+    """Drive the plain ASGI app without a limit."""
+    return driven(plain_asgi(work))
+
+
+def resilient(limit: Limit, work: Work) -> Work:
+    """Drive the plain ASGI app behind our middleware: a limit per client, headers of the IETF's draft."""
+    return driven(_behind_ours(limit, plain_asgi(work)))
+
+
+def resilient_idle(work: Work) -> Work:
+    """Drive the plain ASGI app behind our middleware with nothing switched on."""
+    from resilient.asgi import ResilienceMiddleware
+
+    return driven(ResilienceMiddleware(plain_asgi(work)))
+
+
+def _behind_ours(limit: Limit, app: AsgiApp) -> AsgiApp:
+    from resilient import RateLimiter
+    from resilient.asgi import ResilienceMiddleware
+
+    return ResilienceMiddleware(app, rate_limit=RateLimiter(str(limit)))
+
+
+def wsgi_bare(work: Work) -> Work:
+    """Call the plain WSGI app without a limit."""
+    return served(plain_wsgi(work))
+
+
+def wsgi_resilient(limit: Limit, work: Work) -> Work:
+    """Call the plain WSGI app behind our middleware."""
+    from resilient import RateLimiter
+    from resilient.wsgi import ResilienceMiddleware
+
+    return served(ResilienceMiddleware(plain_wsgi(work), rate_limit=RateLimiter(str(limit))))
 
 
 # -- Starlette -------------------------------------------------------------------------------------------
 
 
-def starlette_app(work: Work) -> Any:
-    """Return an app of one route of Starlette's."""
-    from starlette.applications import Starlette
-    from starlette.routing import Route
-
-    return Starlette(routes=[Route("/", _starlette_route(work))])
-
-
-def _starlette_route(work: Work) -> Callable[..., Any]:
-    from starlette.responses import PlainTextResponse
-
-    async def hello(request: Any) -> Any:
-        await work(ARGUMENT)
-        return PlainTextResponse("hello")
-
-    return hello
-
-
 def starlette_bare(work: Work) -> Work:
     """Drive a route of Starlette's without a limit."""
-    return driven(starlette_app(work))
+    return driven(starlette(starlette_route(work)))
 
 
-def slowapi_asgi(work: Work) -> Work:
+def starlette_resilient(limit: Limit, work: Work) -> Work:
+    """Drive a route of Starlette's behind our middleware."""
+    return driven(_behind_ours(limit, starlette(starlette_route(work))))
+
+
+def slowapi_asgi(limit: Limit, work: Work) -> Work:
     """Drive a route of Starlette's behind slowapi's middleware."""
     from slowapi.middleware import SlowAPIASGIMiddleware
 
-    return driven(_behind_slowapi(starlette_app(work), SlowAPIASGIMiddleware))
+    return _behind_slowapi(limit, work, SlowAPIASGIMiddleware)
 
 
-def slowapi_base(work: Work) -> Work:
+def slowapi_base(limit: Limit, work: Work) -> Work:
     """Drive a route of Starlette's behind slowapi's older middleware, on Starlette's `BaseHTTPMiddleware`."""
     from slowapi.middleware import SlowAPIMiddleware
 
-    return driven(_behind_slowapi(starlette_app(work), SlowAPIMiddleware))
+    return _behind_slowapi(limit, work, SlowAPIMiddleware)
 
 
-def _behind_slowapi(app: Any, middleware: Any) -> App:
-    app.state.limiter = _slowapi(default_limits=[RATE])
+def _behind_slowapi(limit: Limit, work: Work, middleware: Any) -> Work:
+    app = _with_slowapi(_slowapi(default_limits=[str(limit)]), starlette_route(work))
     app.add_middleware(middleware)
-    limited: App = app
-    return limited
-
-
-def slowapi_decorator(work: Work) -> Work:
-    """Drive a route of Starlette's that is decorated with slowapi."""
-    from starlette.applications import Starlette
-    from starlette.routing import Route
-
-    limiter = _slowapi()
-    app = Starlette(routes=[Route("/", limiter.limit(RATE)(_starlette_route(work)))])
-    app.state.limiter = limiter
     return driven(app)
+
+
+def slowapi_decorator(limit: Limit, work: Work) -> Work:
+    """Drive a route of Starlette's that is decorated with slowapi."""
+    limiter = _slowapi()
+    return driven(_with_slowapi(limiter, limiter.limit(str(limit))(starlette_route(work))))
 
 
 def _slowapi(**settings: Any) -> Any:
@@ -148,60 +114,49 @@ def _slowapi(**settings: Any) -> Any:
     return Limiter(get_remote_address, headers_enabled=True, **settings)
 
 
-# -- FastAPI ---------------------------------------------------------------------------------------------
+def _with_slowapi(limiter: Any, route: Any) -> Any:
+    from slowapi import _rate_limit_exceeded_handler
+    from slowapi.errors import RateLimitExceeded
 
-
-def fastapi_app(work: Work, *dependencies: Callable[..., Any]) -> Any:
-    """Return an app of one route of FastAPI's that depends on these."""
-    from fastapi import Depends, FastAPI
-    from fastapi.responses import PlainTextResponse
-
-    app = FastAPI(openapi_url=None)
-
-    @app.get("/", dependencies=[Depends(one) for one in dependencies])
-    async def hello() -> PlainTextResponse:
-        await work(ARGUMENT)
-        return PlainTextResponse("hello")
-
+    app = starlette(route)
+    app.state.limiter = limiter
+    app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)
     return app
 
 
-async def _depended_on_by_nobody() -> None:
-    """Do nothing, as the least a dependency can be."""
+# -- FastAPI ---------------------------------------------------------------------------------------------
 
 
 def fastapi_bare(work: Work) -> Work:
     """Drive a route of FastAPI's that depends on nothing."""
-    return driven(fastapi_app(work))
+    return driven(fastapi(work))
 
 
 def fastapi_dependency(work: Work) -> Work:
-    """Drive a route of FastAPI's with a dependency that does nothing."""
-    return driven(fastapi_app(work, _depended_on_by_nobody))
+    """Drive a route of FastAPI's with the least a dependency can be."""
+
+    async def nothing() -> None:
+        pass
+
+    return driven(fastapi(work, nothing))
 
 
-async def fastapi_redis(work: Work) -> Work:
+async def fastapi_redis(limit: Limit, work: Work) -> Work:
     """Drive a route of FastAPI's that depends on fastapi-redis-sdk, which always needs a server."""
     from redis_fastapi import FastAPIRedis, get_settings, rate_limit
 
-    settings = get_settings()
-    settings.url = resources.valkey_url()
-    app = fastapi_app(work, rate_limit(RATE))
+    get_settings().url = resources.valkey_url()
+    app = fastapi(work, rate_limit((limit.amount, limit.seconds)))
     FastAPIRedis(app).lifespan().rate_limiting()
     await resources.keep_open(app.router.lifespan_context(app))
     return driven(app)
 
 
-def _client(request: Any) -> str:
-    host: str = request.client.host
-    return host
-
-
-def fastapi_throttled(work: Work) -> Work:
+def fastapi_throttled(limit: Limit, work: Work) -> Work:
     """Drive a route of FastAPI's that is decorated with throttled-py, headers added by its middleware."""
     from fastapi import FastAPI, Request
     from fastapi.responses import PlainTextResponse
-    from throttled.asyncio.contrib.fastapi import Limiter, RateLimitMiddleware
+    from throttled.asyncio.contrib import fastapi as lib
 
     async def hello(request: Any) -> PlainTextResponse:
         await work(ARGUMENT)
@@ -209,36 +164,61 @@ def fastapi_throttled(work: Work) -> Work:
 
     # FastAPI could not look up the name of a type that is imported here.
     hello.__annotations__.update({"request": Request, "return": PlainTextResponse})
-    limiter = Limiter(f"{PLENTY.amount}/s", key_func=_client)
+    limiter = lib.Limiter(throttled_quota(limit), key_func=lib.get_remote_address)
     app = FastAPI(openapi_url=None)
-    app.add_middleware(RateLimitMiddleware)
+    app.add_middleware(lib.RateLimitMiddleware)
+    app.add_exception_handler(lib.RateLimitExceededError, lib.rate_limit_exceeded_handler)
     app.get("/")(limiter.limit()(hello))
     return driven(app)
 
 
+# -- tables ----------------------------------------------------------------------------------------------
+
+
+def _doors(
+    title: str, *limited: LimitedRow, without: tuple[Row, ...], awaited: bool = True
+) -> tuple[Subject, ...]:
+    """Return the family of those who let a request in, and that of those who refuse it."""
+
+    def rows(limit: Limit) -> list[Row]:
+        return [(name, package, partial(build, limit)) for name, package, build in limited]
+
+    return (
+        *family(title, *without, *rows(PLENTY), awaited=awaited, outcome=Outcome.ANSWERS),
+        *family(f"{title}, denied", *rows(SPENT), awaited=awaited, outcome=Outcome.REFUSES),
+    )
+
+
 SUBJECTS = (
-    *family(
+    *_doors(
         "asgi middleware",
-        ("bare app", None, bare),
-        awaited=True,
-        outcome=Outcome.ANSWERS,
+        ("resilient", "resilient-py", resilient),
+        without=(
+            ("bare app", None, bare),
+            ("resilient (nothing switched on)", "resilient-py", resilient_idle),
+        ),
     ),
-    *family(
+    *_doors(
+        "wsgi middleware",
+        ("resilient", "resilient-py", wsgi_resilient),
+        without=(("bare app", None, wsgi_bare),),
+        awaited=False,
+    ),
+    *_doors(
         "starlette middleware",
-        ("bare app", "starlette", starlette_bare),
+        ("resilient", "resilient-py", starlette_resilient),
         ("slowapi (ASGI)", "slowapi", slowapi_asgi),
         ("slowapi (BaseHTTPMiddleware)", "slowapi", slowapi_base),
         ("slowapi (decorator)", "slowapi", slowapi_decorator),
-        awaited=True,
-        outcome=Outcome.ANSWERS,
+        without=(("bare app", "starlette", starlette_bare),),
     ),
-    *family(
+    *_doors(
         "fastapi dependency",
-        ("bare app", "fastapi", fastapi_bare),
-        ("a dependency that does nothing", "fastapi", fastapi_dependency),
         ("throttled-py (decorator and middleware)", "throttled-py", fastapi_throttled),
         ("fastapi-redis-sdk (redis)", "fastapi-redis-sdk", fastapi_redis),
-        awaited=True,
-        outcome=Outcome.ANSWERS,
+        without=(
+            ("bare app", "fastapi", fastapi_bare),
+            ("a dependency that does nothing", "fastapi", fastapi_dependency),
+        ),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ ARGUMENT = 1
 
 OK = 200
 """The status with which an app that was reached answers."""
+
+TOO_MANY_REQUESTS = 429
+"""The status with which a limit answers in its place."""
 
 
 class BrokenError(Exception):
@@ -30,6 +33,7 @@ class Outcome(enum.Enum):
     ALLOWS = "allows, with no function to call"
     DENIES = "denies without raising"
     ANSWERS = "calls the function in an app that answers with 200"
+    REFUSES = "answers with 429 in place of the app"
 
     @property
     def raises(self) -> bool:
@@ -47,9 +51,18 @@ class Outcome(enum.Enum):
             return isinstance(result, BrokenError)
         if self is Outcome.REJECTS:
             return isinstance(result, Exception) and not isinstance(result, BrokenError)
-        expected = {Outcome.ALLOWS: True, Outcome.DENIES: False, Outcome.ANSWERS: OK}.get(self, ARGUMENT)
+        expected = _RESULTS.get(self, ARGUMENT)
         # The type too: 1 == True, and a count is no permission.
         return type(result) is type(expected) and result == expected
+
+
+_RESULTS: Mapping[Outcome, object] = {
+    Outcome.ALLOWS: True,
+    Outcome.DENIES: False,
+    Outcome.ANSWERS: OK,
+    Outcome.REFUSES: TOO_MANY_REQUESTS,
+}
+"""What comes of a call where it is not the function's result."""
 
 
 def as_it_is(result: Any) -> Any:

@@ -54,8 +54,8 @@ def _what_ours_sends(limit: Limit) -> tuple[Any, ...]:
     with redis_client(CALLED) as client:
         client.script_load(load("token_bucket", "decide").source)
     rates = SharedRates("bench", "token-bucket", quotas_of(str(limit), None, "bench"))
-    _evalsha, *command = next(rates.ask("hit", KEY, 1))
-    return tuple(command)
+    command: Any = next(rates.ask("hit", KEY, 1))
+    return tuple(command[1:])
 
 
 def _took_any(answer: list[int]) -> bool:
