@@ -7,10 +7,11 @@ in any window at most one lease for each process and key is spent that was count
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
-from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..engine import params
 from ..engine.fork import renew_after_fork
@@ -45,14 +46,12 @@ class _Lease:
             return None
         age = now - self.stamp
         reset_after = max(0.0, answer.reset_after - age)
-        if answer.allowed:
-            if self.left < cost:
-                return None
+        if self.left >= cost:
             self.left -= cost
             left = (answer.left or 0) + self.left
             return Decision(answer.source, True, reset_after, 0.0, left, key, cost, answer.at)
-        if cost < answer.cost:
-            return None  # less than what was denied may be there
+        if answer.allowed or cost < answer.cost:
+            return None  # the store may have more; or less than what was denied
         return Decision(
             answer.source, False, reset_after, answer.retry_after - age, answer.left, key, cost, answer.at
         )
@@ -64,13 +63,21 @@ class _Lease:
         self.until = now + (_LIFETIME if answer.allowed else min(_LIFETIME, answer.retry_after))
 
 
+class _Rest(NamedTuple):
+    """What is left of a lease: `amount` permits of those that `answer` brought."""
+
+    answer: Decision
+    amount: int
+
+
 class Fetch:
     """One request for more permits, and those who wait for what it brings.
 
     Concurrency: safe from any thread.
     """
 
-    def __init__(self, due: float) -> None:
+    def __init__(self, lease: _Lease, due: float) -> None:
+        self.lease = lease
         self.due = due  # when it has failed, whatever became of whoever makes it
         self._lock = threading.RLock()
         self._waiters: list[Waiter] | None = []
@@ -125,6 +132,16 @@ class LeaseDesk:
         if not self._take_back(decision, amount):
             await self._desk.agive(decision, amount)
 
+    def close(self) -> None:
+        for rest in self._drop_leases(math.inf):
+            self._desk.give(*rest)
+        self._desk.close()
+
+    async def aclose(self) -> None:
+        for rest in self._drop_leases(math.inf):
+            await self._desk.agive(*rest)
+        await self._desk.aclose()
+
     def _spend(self, key: str, cost: int) -> Decision | None:
         """Decide by what is held here, if it is enough to go by."""
         with self._lock:
@@ -136,38 +153,39 @@ class LeaseDesk:
         key = compact(key)
         params.count("cost", cost)
         ladder = self._desk.ladder
-        while spend and (lease := self._lease_of(key)) is not None:
-            if (decision := self._spend(key, cost)) is not None:
-                return decision
-            fetch, is_mine = self._fetch_for(lease)
+        while spend and (turn := self._turn(key)) is not None:
+            fetch, is_mine = turn
             if is_mine:
-                return (yield from self._fetched(lease, fetch, key, cost))
+                return (yield from self._fetched(fetch, key, cost))
             if not (yield fetch):
                 return ladder.fall_back(key, cost, patience, spend=spend)
+            if (decision := self._spend(key, cost)) is not None:
+                return decision
         return (yield from self._desk.decision(key, cost, patience, spend=spend))
 
-    def _lease_of(self, key: str) -> _Lease | None:
-        """Return the lease of *key*; None if it has none and there are too many already."""
-        with self._lock:
-            lease = self._leases.get(key)
-            if lease is None and len(self._leases) < _MOST:
-                lease = self._leases[key] = _Lease()
-                self._start_upkeep()
-            return lease
+    def _turn(self, key: str) -> tuple[Fetch, bool] | None:
+        """Return the fetch that is under way for *key*, or a new one, and whether it is new.
 
-    def _fetch_for(self, lease: _Lease) -> tuple[Fetch, bool]:
-        """Return the fetch that is under way for *lease*, or a new one, and whether it is new."""
+        None where *key* has no lease and there are too many already.
+        """
         now = time.monotonic()
         with self._lock:
+            lease = self._leases.get(key)
+            if lease is None:
+                if len(self._leases) >= _MOST:
+                    return None
+                lease = self._leases[key] = _Lease()
+                self._start_upkeep()
             fetch = lease.fetch
             # An interrupt may have ended whoever made the last one, before the `try` that would have told.
             if fetch is not None and now < fetch.due:
                 return fetch, False
-            lease.fetch = fetch = Fetch(now + self._desk.link.timeout)
+            # With a fetch, it is not dropped: what the fetch brings has a place.
+            lease.fetch = fetch = Fetch(lease, now + self._desk.link.timeout)
             return fetch, True
 
-    def _fetched(self, lease: _Lease, fetch: Fetch, key: str, cost: int) -> Conversation[Decision]:
-        ladder = self._desk.ladder
+    def _fetched(self, fetch: Fetch, key: str, cost: int) -> Conversation[Decision]:
+        ladder, lease = self._desk.ladder, fetch.lease
         try:
             asked = self._desk.rates.ask("lease", key, cost, self._size)
             answer = yield from self._desk.guarded(asked, key, cost)
@@ -185,17 +203,26 @@ class LeaseDesk:
         """Put permits back on the lease they came from, if it can still be spent."""
         with self._lock:
             lease = self._leases.get(decision.key)
-            if amount < 0 or lease is None or lease.answer is None or lease.answer.at != decision.at:
+            answer = None if lease is None else lease.answer
+            if (
+                amount < 0
+                or lease is None
+                or answer is None
+                or not answer.allowed
+                or answer.at != decision.at
+            ):
                 return False
             lease.left += amount
-            return lease.answer.allowed
+            return True
 
     # What was not spent goes back.
 
     def _start_upkeep(self) -> None:
         if self._upkeep is None:
-            self._upkeep = threading.Thread(target=self._keep_up, name="resilient-leases", daemon=True)
-            self._upkeep.start()
+            upkeep = threading.Thread(target=self._keep_up, name="resilient-leases", daemon=True)
+            with contextlib.suppress(RuntimeError):  # there are no more threads, or the interpreter ends
+                upkeep.start()
+                self._upkeep = upkeep
 
     def _keep_up(self) -> None:
         while self._give_back_ended():
@@ -203,20 +230,25 @@ class LeaseDesk:
 
     def _give_back_ended(self) -> bool:
         """Give back what is left of the leases that have ended; return whether there are others."""
-        now = time.monotonic()
+        ended = self._drop_leases(time.monotonic())
         with self._lock:
-            ended = [key for key, lease in self._leases.items() if lease.until <= now and lease.fetch is None]
-            leases = [lease for key in ended if (lease := self._leases.pop(key)).left]
             if not self._leases:
                 self._upkeep = None
             goes_on = self._upkeep is not None
-        self._give_back(leases)
+        for rest in ended:
+            self._desk.give(*rest)
         return goes_on
 
-    def _give_back(self, leases: Sequence[_Lease]) -> None:
-        for lease in leases:
-            if lease.answer is not None:
-                self._desk.give(lease.answer, lease.left)
+    def _drop_leases(self, ended_by: float) -> list[_Rest]:
+        """Forget the leases that have ended by some time; return what is left of them."""
+        with self._lock:
+            ended = [
+                key for key, lease in self._leases.items() if lease.until <= ended_by and not lease.fetch
+            ]
+            leases = [self._leases.pop(key) for key in ended]
+        return [
+            _Rest(lease.answer, lease.left) for lease in leases if lease.answer is not None and lease.left
+        ]
 
     def after_fork(self) -> None:
         """Begin with no lease in a forked child."""

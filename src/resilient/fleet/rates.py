@@ -82,6 +82,12 @@ class SharedDesk:
     async def agive(self, decision: Decision, amount: int) -> None:
         await self.link.ahold(self.correction(decision, amount))
 
+    def close(self) -> None:
+        self.link.close()
+
+    async def aclose(self) -> None:
+        await self.link.aclose()
+
     def decision(self, key: str, cost: int, patience: float, *, spend: bool) -> Conversation[Decision]:
         """Decide, whatever becomes of the store."""
         key = compact(key)

@@ -97,6 +97,12 @@ class Book:
         """As `give`."""
         self.give(decision, amount)
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
     def counts(self) -> Counts:
         """Return what has been counted, as of one moment."""
         with self._lock:

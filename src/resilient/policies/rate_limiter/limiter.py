@@ -61,6 +61,8 @@ class Desk(Protocol):
     ) -> Decision: ...
     def give(self, decision: Decision, amount: int) -> None: ...
     async def agive(self, decision: Decision, amount: int) -> None: ...
+    def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 class RateLimiter(Policy):
@@ -307,6 +309,20 @@ class RateLimiter(Policy):
             The block; `as` gives the decision.
         """
         return Admission(self, key, cost)
+
+    def close(self) -> None:
+        """Give back what is leased and close the idle connections to the shared store.
+
+        For the end of a program; a limiter that is used again connects again. Others of this process on the
+        same store connect again, too.
+
+        Concurrency: safe from any thread. Connections of event loops are closed by `aclose`, in their loop.
+        """
+        self._desk.close()
+
+    async def aclose(self) -> None:
+        """Do as `close`, for the connections of the running event loop."""
+        await self._desk.aclose()
 
     def admit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Decision:
         """Let a decorated call in."""
