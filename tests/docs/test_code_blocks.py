@@ -4,6 +4,8 @@ The blocks of one page run in order and share their names, as if typed into one 
 outside functions, as in `python -m asyncio`. A block that cannot run here is exempted by name and reason:
 
     <!-- skip: next "needs a browser" -->
+
+Where a page says `redis://localhost:6379`, its blocks get a server of their own, empty, and its address.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ import pytest
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from tests.docs.pages import WITH_CODE, name
+from tests.support.links import close_connections
+from tests.support.valkey import ValkeyServer
 
 # The exemptions there are at most, in all pages together. Raise it only with a reason that holds for good.
 MOST_EXEMPTIONS = 0
 
 PageMaker = Callable[[str], Path]
+
+# Where the reader's server is; ours is elsewhere.
+STORE = "redis://localhost:6379"
 
 RUN = "python"
 # Shown, not run. An unknown or missing language fails, so that a typing error cannot switch a block off.
@@ -60,6 +67,11 @@ class Page:
     blocks: list[Example] = field(default_factory=list)
     exempted: list[Example] = field(default_factory=list)
 
+    @property
+    def needs_store(self) -> bool:
+        """Whether its blocks speak to a server."""
+        return any(STORE in _source(block) for block in self.blocks)
+
 
 def read(path: Path) -> Page:
     """Find the blocks of a page.
@@ -82,15 +94,16 @@ def read(path: Path) -> Page:
     return page
 
 
-def run(page: Page) -> dict[str, Any]:
-    """Run the blocks of *page* in one namespace and one event loop; return the namespace."""
+def run(page: Page, store: str = STORE) -> dict[str, Any]:
+    """Run the blocks of *page* in one namespace and one loop, their server at *store*; return the namespace."""
     # A block may guard its last lines with `if __name__ == "__main__":`, as scripts do.
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
         for block in page.blocks:
-            result = eval(_compiled(block), namespace)
+            result = eval(_compiled(block, store), namespace)
             if inspect.iscoroutine(result):
                 runner.run(result)
+        runner.run(close_connections())
     return namespace
 
 
@@ -100,10 +113,14 @@ def _fences(document: Document) -> Iterator[Region]:
         yield region
 
 
-def _compiled(block: Example) -> Any:
-    source = block.region.lexemes["source"]
+def _source(block: Example) -> Any:
+    return block.region.lexemes["source"]
+
+
+def _compiled(block: Example, store: str = STORE) -> Any:
+    source = _source(block)
     # Line numbers as in the page, so that a traceback leads there.
-    padded = "\n" * (block.line + source.line_offset) + source
+    padded = "\n" * (block.line + source.line_offset) + source.replace(STORE, store)
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     return compile(padded, block.path, "exec", flags=flags, dont_inherit=True)
 
@@ -123,8 +140,13 @@ def page(tmp_path: Path) -> PageMaker:
 
 
 @pytest.mark.parametrize("path", WITH_CODE, ids=name)
-def test_code_blocks_run(path: Path) -> None:
-    run(read(path))
+def test_code_blocks_run(path: Path, request: pytest.FixtureRequest) -> None:
+    page = read(path)
+    if page.needs_store:
+        server: ValkeyServer = request.getfixturevalue("valkey")
+        run(page, f"redis://{server.host}:{server.port}")
+    else:
+        run(page)
 
 
 def test_exemptions_do_not_creep() -> None:
@@ -168,6 +190,19 @@ class TestRunner:
 
         failed_at = extract_tb(failure.tb)[-1].lineno or 0
         assert path.read_text().splitlines()[failed_at - 1] == "1 / 0"
+
+    def test_store_is_the_tests_own(self, page: PageMaker, valkey: ValkeyServer) -> None:
+        path = page("""
+            ```python
+            import redis
+            with redis.Redis.from_url("redis://localhost:6379/0") as client:
+                port, keys = client.info("server")["tcp_port"], client.dbsize()
+            ```
+            """)
+
+        assert read(path).needs_store
+        names = run(read(path), f"redis://{valkey.host}:{valkey.port}")
+        assert (names["port"], names["keys"]) == (valkey.port, 0)
 
     @pytest.mark.parametrize("language", ["pyhton", "Python", "", "{.python}"])
     def test_unknown_language_is_refused(self, page: PageMaker, language: str) -> None:
