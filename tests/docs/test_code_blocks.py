@@ -95,7 +95,7 @@ def read(path: Path) -> Page:
 
 
 def run(page: Page, store: str = STORE) -> dict[str, Any]:
-    """Run the blocks of *page* in one namespace and one loop, their server at *store*; return the namespace."""
+    """Run the blocks of *page* in one namespace and loop, their server at *store*; return the namespace."""
     # A block may guard its last lines with `if __name__ == "__main__":`, as scripts do.
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
