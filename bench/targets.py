@@ -73,6 +73,7 @@ SURPLUSES: tuple[Surplus, ...] = (
 FRAME_BUDGETS: tuple[FrameBudget, ...] = (
     FrameBudget("breaker/resilient", 4),
     FrameBudget("retry/resilient", 2),
+    FrameBudget("rate limiter/resilient", 2),
     FrameBudget("async breaker + retry + timeout/resilient (and a fallback)", 10),
 )
 

@@ -95,24 +95,24 @@ def _without_work(build: Build, setting: Setting, limit: Limit, _work: Work) -> 
     return build(setting, limit)
 
 
-def redis_client(setting: Setting, **settings: Any) -> Any:
-    """Return redis-py's client of an empty database on the run's server."""
-    import redis
-
-    kind: Any = redis.asyncio.Redis if setting.awaited else redis.Redis
-    return kind.from_url(resources.valkey_url(), **settings)
+# -- resilient -------------------------------------------------------------------------------------------
 
 
 def resilient(setting: Setting, limit: Limit, **settings: Any) -> Work:
     """Ask ours."""
+    limiter = make_resilient(setting, limit, **settings)
+    if setting.awaited:
+        return lambda _: limiter.ahit(KEY)
+    return lambda _: limiter.hit(KEY)
+
+
+def make_resilient(setting: Setting, limit: Limit, **settings: Any) -> Any:
+    """Make a limiter of ours."""
     from resilient import RateLimiter
 
     if setting.shared:
         settings.update(storage=resources.valkey_url(), name="bench")
-    limiter = RateLimiter(str(limit), **settings)
-    if setting.awaited:
-        return lambda _: limiter.ahit(KEY)
-    return lambda _: limiter.hit(KEY)
+    return RateLimiter(str(limit), **settings)
 
 
 # -- limits ----------------------------------------------------------------------------------------------
@@ -120,13 +120,13 @@ def resilient(setting: Setting, limit: Limit, **settings: Any) -> Work:
 
 def limits(strategy: str, setting: Setting, limit: Limit) -> Work:
     """Ask limits, which answers yes or no."""
-    item, limiter = _limits(strategy, setting, limit)
+    item, limiter = make_limits(strategy, setting, limit)
     return lambda _: limiter.hit(item, KEY)
 
 
 def limits_stats(strategy: str, setting: Setting, limit: Limit) -> Work:
     """Ask limits, and ask again for what a response's headers tell."""
-    item, limiter = _limits(strategy, setting, limit)
+    item, limiter = make_limits(strategy, setting, limit)
 
     async def decide(_: int) -> Any:
         return await limiter.hit(item, KEY), await limiter.get_window_stats(item, KEY)
@@ -136,7 +136,8 @@ def limits_stats(strategy: str, setting: Setting, limit: Limit) -> Work:
     return lambda _: (limiter.hit(item, KEY), limiter.get_window_stats(item, KEY))
 
 
-def _limits(strategy: str, setting: Setting, limit: Limit) -> tuple[Any, Any]:
+def make_limits(strategy: str, setting: Setting, limit: Limit) -> tuple[Any, Any]:
+    """Make a limit and a limiter of limits."""
     from limits import RateLimitItemPerSecond
 
     half = "limits.aio" if setting.awaited else "limits"
@@ -159,11 +160,15 @@ def throttled(algorithm: str, setting: Setting, limit: Limit) -> Work:
     return lambda _: limiter.limit(KEY)
 
 
-def make_throttled(algorithm: str, setting: Setting, limit: Limit, **settings: Any) -> Any:
-    """Make a limiter of throttled-py."""
+def make_throttled(
+    algorithm: str, setting: Setting, limit: Limit, *, keys: int = 1024, **settings: Any
+) -> Any:
+    """Make a limiter of throttled-py; in memory it keeps the newest *keys*, and forgives the others."""
     lib = import_module("throttled.asyncio" if setting.awaited else "throttled")
     # A store of its own: the default one is shared by all of the process.
-    store = lib.RedisStore(resources.valkey_url()) if setting.shared else lib.MemoryStore()
+    store = lib.MemoryStore(options={"MAX_SIZE": keys})
+    if setting.shared:
+        store = lib.RedisStore(resources.valkey_url())
     return lib.Throttled(using=algorithm, quota=throttled_quota(limit), store=store, **settings)
 
 
@@ -174,7 +179,8 @@ def throttled_quota(limit: Limit) -> Any:
     return per_duration(timedelta(seconds=limit.seconds), limit.amount)
 
 
-def _not_limited(result: Any) -> bool:
+def not_limited(result: Any) -> bool:
+    """Read an answer of throttled-py."""
     return not result.limited
 
 
@@ -230,6 +236,14 @@ def _ask_pyrate(setting: Setting, bucket: Any) -> Work:
     return lambda _: limiter.try_acquire(KEY, blocking=False)
 
 
+def redis_client(setting: Setting, **settings: Any) -> Any:
+    """Return redis-py's client of an empty database on the run's server."""
+    import redis
+
+    kind: Any = redis.asyncio.Redis if setting.awaited else redis.Redis
+    return kind.from_url(resources.valkey_url(), **settings)
+
+
 # -- aiolimiter ------------------------------------------------------------------------------------------
 
 
@@ -273,7 +287,7 @@ EVERYWHERE: tuple[Decider, ...] = (
         itemgetter(0),
     ),
     *(
-        Decider(f"throttled-py ({name})", "throttled-py", partial(throttled, algorithm), _not_limited)
+        Decider(f"throttled-py ({name})", "throttled-py", partial(throttled, algorithm), not_limited)
         for name, algorithm in (
             ("token bucket", "token_bucket"),
             ("GCRA", "gcra"),
