@@ -27,16 +27,12 @@ def digest(key: str) -> str:
     return "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def key_maker(key: Callable[..., str] | None) -> Callable[[Any, Any, Any], str]:
-    """Return what makes a key of a function and the arguments of a call."""
+def key_maker(key: Callable[..., str | None] | None) -> Callable[[Any, Any, Any], str | None] | None:
+    """Return what makes a key of a function and the arguments of a call, if there is anything to make."""
     if key is None:
-        return _one_for_all
+        return None
 
-    def make(fn: Any, args: Any, kwargs: Any) -> str:
+    def make(fn: Any, args: Any, kwargs: Any) -> str | None:
         return key(*callee_of(fn, args)[1], **kwargs)
 
     return make
-
-
-def _one_for_all(_fn: Any, _args: Any, _kwargs: Any) -> str:
-    return ""

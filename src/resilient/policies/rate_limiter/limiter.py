@@ -17,11 +17,11 @@ from ...errors import RateLimitedError
 from ...events import Announcer
 from ...typing import Clock, Seconds
 from .algorithms import STRATEGIES
-from .book import open_book
+from .book import Book, open_book
 from .decision import Decision
 from .keys import key_maker
 from .ladder import LOCAL, Ladder, Outage
-from .quota import Rate, quotas_of
+from .quota import Quota, Rate, quotas_of
 from .storage import open_shared, storage_uri
 
 __all__ = ["RateLimiter", "RateLimiterStats"]
@@ -82,11 +82,11 @@ class RateLimiter(Policy):
 
     Args:
         rate: "100/minute", "5 per 10 seconds", a `limits.RateLimitItem`, or a sequence of them.
-        burst: permits a token bucket holds; at least 1. None: the amount of the rate.
+        burst: permits a token bucket holds; at least 1; with one rate only. None: the amount of the rate.
         name: in errors, events, statistics, header fields and the keys of a shared store, which needs it to
             be given. None: the rate.
         key: makes a text of the arguments of a decorated call: calls with the same key share their permits.
-            None: all calls do.
+            None: all calls do; None from it lets the call in uncounted.
         storage: "memory://", or a URI of limits for Redis or Valkey: redis://, rediss://, redis+unix://,
             redis+sentinel://, redis+cluster://, and the same with valkey. The server must know the script
             effects of Redis 5.
@@ -121,7 +121,7 @@ class RateLimiter(Policy):
         *,
         burst: int | None = None,
         name: str | None = None,
-        key: Callable[..., str] | None = None,
+        key: Callable[..., str | None] | None = None,
         storage: str = "memory://",
         strategy: Literal[
             "token-bucket", "fixed-window", "sliding-window-counter", "moving-window"
@@ -135,55 +135,44 @@ class RateLimiter(Policy):
         clock: Clock = MONOTONIC,
         sleep: Sleep | None = None,
     ) -> None:
-        params.one_of("strategy", strategy, tuple(STRATEGIES))
-        if burst is not None and strategy != "token-bucket":
-            params.refuse(ValueError, "burst", "goes with strategy='token-bucket' only", burst)
-        self.max_wait = params.seconds("max_wait", max_wait)
-        if self.max_wait and strategy != "token-bucket":
-            params.refuse(ValueError, "max_wait", "goes with strategy='token-bucket' only", max_wait)
+        params.one_of("strategy", strategy, STRATEGIES)
+        uri = storage_uri(storage)
         self.quotas = quotas_of(rate, burst, None if name is None else params.named("name", name))
+        self.max_wait = params.seconds("max_wait", max_wait)
+        if strategy != "token-bucket":
+            _refuse_given("goes with strategy='token-bucket' only", burst=burst, max_wait=self.max_wait)
         self._name = ", ".join(quota.name for quota in self.quotas) if name is None else name
         self.announcer = Announcer()
-        self._key = key_maker(None if key is None else params.plain_function("key", key))
+        self._entry = _Entry(self, key_maker(None if key is None else params.plain_function("key", key)))
         self._sleep = None if sleep is None else params.callback("sleep", sleep)
-        uri = storage_uri(storage)
         outage = Outage(
             params.one_of("on_outage", on_outage, ("local", "allow", "deny")),
             params.count("instances", instances),
         )
-        size, clock = params.count("max_keys", max_keys), params.callback("clock", clock)
-        limit = params.seconds("decision_timeout", decision_timeout, above=True)
+        timeout = params.seconds("decision_timeout", decision_timeout, above=True)
         leased = None if lease is None else params.count("lease", lease, least=2)
+
+        def new_book(quotas: Sequence[Quota]) -> Book:
+            size = params.count("max_keys", max_keys)
+            return open_book(strategy, quotas, LOCAL, size, params.callback("clock", clock))
+
         self._desk: Desk
         self._ladder: Ladder | None = None
         if uri is None:
-            if leased is not None:
-                params.refuse(ValueError, "lease", "goes with a shared storage only", lease)
-            self._book = open_book(strategy, self.quotas, LOCAL, size, clock)
-            self._desk = self._book
+            _refuse_given("goes with a shared storage only", lease=leased)
+            self._desk = self._book = new_book(self.quotas)
             vars(self)["hit"] = self._book.hit  # the usual case: nothing stands between
-        else:
-            if name is None:
-                params.refuse(ValueError, "name", "must be given where the storage is shared", name)
-            if leased is not None and self.max_wait:
-                params.refuse(ValueError, "lease", "does not go with max_wait", lease)
-            if leased is not None and leased > (least := min(quota.burst for quota in self.quotas)):
-                params.refuse(
-                    ValueError, "lease", f"must be at most {least}, all that can be had at once", lease
-                )
-            share = tuple(quota.share(outage.instances) for quota in self.quotas)
-            self._book = open_book(strategy, share, LOCAL, size, clock)
-            self._ladder = Ladder(
-                self._name,
-                self.quotas,
-                self._book,
-                outage=outage,
-                clock=clock,
-                announcer=self.announcer,
-            )
-            self._desk = open_shared(
-                uri, limit, strategy=strategy, quotas=self.quotas, ladder=self._ladder, lease=leased
-            )
+            return
+        if name is None:
+            params.refuse(ValueError, "name", "must be given where the storage is shared", name)
+        _check_lease(leased, self.quotas, self.max_wait)
+        self._book = new_book([quota.share(outage.instances) for quota in self.quotas])
+        self._ladder = Ladder(
+            name, self.quotas, self._book, outage=outage, clock=clock, announcer=self.announcer
+        )
+        self._desk = open_shared(
+            uri, timeout, strategy=strategy, quotas=self.quotas, ladder=self._ladder, lease=leased
+        )
 
     @property
     def name(self) -> str:
@@ -236,7 +225,10 @@ class RateLimiter(Policy):
         Concurrency: those who wait have their permits already, in the order in which they came; whoever is
             interrupted gives them back.
         """
-        decision = self._desk.decide(key, cost, self._patience())
+        if not self.max_wait:
+            decision = self.hit(key, cost)
+        else:
+            decision = self._desk.decide(key, cost, self._patience())
         if not decision.allowed:
             raise self._refusal(decision)
         if decision.retry_after > 0.0:
@@ -249,7 +241,7 @@ class RateLimiter(Policy):
 
     async def aacquire(self, key: str = "", cost: int = 1) -> Decision:
         """Do as `acquire`, without blocking the event loop."""
-        decision = await self._desk.adecide(key, cost, self._patience())
+        decision = await self._desk.adecide(key, cost, self._patience() if self.max_wait else 0.0)
         if not decision.allowed:
             raise self._refusal(decision)
         if decision.retry_after > 0.0:
@@ -324,17 +316,9 @@ class RateLimiter(Policy):
         """Do as `close`, for the connections of the running event loop."""
         await self._desk.aclose()
 
-    def admit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Decision:
-        """Let a decorated call in."""
-        return self.acquire(self._key(fn, args, kwargs))
-
-    async def aadmit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Decision:
-        """Let a decorated asynchronous call in."""
-        return await self.aacquire(self._key(fn, args, kwargs))
-
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""
-        return entry(self, fn, shape)
+        return entry(self._entry, fn, shape)
 
     def stats(self) -> RateLimiterStats:
         """Return what the limiter has counted so far."""
@@ -351,8 +335,6 @@ class RateLimiter(Policy):
         return f"<RateLimiter {self._name!r} {stats.rung}, {stats.allowed} allowed, {stats.denied} denied>"
 
     def _patience(self) -> float:
-        if not self.max_wait:
-            return 0.0
         left = time_left()
         return self.max_wait if left is None else max(0.0, min(self.max_wait, left))
 
@@ -362,6 +344,24 @@ class RateLimiter(Policy):
         message = f"rate limit {decision.quota!r} is used up: {when}"
         retry_after = wait if wait < math.inf else None
         return RateLimitedError(message, policy=self._name, retry_after=retry_after, decision=decision)
+
+
+class _Entry:
+    """How decorated calls come in. A key function that answers None lets a call in uncounted."""
+
+    def __init__(self, limiter: RateLimiter, make_key: Callable[[Any, Any, Any], str | None] | None) -> None:
+        self._limiter = limiter
+        self._make_key = make_key
+
+    def admit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        key = "" if self._make_key is None else self._make_key(fn, args, kwargs)
+        if key is not None:
+            self._limiter.acquire(key)
+
+    async def aadmit(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        key = "" if self._make_key is None else self._make_key(fn, args, kwargs)
+        if key is not None:
+            await self._limiter.aacquire(key)
 
 
 class Admission:
@@ -384,6 +384,21 @@ class Admission:
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Leave; what was used stays used."""
+
+
+def _refuse_given(rule: str, **arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value:
+            params.refuse(ValueError, name, rule, value)
+
+
+def _check_lease(lease: int | None, quotas: Sequence[Quota], max_wait: float) -> None:
+    if lease is None:
+        return
+    if max_wait:
+        params.refuse(ValueError, "lease", "does not go with max_wait", lease)
+    if lease > (most := min(quota.burst for quota in quotas)):
+        params.refuse(ValueError, "lease", f"must be at most {most}, all that can be had at once", lease)
 
 
 def _correction(decision: Decision, actual_cost: int) -> int:

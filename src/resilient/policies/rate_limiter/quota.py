@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from limits import RateLimitItem, parse
+from limits import RateLimitItem, parse_many
 
 from ...engine import params
 
 __all__ = ["Quota", "Rate", "quotas_of"]
 
 Rate: TypeAlias = str | RateLimitItem
-"""A rate: `"100/minute"`, `"5 per 10 seconds"`, or a `limits.RateLimitItem`."""
+"""A rate: `"100/minute"`, `"5 per 10 seconds"`, `"10/second; 100/minute"`, or a `limits.RateLimitItem`."""
 
 _LONGEST_TEXT: Final = 200  # more than any rate needs; what reads it is not written for hostile text
 
@@ -45,34 +45,36 @@ def quotas_of(rate: Rate | Sequence[Rate], burst: int | None, name: str | None) 
     rates: object = [rate] if isinstance(rate, str | RateLimitItem) else rate
     if not isinstance(rates, Sequence) or not rates:
         params.refuse(TypeError, "rate", "must be a rate such as '100/minute', or a sequence of rates", rate)
-    items = [_item(one) for one in rates]
-    texts = [_text(item) for item in items]
-    if len(set(texts)) < len(texts):
+    items = [item for one in rates for item in _items(one)]
+    names = [_text(item) for item in items]
+    if len(set(names)) < len(names):
         params.refuse(ValueError, "rate", "must not name the same rate twice", rate)
+    if burst is not None and len(items) > 1:
+        params.refuse(ValueError, "burst", "goes with one rate only", burst)
     if name is not None:
-        texts = [name] if len(items) == 1 else [f"{name} {text}" for text in texts]
+        names = [name] if len(items) == 1 else [f"{name} {text}" for text in names]
     size = None if burst is None else params.count("burst", burst)
     return tuple(
-        Quota(text, item.amount, float(item.get_expiry()), size or item.amount)
-        for text, item in zip(texts, items, strict=True)
+        Quota(label, item.amount, float(item.get_expiry()), size or item.amount)
+        for label, item in zip(names, items, strict=True)
     )
 
 
-def _item(rate: Any) -> RateLimitItem:
+def _items(rate: Any) -> list[RateLimitItem]:
     if isinstance(rate, RateLimitItem):
-        item = rate
+        items = [rate]
     elif not isinstance(rate, str):
         params.refuse(TypeError, "rate", "must be text such as '100/minute' or a RateLimitItem", rate)
     elif len(rate) > _LONGEST_TEXT:
         params.refuse(ValueError, "rate", f"must be at most {_LONGEST_TEXT} characters long", len(rate))
     else:
         try:
-            item = parse(rate)
+            items = parse_many(rate)
         except ValueError:
             params.refuse(ValueError, "rate", "must read like '100/minute' or '5 per 10 seconds'", rate)
-    if item.amount < 1 or item.multiples < 1:
+    if any(item.amount < 1 or item.multiples < 1 for item in items):
         params.refuse(ValueError, "rate", "must allow at least 1 in at least 1 unit of time", rate)
-    return item
+    return items
 
 
 def _text(item: RateLimitItem) -> str:
