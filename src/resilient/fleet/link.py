@@ -179,10 +179,16 @@ class Link:
             waiter = TaskWaiter()
             return not command.join(waiter) or await waiter.park(due - time.monotonic())
         async with asyncio.timeout(due - time.monotonic()):
-            store = self._loops.get(asyncio.get_running_loop())
-            if store is None:
-                store = self._loops[asyncio.get_running_loop()] = _LoopStore(self._uri)
+            loop = asyncio.get_running_loop()
+            store = self._loops.get(loop) or self._open_in(loop)
             return await store.request(command)
+
+    def _open_in(self, loop: asyncio.AbstractEventLoop) -> _LoopStore:
+        with self._lock:
+            # Their connections refer to them, so nobody else would ever forget those that are closed.
+            self._loops = {known: store for known, store in self._loops.items() if not known.is_closed()}
+            store = self._loops[loop] = _LoopStore(self._uri)
+            return store
 
     def after_fork(self) -> None:
         """Begin with no connection in a forked child: what is said on the parent's is not for us."""
@@ -191,9 +197,7 @@ class Link:
         self._late: set[Job] = set()
         self._storage = None
         self._workers = Workers(_DIALLERS, "resilient-store")
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopStore] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopStore] = {}
 
 
 class _LoopStore:
@@ -206,6 +210,7 @@ class _LoopStore:
         # No limits of the client's own: each would cost a task for every command.
         settings = _settings(uri, AsyncRetry(NoBackoff(), 0), timeout=None)
         storage: Any = storage_from_string(f"async+{uri}", implementation="redispy", **settings)
+        self._bridge = storage.bridge
         self._client = storage.bridge.get_connection()
         self._in_cluster = isinstance(storage, AsyncRedisClusterStorage)
         self._places = asyncio.Semaphore(_ASYNC_CONNECTIONS)
@@ -250,6 +255,9 @@ class _LoopStore:
     async def aclose(self) -> None:
         await self.drop_idle()
         await self._client.aclose()
+        if (sentinel := getattr(self._bridge, "sentinel", None)) is not None:
+            for client in sentinel.sentinels:
+                await client.aclose()
 
 
 _links: weakref.WeakValueDictionary[tuple[str, float], Link] = weakref.WeakValueDictionary()
