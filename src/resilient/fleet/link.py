@@ -48,6 +48,7 @@ class Link:
         self._uri = uri
         self.timeout = timeout
         self._storage: Any = None  # of limits; it knows the topologies and their clients
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopStore] = {}
         self.after_fork()
         renew_after_fork(self)
 
@@ -197,7 +198,7 @@ class Link:
         self._late: set[Job] = set()
         self._storage = None
         self._workers = Workers(_DIALLERS, "resilient-store")
-        self._loops: dict[asyncio.AbstractEventLoop, _LoopStore] = {}
+        self._loops = {}
 
 
 class _LoopStore:
