@@ -1,4 +1,4 @@
-"""What subjects open and the run closes: a server, started by the first who needs it, and apps."""
+"""What subjects open and the run closes: a server, started by the first who needs it, clients and apps."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def _databases() -> Iterator[str]:
 async def keep_open(resource: AbstractAsyncContextManager[Any]) -> None:
     """Enter a context, on the loop of the run, and leave it when the run ends."""
     await _opened.enter_async_context(resource)
+
+
+def close_at_the_end(opened: Any, *, awaited: bool) -> None:
+    """Have what is *opened* closed when the run ends, by its `aclose` if *awaited*, else by its `close`."""
+    if awaited:
+        _opened.push_async_callback(opened.aclose)
+    else:
+        _opened.callback(opened.close)
 
 
 async def close() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop
 from bench.report import Results, Series
 from bench.subjects import SUBJECTS, Outcome, Subject, Work
 from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
+from bench.subjects.deciders import PLENTY, resilient
 from bench.subjects.model import ARGUMENT, OK, TOO_MANY_REQUESTS, BrokenError
 from bench.subjects.requests import driven, served
+from bench.subjects.shared_limiters import CALLED, bare_evalsha
 from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
 
 from tests.support.valkey import client_for
@@ -291,6 +294,20 @@ def test_server_is_started_once_and_stopped_with_the_run() -> None:
     assert urls[0].rpartition("/")[0] == urls[1].rpartition("/")[0]
     with client_for(urls[0]) as client, pytest.raises(redis.ConnectionError):
         client.ping()
+
+
+@pytest.mark.faults
+def test_bare_evalsha_sends_what_ours_sends() -> None:
+    """Or its time would be that of another question."""
+    with Harness(0.001):
+        asks = [build(CALLED, PLENTY) for build in (bare_evalsha, resilient)]
+        with client_for(resources.valkey_url()) as client, client.monitor() as monitor:
+            for ask in asks:
+                ask(ARGUMENT)
+            seen = (command["command"] for command in monitor.listen())
+            bare, ours = islice((text for text in seen if text.startswith("EVALSHA")), 2)
+
+    assert bare == ours
 
 
 async def test_driven_request_has_a_scope_of_its_own() -> None:

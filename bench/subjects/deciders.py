@@ -112,7 +112,9 @@ def make_resilient(setting: Setting, limit: Limit, **settings: Any) -> Any:
 
     if setting.shared:
         settings.update(storage=resources.valkey_url(), name="bench")
-    return RateLimiter(str(limit), **settings)
+    limiter = RateLimiter(str(limit), **settings)
+    resources.close_at_the_end(limiter, awaited=setting.awaited)
+    return limiter
 
 
 # -- limits ----------------------------------------------------------------------------------------------
@@ -241,7 +243,9 @@ def redis_client(setting: Setting, **settings: Any) -> Any:
     import redis
 
     kind: Any = redis.asyncio.Redis if setting.awaited else redis.Redis
-    return kind.from_url(resources.valkey_url(), **settings)
+    client = kind.from_url(resources.valkey_url(), **settings)
+    resources.close_at_the_end(client, awaited=setting.awaited)
+    return client
 
 
 # -- aiolimiter ------------------------------------------------------------------------------------------

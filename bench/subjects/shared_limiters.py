@@ -51,8 +51,7 @@ def _what_ours_sends(limit: Limit) -> tuple[Any, ...]:
     from resilient.fleet.script import load
     from resilient.policies.rate_limiter.quota import quotas_of
 
-    with redis_client(CALLED) as client:
-        client.script_load(load("token_bucket", "decide").source)
+    redis_client(CALLED).script_load(load("token_bucket", "decide").source)
     rates = SharedRates("bench", "token-bucket", quotas_of(str(limit), None, "bench"))
     command: Any = next(rates.ask("hit", KEY, 1))
     return tuple(command[1:])
