@@ -7,6 +7,7 @@ command of redis-py blocks for a minute. Here it gets one try, for as long as th
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import weakref
@@ -24,6 +25,7 @@ from redis.retry import Retry
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import TaskWaiter, ThreadWaiter
 from ..engine.workers import Job, Workers
+from .bounded import bound
 from .script import Command, Conversation, Meeting
 
 __all__ = ["Link", "link_to"]
@@ -34,7 +36,6 @@ _DIALLERS: Final = 4  # threads that connect, where none is connected
 _IDLE: Final = 32  # connections kept; more threads than that at a time connect anew
 _ASYNC_CONNECTIONS: Final = 32  # for each event loop; who comes later waits for one, within its time
 _TRUSTED_FOR: Final = 0.5  # seconds since its last use for which a connection is taken to be alive
-_SLACK: Final = 0.001  # seconds by which a first request may be late, on its way from the clock to the socket
 
 
 class Link:
@@ -101,10 +102,11 @@ class Link:
         if not isinstance(command, tuple):
             waiter = ThreadWaiter()
             return not command.join(waiter) or waiter.park(due - time.monotonic())
-        # A connection's own limit is the whole timeout. Where less than that is left, or none is connected
-        # and connecting may take any time, a worker does it, whom one can stop waiting for.
-        if time.monotonic() <= due - self.timeout + _SLACK and (connection := self._connected()) is not None:
+        if (connection := self._connected()) is not None:
+            connection.end_by(due)
             return self._exchange(connection, command)
+        # Connecting takes any time: names, handshakes, sentinels. So a worker does it, whom one can stop
+        # waiting for.
         job = Job(partial(self._dial, command), self._late)
         self._workers.submit(job)
         ended = False
@@ -126,7 +128,10 @@ class Link:
                 connection, since = self._idle.pop()
             except IndexError:  # another thread took it
                 return None
-            if time.monotonic() - since < _TRUSTED_FOR or _is_alive(connection):
+            if time.monotonic() - since < _TRUSTED_FOR:
+                return connection
+            connection.end_by(math.inf)
+            if _is_alive(connection):
                 return connection
             connection.disconnect()
         return None
@@ -168,9 +173,12 @@ class Link:
         with self._lock:
             if self._storage is None:
                 # On a cluster, this asks the nodes already.
-                self._storage = storage_from_string(
+                storage: Any = storage_from_string(
                     self._uri, **_settings(self._uri, Retry(NoBackoff(), 0), self.timeout)
                 )
+                if not isinstance(storage, RedisClusterStorage):
+                    bound(storage.get_connection().connection_pool)
+                self._storage = storage
             return self._storage
 
     # From tasks.
