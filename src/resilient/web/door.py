@@ -23,7 +23,7 @@ from .deadlines import RequestTime, TimeLimits
 from .headers import Dialect, Fields, RateFields, dialect_of
 from .keys import Key, client_address
 from .maintenance import Maintenance
-from .paths import Paths, check_pattern
+from .paths import Paths, check_pattern, several_paths
 from .problem import Answer, problem
 from .request import Request
 
@@ -114,9 +114,7 @@ class Door:
         self.maintenance = maintenance
         if maintenance is not None and not isinstance(maintenance, Maintenance):
             params.refuse(TypeError, "maintenance", "must be a Maintenance or None", maintenance)
-        if isinstance(exempt, str):
-            params.refuse(TypeError, "exempt", "must be several paths, not one text", exempt)
-        self._exempt = Paths("exempt", dict.fromkeys(exempt, True))
+        self._exempt = several_paths("exempt", exempt)
         self.proxies = proxies_of(trusted)
 
     def exempts(self, request: Request) -> bool:

@@ -16,7 +16,7 @@ from ..errors import MaintenanceError
 from ..events import Announcer, Event, Listener
 from ..typing import Clock, Seconds
 from .addresses import NetworkLike, Networks
-from .paths import Paths
+from .paths import several_paths
 from .problem import Answer, answer, problem
 from .request import Request
 
@@ -75,7 +75,9 @@ class Maintenance:
     ) -> None:
         self._page = _html(page)
         self._retry_after = params.seconds("retry_after", retry_after)
-        self._exempt = Paths("exempt", dict.fromkeys(exempt, True))
+        self._exempt = several_paths("exempt", exempt)
+        if isinstance(allow, str):
+            params.refuse(TypeError, "allow", "must be several, not one text", allow)
         admitted = list(allow)
         self._predicates = [params.plain_function("allow", one) for one in admitted if callable(one)]
         self._networks = Networks("allow", [one for one in admitted if not callable(one)])

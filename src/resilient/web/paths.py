@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from ..engine import params
 
-__all__ = ["Paths", "check_pattern"]
+__all__ = ["Paths", "check_pattern", "several_paths"]
 
 V = TypeVar("V")
 
@@ -49,6 +49,13 @@ class Paths(Generic[V]):
             if path.startswith(prefix):
                 return value
         return self._anything
+
+
+def several_paths(parameter: str, patterns: Iterable[str]) -> Paths[bool]:
+    """Return a table of *patterns* and nothing else: what it finds is True."""
+    if isinstance(patterns, str):  # its letters would be the paths
+        params.refuse(TypeError, parameter, "must be several paths, not one text", patterns)
+    return Paths(parameter, dict.fromkeys(patterns, True))
 
 
 def check_pattern(parameter: str, pattern: Any) -> None:
