@@ -199,6 +199,8 @@ class RateLimiter(Policy):
 
     async def ahit(self, key: str = "", cost: int = 1) -> Decision:
         """Do as `hit`, without blocking the event loop."""
+        if self._ladder is None:  # a coroutine less, where nothing is awaited anyway
+            return self.hit(key, cost)
         return await self._desk.adecide(key, cost)
 
     def peek(self, key: str = "", cost: int = 1) -> Decision:
@@ -241,7 +243,10 @@ class RateLimiter(Policy):
 
     async def aacquire(self, key: str = "", cost: int = 1) -> Decision:
         """Do as `acquire`, without blocking the event loop."""
-        decision = await self._desk.adecide(key, cost, self._patience() if self.max_wait else 0.0)
+        if not self.max_wait:
+            decision = await self.ahit(key, cost)
+        else:
+            decision = await self._desk.adecide(key, cost, self._patience())
         if not decision.allowed:
             raise self._refusal(decision)
         if decision.retry_after > 0.0:
