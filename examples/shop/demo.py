@@ -1,4 +1,4 @@
-"""The demo: incident A4 without and with `resilient`, `python -m examples.shop`."""
+"""The demo: a shop's incidents without and with `resilient`, `python -m examples.shop`."""
 
 from __future__ import annotations
 
@@ -7,48 +7,62 @@ import asyncio
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from examples.shop import figures, report, verdict
+from examples.shop import figures
 from examples.shop.display import Display
 from examples.shop.figures import Run
-from examples.shop.incident import GOOD_WITHIN, Settings
+from examples.shop.incident import GOOD_WITHIN, Incident, Outcome, Settings
+from examples.shop.incidents import INCIDENTS
 from examples.shop.processes import ServiceDiedError
-from examples.shop.scenario import play
+from examples.shop.report.page import Played, write
+from examples.shop.scenario import VERSIONS, play
 from examples.shop.timing import scaled
 
-VERSIONS = ("bare", "protected")
+_SETTINGS = ("rate", "warm_up", "calm", "fault", "recovery")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Play the incident twice, show what came of it; 0 if it was prevented."""
+    """Play each incident twice, show what came of it; 0 if all were prevented."""
     options = _parse(arguments)
-    settings = Settings(options.rate, options.warm_up, options.calm, options.fault, options.recovery)
     display = Display()
-    display.open(settings)
-    logs = _empty_directories(options.out / "logs")
     try:
-        runs = asyncio.run(_play_all(settings, logs, display))
+        played = [_played(INCIDENTS[key], options, display) for key in options.incident or INCIDENTS]
     except ServiceDiedError as error:
         display.failed(error)
         return 2
     except KeyboardInterrupt:
         display.interrupted()
         return 130
-    summaries = {
-        run.version: {span.name: figures.summarise(run, span, scaled(GOOD_WITHIN)) for span in run.spans}
-        for run in runs
-    }
-    checks = verdict.checks(summaries["bare"], summaries["protected"])
-    display.results(runs, summaries, checks)
-    written = report.write(options.out, settings, runs, summaries, checks)
-    display.written(written)
-    return 0 if all(check.held for check in checks) else 1
+    display.written(write(options.out, played))
+    return 0 if all(each.prevented for each in played) else 1
 
 
-async def _play_all(settings: Settings, logs: Path, display: Display) -> list[Run]:
-    with display:
-        return [await play(version, settings, logs / version, display.tell) for version in VERSIONS]
+def _played(incident: Incident, options: argparse.Namespace, display: Display) -> Played:
+    told = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
+    logs = _empty_directories(options.out / "logs" / incident.key)
+    settings, runs = asyncio.run(_play(incident, replace(incident.defaults, **told), logs, display))
+    outcomes = {run.version: _outcome(run) for run in runs}
+    checks = incident.checks(settings, outcomes["bare"], outcomes["protected"])
+    played = Played(incident, settings, outcomes, checks)
+    display.results(played)
+    return played
+
+
+async def _play(
+    incident: Incident, settings: Settings, logs: Path, display: Display
+) -> tuple[Settings, list[Run]]:
+    display.prepare(incident)
+    settings = await incident.prepare(settings, logs)
+    with display.playing(incident, settings) as tell:
+        return settings, [
+            await play(incident, version, settings, logs / version, tell) for version in VERSIONS
+        ]
+
+
+def _outcome(run: Run) -> Outcome:
+    return Outcome(run, {span.name: figures.summarise(run, span, scaled(GOOD_WITHIN)) for span in run.spans})
 
 
 def _empty_directories(logs: Path) -> Path:
@@ -61,13 +75,17 @@ def _empty_directories(logs: Path) -> Path:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.shop",
-        description="Play incident A4 (the rates API turns slow) to a small shop, without and with policies.",
-        epilog="SHOP_SCALE in the environment sets how many seconds of the incident one second stands for.",
+        description="Play incidents to a small shop, without and with policies.",
+        epilog="SHOP_SCALE in the environment sets how many seconds of an incident one second stands for.",
+    )
+    titles = ", ".join(f"{key}: {incident.title}" for key, incident in INCIDENTS.items())
+    parser.add_argument(
+        "--incident", choices=INCIDENTS, action="append", help=f"which to play; all if not given ({titles})"
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="directory of the report")
-    parser.add_argument("--rate", type=_positive, default=40, help="requests per second")
-    for phase, seconds in {"warm-up": 3, "calm": 10, "fault": 20, "recovery": 10}.items():
-        parser.add_argument(f"--{phase}", type=_positive, default=seconds, help="seconds")
+    parser.add_argument("--rate", type=_positive, help="customers' requests per second")
+    for phase in _SETTINGS[1:]:
+        parser.add_argument(f"--{phase.replace('_', '-')}", type=_positive, help="seconds")
     return parser.parse_args(arguments)
 
 

@@ -1,41 +1,172 @@
-"""Incident A4 as it was, in its own seconds, and how it is played here."""
+"""What an incident is: how it is played, what is shown of it, and what is promised about it.
+
+The machinery around it (`scenario.py`, `display.py`, `report/`) is the same for all; each has its module in
+`incidents/`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
-from examples.shop.figures import FAULT, Span
+from examples.shop.crowds import CUSTOMERS, Crowd
+from examples.shop.figures import FAULT, ONSET, Run, Sample, Span, Summary
 from examples.shop.timing import scaled
 
-# The external rates API goes from 100 ms to 12 s and goes on answering 200. Customers wait 15 s at most. A
-# checkout used to take 2 s: an answer that takes more than twice that is not counted as a good one.
-CALM_LATENCY = 0.1
-FAULT_LATENCY = 12.0
+# In every incident, in its own seconds: customers wait 15 s at most. A checkout used to take 2 s: an answer
+# that takes more than twice that is not counted as a good one. The rates API answers in 100 ms.
 PATIENCE = 15.0
 GOOD_WITHIN = 4.0
-RATE = 150.0
+CALM_LATENCY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the incident is played: requests per second, and how many seconds each phase lasts."""
+    """How an incident is played: the customers' requests per second, and each phase in seconds."""
 
     rate: float
     warm_up: float
     calm: float
     fault: float
     recovery: float
+    onset: float = 0.0
+    """How long the incident takes to settle, before the fault is judged."""
 
     def spans(self) -> list[Span]:
         """Return the phases one after the other."""
         spans, start = [], 0.0
-        lengths = {"warm-up": self.warm_up, "calm": self.calm, FAULT: self.fault, "recovery": self.recovery}
+        lengths = {
+            "warm-up": self.warm_up,
+            "calm": self.calm,
+            ONSET: self.onset,
+            FAULT: self.fault,
+            "recovery": self.recovery,
+        }
         for name, length in lengths.items():
-            spans.append(Span(name, start, start + length))
+            if length:
+                spans.append(Span(name, start, start + length))
             start += length
         return spans
 
 
-def api_latency(span: Span) -> float:
-    """Return how long the rates API takes to answer in a phase, in seconds of the demo."""
-    return scaled(FAULT_LATENCY if span.name == FAULT else CALM_LATENCY)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one version of the shop: everything measured, and a summary by phase."""
+
+    run: Run
+    phases: Mapping[str, Summary]
+
+    @property
+    def calm(self) -> Summary:
+        """Before it happened."""
+        return self.phases["calm"]
+
+    @property
+    def fault(self) -> Summary:
+        """While it happened."""
+        return self.phases[FAULT]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A promise, what was measured, and whether it held."""
+
+    promise: str
+    measured: str
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table of phases."""
+
+    header: str
+    text: Callable[[Summary], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A figure that says it in one glance, of both runs."""
+
+    title: str
+    bare: str
+    protected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A section of the report: its heading, and what is in it, as HTML."""
+
+    heading: str
+    body: str
+
+
+class Incident(ABC):
+    """One incident.
+
+    Attributes:
+        key: Its name in `incidents.md` and on the command line.
+        title: A few words.
+        protection: What is switched on in the protected run, see `service.PROTECTIONS`.
+        difference: The file that holds all of it.
+        defaults: How it is played unless told otherwise; a rate of 0 is measured first.
+        columns: What the table of phases tells, after the phase's name.
+    """
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    protection: ClassVar[str]
+    difference: ClassVar[Path]
+    defaults: ClassVar[Settings]
+    columns: ClassVar[Sequence[Column]]
+
+    async def prepare(self, settings: Settings, logs: Path) -> Settings:
+        """Find out what is not settled yet."""
+        return settings
+
+    def crowds(self, settings: Settings) -> list[Crowd]:
+        """Return who visits the shop."""
+        return [Crowd(CUSTOMERS, settings.rate, 0.0, settings.spans()[-1].end)]
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """Return variables that the services need beside the usual ones."""
+        return {}
+
+    def api_latency(self, span: Span) -> float:
+        """Return how long the rates API takes to answer in a phase, in seconds of the demo."""
+        return scaled(CALM_LATENCY)
+
+    @abstractmethod
+    def story(self, settings: Settings) -> str:
+        """Tell in a few sentences what happens and how it is scaled."""
+
+    @abstractmethod
+    def gauges(self, run: Run, lately: Sequence[Sample]) -> dict[str, str]:
+        """Return what is worth watching beside latency and goodput, given what was just answered."""
+
+    @abstractmethod
+    def checks(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Check]:
+        """Compare two runs with what is promised."""
+
+    @abstractmethod
+    def tiles(self, bare: Outcome, protected: Outcome) -> list[Tile]:
+        """Return the figures for the top of the report."""
+
+    @abstractmethod
+    def exhibits(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Exhibit]:
+        """Return the report's sections that tell what happened."""
+
+    @abstractmethod
+    def facts(self, settings: Settings) -> list[tuple[str, str, str]]:
+        """Return how it was played: what, in the incident, here."""
+
+    @abstractmethod
+    def notes(self, settings: Settings) -> list[str]:
+        """Return what has to be known to judge whether that was fair, paragraph by paragraph."""
+
+    @abstractmethod
+    def policies(self, settings: Settings) -> list[dict[str, object]]:
+        """Describe the policies that protect the shop, as `resilient.testing.describe` does."""

@@ -1,46 +1,68 @@
-"""What the policies of a process reported, kept for whoever asks over HTTP."""
+"""What a service tells of itself: lines of JSON on its standard output, for whoever started it.
+
+Pushed and not asked for: a service under more requests than it can answer would not answer that one either.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from itertools import count
+from typing import TypeAlias
+from urllib.parse import urlsplit
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+import httpx
 
 from resilient.events import Event
 
-MAX_ENTRIES = 2000
+Write: TypeAlias = Callable[[str], object]
+
+
+def say(line: str) -> None:
+    """Write a line to standard output, at once."""
+    print(line, flush=True)
 
 
 class Journal:
-    """The latest events of a process, numbered, each with its age.
+    """Writes down what the policies of a process report."""
 
-    Ages and not times: the clocks of two processes need not have a common zero.
+    def __init__(self, write: Write = say) -> None:
+        self._write = write
+
+    def note(self, event: Event) -> None:
+        """Write down an event; a listener for `resilient.events`."""
+        self._write(json.dumps({"event": type(event).__name__, **asdict(event)}, default=str))
+
+
+class Stopwatch(httpx.AsyncBaseTransport):
+    """Writes down when the service begins to wait for an answer of another, and when that ends.
+
+    The wait for a connection is part of it. Both are written, so that a wait without an end is seen as well.
+
+    Args:
+        transport: What asks the others.
+        urls: Where each service listens, by its name.
+        write: Where to.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._entries: deque[tuple[int, float, Event]] = deque(maxlen=MAX_ENTRIES)
-        self._written = 0
+    def __init__(
+        self, transport: httpx.AsyncBaseTransport, urls: Mapping[str, str], write: Write = say
+    ) -> None:
+        self._transport = transport
+        self._names = {urlsplit(url).netloc: name for name, url in urls.items()}
+        self._write = write
+        self._numbers = count(1)
 
-    def write(self, event: Event) -> None:
-        """Keep an event; a listener for `resilient.events`."""
-        self._written += 1
-        self._entries.append((self._written, self._clock(), event))
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Ask; a call that fails or is given up ends as well."""
+        number, service = next(self._numbers), self._names[request.url.netloc.decode()]
+        self._write(json.dumps({"call": number, "of": service}))
+        try:
+            return await self._transport.handle_async_request(request)
+        finally:
+            self._write(json.dumps({"ended": number}))
 
-    def after(self, number: int) -> list[dict[str, Any]]:
-        """Return the entries that followed entry *number*, oldest first."""
-        now = self._clock()
-        return [
-            {"number": n, "age": now - at, "event": type(event).__name__, **asdict(event)}
-            for n, at, event in self._entries
-            if n > number
-        ]
-
-    async def page(self, request: Request) -> Response:
-        """Serve the entries after the number that the query asks for."""
-        return JSONResponse(self.after(int(request.query_params.get("after", "0"))))
+    async def aclose(self) -> None:
+        """Close what it asks with."""
+        await self._transport.aclose()

@@ -1,8 +1,8 @@
-"""The customers: an open-loop load generator, `python -m examples.shop.load --url … --rate 40 --seconds 60`.
+"""The visitors, an open-loop load generator: `python -m examples.shop.load --url … --crowd customers:40:0:9`.
 
 Requests are sent when they are due, never when the one before has been answered, and latency counts from the
 moment a request *was due*. So a slow shop cannot slow its own customers down and hide how slow it is
-("coordinated omission").
+("coordinated omission"). Only the heedful client waits, for as long as `Retry-After` says.
 
 Every request is reported on standard output as one line of JSON, after a first line when time starts.
 """
@@ -13,117 +13,105 @@ import argparse
 import asyncio
 import json
 import os
-import random
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from urllib.parse import urlencode
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 
-import httpx
-
+from examples.shop.browser import Answer, BrokenError, Browser
+from examples.shop.crowds import CUSTOMERS, HEEDFUL, Crowd, Due, plan, sign_of_life
 from examples.shop.figures import Sample
 from examples.shop.incident import PATIENCE
 from examples.shop.parent import when_parent_leaves
-from examples.shop.services.catalogue import PRODUCTS_FILE
 from examples.shop.timing import scaled
 
-# How often a customer does what, of 19 requests: the mix of Online Boutique's own load generator.
-MIX = {"home": 1, "set currency": 2, "browse": 10, "add to cart": 2, "view cart": 3, "checkout": 1}
 
-_PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(encoding="utf-8"))]
-_CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A request and when it is due, in seconds from the start."""
-
-    at: float
-    action: str
-    method: str
-    path: str
-
-
-def plan(rate: float, seconds: float, seed: int = 4) -> Iterator[Due]:
-    """Yield *seconds* of shopping, *rate* requests a second at even distances.
-
-    The mix is dealt from a shuffled deck, so that every 19 requests hold exactly one checkout, and somebody
-    who checks out has filled a cart before.
-    """
-    dice = random.Random(seed)
-    deck: list[str] = []
-    filled: deque[str] = deque()
-    for number in range(int(rate * seconds)):
-        if not deck:
-            deck = [action for action, times in MIX.items() for _ in range(times)]
-            dice.shuffle(deck)
-        action = deck.pop()
-        if action == "checkout" and not filled:
-            action = "add to cart"
-        yield _due(number / rate, action, dice, filled)
-
-
-def _due(at: float, action: str, dice: random.Random, filled: deque[str]) -> Due:
-    user, product = f"user-{dice.randrange(1000)}", dice.choice(_PRODUCTS)
-    query = {"user": user, "currency": dice.choice(_CURRENCIES)}
-    match action:
-        case "home":
-            return Due(at, action, "GET", f"/?{urlencode(query)}")
-        case "browse":
-            return Due(at, action, "GET", f"/product/{product}?{urlencode(query)}")
-        case "set currency":
-            return Due(at, action, "POST", f"/currency?{urlencode(query)}")
-        case "view cart":
-            return Due(at, action, "GET", f"/cart?{urlencode(query)}")
-        case "add to cart":
-            if user not in filled:
-                filled.append(user)
-            return Due(at, action, "POST", f"/cart?{urlencode(query | {'product': product})}")
-        case _:
-            query["user"] = filled.popleft()
-            return Due(at, action, "POST", f"/checkout?{urlencode(query)}")
-
-
-class Customers:
+class Visitors:
     """Sends requests when they are due and reports what became of each."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self._http = http
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
         self._start = 0.0
 
-    async def shop(self, requests: Iterator[Due]) -> None:
+    async def visit(self, crowds: Sequence[Crowd]) -> None:
         """Send everything on time; return when the last request is answered or given up."""
-        loop = asyncio.get_running_loop()
-        self._start = loop.time()
+        self._start = asyncio.get_running_loop().time()
         _report({"started": True})
+        async with asyncio.TaskGroup() as everybody:
+            for crowd in crowds:
+                everybody.create_task(self._heed(crowd) if crowd.name == HEEDFUL else self._press(crowd))
+
+    async def _press(self, crowd: Crowd) -> None:
         async with asyncio.TaskGroup() as under_way:
-            for due in requests:
-                await asyncio.sleep(self._start + due.at - loop.time())
+            for due in plan(crowd):
+                await self._until(due.at)
                 under_way.create_task(self._send(due))
 
-    async def _send(self, due: Due) -> None:
-        clock = asyncio.get_running_loop().time
-        sent = clock() - self._start
-        outcome = await self._outcome(due)
-        latency = clock() - self._start - due.at
-        _report(asdict(Sample(due.at, due.action, latency, sent - due.at, outcome)))
+    async def _heed(self, crowd: Crowd) -> None:
+        """Ask again and again, but after a refusal not before the time that it named."""
+        due = sign_of_life(crowd.start, "ask")
+        while due.at < crowd.end:
+            await self._until(due.at)
+            sample = await self._send(due)
+            answered = due.at + sample.latency
+            if sample.retry_after is not None:
+                due = sign_of_life(answered + sample.retry_after, "come back")
+            else:
+                due = sign_of_life(max(answered, due.at + 1 / crowd.rate), "ask")
 
-    async def _outcome(self, due: Due) -> str:
+    async def _send(self, due: Due) -> Sample:
+        sent = self._now
+        answer = await self._answer(due)
+        outcome, retry_after = (
+            (answer, None) if isinstance(answer, str) else (str(answer.status), answer.retry_after)
+        )
+        sample = Sample(
+            due.at, due.action, self._now - due.at, sent - due.at, outcome, due.crowd, retry_after
+        )
+        _report(asdict(sample))
+        return sample
+
+    async def _answer(self, due: Due) -> Answer | str:
         try:
             async with asyncio.timeout_at(self._start + due.at + scaled(PATIENCE)):
-                answer = await self._http.request(due.method, due.path)
+                return await self._browser.ask(due.method, due.path, due.address)
         except TimeoutError:
             return "timeout"
-        except httpx.TransportError:
+        except BrokenError:
             return "broken"
-        return str(answer.status_code)
+
+    async def _until(self, at: float) -> None:
+        await asyncio.sleep(at - self._now)
+
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time() - self._start
 
 
-async def run(url: str, rate: float, seconds: float) -> None:
-    """Shop at *url*; the connections are not limited, for a queue in here would look like a slow shop."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as http:
-        await Customers(http).shop(plan(rate, seconds))
+async def run(url: str, crowds: Sequence[Crowd]) -> None:
+    """Let the crowds visit *url*."""
+    async with Browser(url) as browser:
+        await Visitors(browser).visit(crowds)
+
+
+async def throughput(url: str, at_once: int, for_seconds: float) -> float:
+    """Let *at_once* customers shop without a pause; return the answers of their best second.
+
+    The best: on a machine that has other things to do as well, it is nearest to what the shop can do.
+    """
+    clock = asyncio.get_running_loop().time
+    start, answers = clock(), Counter[int]()
+    requests = plan(Crowd(CUSTOMERS, 1e4, 0, for_seconds))
+
+    async def shop() -> None:
+        while clock() - start < for_seconds:
+            due = next(requests)
+            await browser.ask(due.method, due.path, due.address)
+            answers[int(clock() - start)] += 1
+
+    async with Browser(url) as browser, asyncio.TaskGroup() as customers:
+        for _ in range(at_once):
+            customers.create_task(shop())
+    return max(answers.values())
 
 
 def _report(line: object) -> None:
@@ -131,14 +119,15 @@ def _report(line: object) -> None:
 
 
 def main() -> None:
-    """Read the command line and shop."""
+    """Read the command line and visit."""
     parser = argparse.ArgumentParser(prog="python -m examples.shop.load")
     parser.add_argument("--url", required=True, help="where the shop's frontend listens")
-    parser.add_argument("--rate", type=float, required=True, help="requests per second")
-    parser.add_argument("--seconds", type=float, required=True, help="for how long")
+    parser.add_argument(
+        "--crowd", type=Crowd.parse, action="append", required=True, help="name:requests per second:from:to"
+    )
     args = parser.parse_args()
     when_parent_leaves(lambda: os._exit(1))
-    asyncio.run(run(args.url, args.rate, args.seconds))
+    asyncio.run(run(args.url, args.crowd))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,22 @@ import os
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 
+from examples.shop.crowds import Crowd
 from examples.shop.service import NAMES
+
+Hear: TypeAlias = Callable[[str, dict[str, Any]], None]
+"""Told the lines of a service's journal: the service's name, and the line."""
 
 ROOT = Path(__file__).resolve().parents[2]
 _STARTUP = 30.0
-_SHUTDOWN = 3.0
+_SHUTDOWN = 2.0
 
 
 class ServiceDiedError(RuntimeError):
@@ -63,21 +67,34 @@ class Shop:
 
 
 @asynccontextmanager
-async def running_shop(version: str, logs: Path) -> AsyncIterator[Shop]:
-    """Run the five services, *version* `bare` or `protected`, while the context is open.
+async def running_shop(
+    logs: Path,
+    protections: Collection[str] = (),
+    hear: Hear = lambda service, line: None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Shop]:
+    """Run the five services while the context is open.
 
     Each has a socket that is bound here, to a port of the system's choice, a log file in the folder *logs*,
     and a pipe on its standard input, whose end tells it to stop: the parent has closed it, or has died.
+
+    Args:
+        logs: A directory for what the services print.
+        protections: What is on of what protects the shop: `calls`, `door`, both or nothing.
+        hear: Is told what the services tell of themselves.
+        environment: Further variables for the services.
     """
     async with AsyncExitStack() as stack:
         sockets = {name: stack.enter_context(_listen()) for name in NAMES}
         urls = {name: f"http://127.0.0.1:{bound.getsockname()[1]}" for name, bound in sockets.items()}
-        environment = {**os.environ, "SHOP_URLS": json.dumps(urls)}
+        variables = {**os.environ, **(environment or {}), "SHOP_URLS": json.dumps(urls)}
+        protecting = [word for protection in protections for word in ("--protect", protection)]
         processes: dict[str, Process] = {}
         for name, bound in sockets.items():
-            command = ["service", name, "--version", version, "--fd", str(bound.fileno())]
-            spawned = _spawned(command, _log_file(logs, name), env=environment, pass_fds=[bound.fileno()])
+            command = ["service", name, *protecting, "--fd", str(bound.fileno())]
+            spawned = _spawned(command, _log_file(logs, name), env=variables, pass_fds=[bound.fileno()])
             processes[name] = await stack.enter_async_context(spawned)
+            await stack.enter_async_context(_heard(name, processes[name], hear))
             # From here on only the service listens: when it dies, its callers are refused and do not queue.
             bound.close()
         try:
@@ -89,11 +106,29 @@ async def running_shop(version: str, logs: Path) -> AsyncIterator[Shop]:
 
 
 @asynccontextmanager
-async def running_customers(url: str, rate: float, seconds: float, logs: Path) -> AsyncIterator[Process]:
+async def running_load(url: str, crowds: Sequence[Crowd], logs: Path) -> AsyncIterator[Process]:
     """Run the load generator while the context is open; its reports come on its standard output."""
-    command = ["load", "--url", url, "--rate", str(rate), "--seconds", str(seconds)]
-    async with _spawned(command, _log_file(logs, "load"), stdout=PIPE) as process:
+    visitors = [word for crowd in crowds for word in ("--crowd", str(crowd))]
+    async with _spawned(["load", "--url", url, *visitors], _log_file(logs, "load")) as process:
         yield process
+
+
+@asynccontextmanager
+async def _heard(name: str, process: Process, hear: Hear) -> AsyncIterator[None]:
+    """Read a service's journal until it ends, which it does with the process."""
+    listening = asyncio.create_task(_listen_to(name, process, hear))
+    try:
+        yield
+    finally:
+        await _stop(process)
+        await listening
+
+
+async def _listen_to(name: str, process: Process, hear: Hear) -> None:
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if line.endswith(b"\n"):  # a service that is killed may leave half a line
+            hear(name, json.loads(line))
 
 
 @asynccontextmanager
@@ -103,11 +138,12 @@ async def _spawned(command: list[str], log: Path, **options: Any) -> AsyncIterat
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"examples.shop.{module}", *arguments),
             stdin=PIPE,
+            stdout=PIPE,
             stderr=output,
             cwd=ROOT,
             # A session of its own: Ctrl-C in a terminal reaches the parent alone, which stops its children.
             start_new_session=True,
-            **{"stdout": output, **options},
+            **options,
         )
     try:
         yield process

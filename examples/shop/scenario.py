@@ -1,4 +1,4 @@
-"""Incident A4 played to one version of the shop, and what is watched meanwhile."""
+"""An incident played to one version of the shop, and what is watched meanwhile."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from typing import Any, TypeAlias
 
 import httpx
 
-from examples.shop.figures import Run, Sample, Span, Transition
-from examples.shop.incident import Settings, api_latency
-from examples.shop.processes import ServiceDiedError, Shop, running_customers, running_shop
+from examples.shop.figures import Call, Run, Sample, Span, Transition
+from examples.shop.incident import Incident, Settings
+from examples.shop.processes import ServiceDiedError, Shop, running_load, running_shop
 
 Tell: TypeAlias = Callable[[Run, Span, float], None]
 """Told a few times a second: the run so far, its present phase, and the time since the first request."""
 
+VERSIONS = ("bare", "protected")
 _POLL = 0.25
-_HAVE_POLICIES = ("currency", "checkout", "frontend")
 _STATES = {"CircuitOpened": "open", "CircuitHalfOpened": "half-open", "CircuitClosed": "closed"}
 
 
-async def play(version: str, settings: Settings, logs: Path, tell: Tell) -> Run:
+async def play(incident: Incident, version: str, settings: Settings, logs: Path, tell: Tell) -> Run:
     """Start a shop, play the incident to it, stop it again.
 
     Args:
+        incident: What happens.
         version: `bare` or `protected`.
         settings: How long and how hard.
         logs: A directory for what the processes print.
@@ -40,14 +41,18 @@ async def play(version: str, settings: Settings, logs: Path, tell: Tell) -> Run:
         ServiceDiedError: A process of the shop ended before its time.
     """
     run = Run(version, settings.spans())
-    async with httpx.AsyncClient(timeout=5) as http, running_shop(version, logs) as shop:
+    recorder = Recorder(run)
+    protections = [incident.protection] if version == "protected" else []
+    shopping = running_shop(logs, protections, recorder.hear, incident.environment(settings))
+    async with httpx.AsyncClient(timeout=5) as http, shopping as shop:
         await shop.wait_until_up(http)
-        url, seconds = shop.urls["frontend"], run.spans[-1].end
-        async with running_customers(url, settings.rate, seconds, logs) as customers:
-            assert customers.stdout is not None
-            if not await customers.stdout.readline():
+        async with running_load(shop.urls["frontend"], incident.crowds(settings), logs) as load:
+            assert load.stdout is not None
+            if not await load.stdout.readline():
                 raise ServiceDiedError("the load generator ended before it began")
-            await _together(_collect(run, customers), Director(run, shop, http, tell).direct())
+            recorder.start()
+            await _together(_collect(run, load), _direct(incident, recorder, shop, http, tell))
+            recorder.finish()
     return run
 
 
@@ -62,70 +67,82 @@ async def _together(*parts: Coroutine[Any, Any, None]) -> None:
         raise (died.exceptions[0] if died else errors) from None
 
 
-async def _collect(run: Run, customers: Process) -> None:
-    assert customers.stdout is not None
-    async for line in customers.stdout:
+async def _collect(run: Run, load: Process) -> None:
+    assert load.stdout is not None
+    async for line in load.stdout:
         run.samples.append(Sample(**json.loads(line)))
-    if await customers.wait() != 0:
-        raise ServiceDiedError(f"the load generator ended with code {customers.returncode}")
+    if await load.wait() != 0:
+        raise ServiceDiedError(f"the load generator ended with code {load.returncode}")
 
 
-class Director:
-    """Turns the rates API slow and fast again, and writes down what can be seen from outside.
+async def _direct(
+    incident: Incident, recorder: Recorder, shop: Shop, http: httpx.AsyncClient, tell: Tell
+) -> None:
+    """Go through the phases: set the rates API, count its calls, see whether everybody is still there."""
+    run, control = recorder.run, shop.urls["rates"] + "/control"
+    for span in run.spans:
+        answer = await http.put(control, json={"latency": incident.api_latency(span)})
+        recorder.count_api_calls(answer, span.start)
+        while recorder.now < span.end:
+            await _look(recorder, shop, http)
+            tell(run, span, recorder.now)
+            await asyncio.sleep(max(0.0, min(_POLL, span.end - recorder.now)))
+    await _look(recorder, shop, http)
+
+
+async def _look(recorder: Recorder, shop: Shop, http: httpx.AsyncClient) -> None:
+    try:
+        recorder.count_api_calls(await http.get(shop.urls["rates"] + "/control"))
+    finally:
+        # Afterwards: a reading that fails because a service died is told as what it is.
+        await shop.check()
+
+
+class Recorder:
+    """Writes down what the services tell, with the time of its telling.
 
     Args:
         run: Where to write it down.
-        shop: The shop to watch.
-        http: The client to watch it with.
-        tell: Is told how it goes.
     """
 
-    def __init__(self, run: Run, shop: Shop, http: httpx.AsyncClient, tell: Tell) -> None:
-        self._run = run
-        self._shop = shop
-        self._http = http
-        self._tell = tell
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self._start = time.monotonic()
-        self._read_up_to = dict.fromkeys(_HAVE_POLICIES, 0)
+        self._waiting: dict[tuple[str, int], tuple[str, float]] = {}
 
-    async def direct(self) -> None:
-        """Go through the phases."""
-        for span in self._run.spans:
-            control = await self._http.put(self._rates, json={"latency": api_latency(span)})
-            self._run.api_calls.append((span.start, control.raise_for_status().json()["calls"]))
-            while self._now < span.end:
-                await self._look()
-                self._tell(self._run, span, self._now)
-                await asyncio.sleep(max(0.0, min(_POLL, span.end - self._now)))
-        await self._look()
-
-    async def _look(self) -> None:
-        try:
-            await self._read_counters()
-        finally:
-            # Afterwards: a reading that fails because a service died is told as what it is.
-            await self._shop.check()
-
-    async def _read_counters(self) -> None:
-        control = await self._http.get(self._rates)
-        self._run.api_calls.append((self._now, control.json()["calls"]))
-        for service in _HAVE_POLICIES:
-            query = f"/journal?after={self._read_up_to[service]}"
-            for entry in (await self._http.get(self._shop.urls[service] + query)).json():
-                self._note(service, entry)
-
-    def _note(self, service: str, entry: dict[str, Any]) -> None:
-        self._read_up_to[service] = entry["number"]
-        event = f"{service}: {entry['policy']} {entry['event']}"
-        self._run.events[event] = self._run.events.get(event, 0) + 1
-        if entry["event"] in _STATES:
-            breaker, state = f"{service}: {entry['policy']}", _STATES[entry["event"]]
-            self._run.transitions.append(Transition(self._now - entry["age"], breaker, state))
+    def start(self) -> None:
+        """Let time begin, for the first request is sent."""
+        self._start = time.monotonic()
 
     @property
-    def _now(self) -> float:
+    def now(self) -> float:
+        """The time since the first request."""
         return time.monotonic() - self._start
 
-    @property
-    def _rates(self) -> str:
-        return self._shop.urls["rates"] + "/control"
+    def count_api_calls(self, answer: httpx.Response, at: float | None = None) -> None:
+        """Write down a reading of the rates API's own counter."""
+        calls = answer.raise_for_status().json()["calls"]
+        self.run.api_calls.append((self.now if at is None else at, calls))
+
+    def hear(self, service: str, line: dict[str, Any]) -> None:
+        """Write down a line of a service's journal."""
+        if "call" in line:
+            self._waiting[service, line["call"]] = line["of"], self.now
+        elif "ended" in line:
+            self._ended(service, line["ended"])
+        else:
+            self._happened(f"{service}: {line['policy']}", line["event"])
+
+    def finish(self) -> None:
+        """Count the calls that are still under way as having lasted until now."""
+        for service, number in list(self._waiting):
+            self._ended(service, number)
+
+    def _ended(self, service: str, number: int) -> None:
+        called, since = self._waiting.pop((service, number))
+        self.run.calls.append(Call(since, called, self.now - since))
+
+    def _happened(self, policy: str, event: str) -> None:
+        self.run.events[f"{policy} {event}"] = self.run.events.get(f"{policy} {event}", 0) + 1
+        if event in _STATES:
+            self.run.transitions.append(Transition(self.now, policy, _STATES[event]))

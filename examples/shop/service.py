@@ -1,7 +1,7 @@
 """One service as a process: `python -m examples.shop.service currency --fd 7`.
 
 The parent binds the socket and hands it over, so that the address is known, and connections queue, before the
-service is up.
+service is up. Standard output is the service's journal, standard error its log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import httpx
 import uvicorn
@@ -21,21 +21,23 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from examples.shop.calls import Calls
-from examples.shop.journal import Journal
+from examples.shop.journal import Journal, Stopwatch
 from examples.shop.parent import when_parent_leaves
 from resilient import events
 from resilient.errors import RejectedError
 
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
+PROTECTIONS = ("calls", "door")
 _GRACE = 1
 
 
-def application(routes: Sequence[BaseRoute], journal: Journal) -> Starlette:
-    """Return a service as an application: its routes, a health page, its journal, and how errors are told."""
+def application(routes: Sequence[BaseRoute]) -> Starlette:
+    """Return a service as an application: its routes, a sign of life, and how errors are told."""
     return Starlette(
-        routes=[Route("/healthz", _healthy), Route("/journal", journal.page), *routes],
+        routes=[Route("/healthz", _healthy), *routes],
         exception_handlers={
             httpx.HTTPStatusError: _wrong_answer,
             httpx.TransportError: _no_answer,
@@ -45,26 +47,35 @@ def application(routes: Sequence[BaseRoute], journal: Journal) -> Starlette:
     )
 
 
-def calls_class(version: str) -> type[Calls]:
-    """Return the shop's calls as first written (`bare`) or with policies on (`protected`)."""
-    if version == "bare":
+def calls_class(protections: Collection[str]) -> type[Calls]:
+    """Return the shop's calls as first written, or with policies on."""
+    if "calls" not in protections:
         return Calls
-    from examples.shop.protected import (
-        ProtectedCalls,  # imported only here: the bare shop builds no policy at all
-    )
+    # Imported only here, as the door below: the bare shop builds no policy at all.
+    from examples.shop.protected import ProtectedCalls
 
     return ProtectedCalls
 
 
-async def serve(name: str, version: str, listener: socket.socket) -> None:
+def behind_door(app: ASGIApp, name: str, protections: Collection[str]) -> ASGIApp:
+    """Return the application, behind the shop's door if there is one, and this service is at the front."""
+    if name != "frontend" or "door" not in protections:
+        return app
+    from examples.shop.door import guarded
+
+    return guarded(app)
+
+
+async def serve(name: str, protections: Collection[str], listener: socket.socket) -> None:
     """Run one service until the parent lets go of standard input."""
-    journal = Journal()
-    events.add_listener(journal.write)
+    events.add_listener(Journal().note)
     module = importlib.import_module(f"{__package__}.services.{name}")
+    urls = json.loads(os.environ["SHOP_URLS"])
     # No timeout, as in many a client library's defaults: what waiting for ever costs is what the demo shows.
-    async with httpx.AsyncClient(timeout=None) as http:
-        calls = calls_class(version)(http, json.loads(os.environ["SHOP_URLS"]))
-        app = application(module.routes(calls), journal)
+    transport = Stopwatch(httpx.AsyncHTTPTransport(), urls)
+    async with httpx.AsyncClient(transport=transport, timeout=None) as http:
+        routes = module.routes(calls_class(protections)(http, urls))
+        app = behind_door(application(routes), name, protections)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
         when_parent_leaves(lambda: setattr(server, "should_exit", True))
         await server.serve(sockets=[listener])
@@ -74,10 +85,10 @@ def main() -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m examples.shop.service")
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--version", choices=("bare", "protected"), default="bare")
+    parser.add_argument("--protect", choices=PROTECTIONS, action="append", default=[], help="what is on")
     parser.add_argument("--fd", type=int, required=True, help="a listening socket, inherited from the parent")
     args = parser.parse_args()
-    asyncio.run(serve(args.name, args.version, socket.socket(fileno=args.fd)))
+    asyncio.run(serve(args.name, args.protect, socket.socket(fileno=args.fd)))
 
 
 async def _healthy(request: Request) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from examples.shop.processes import ROOT
 
-OPTIONS = {"rate": 30, "warm-up": 2, "calm": 5, "fault": 7, "recovery": 2}
+OPTIONS = {"rate": 30, "warm-up": 1, "calm": 3, "fault": 6, "recovery": 1}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProces
     """The demo, over."""
     out = tmp_path_factory.mktemp("demo")
     options = [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "examples.shop", *options, "--out", str(out)]
+    command = [sys.executable, "-m", "examples.shop", "--incident", "a4", *options, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=55)
     done.args = out
     return done
@@ -29,7 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProces
 def figures(demo: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What it measured."""
     read: dict[str, Any] = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
-    return read
+    incident: dict[str, Any] = read["incidents"]["a4"]
+    return incident
 
 
 @pytest.fixture(scope="module")

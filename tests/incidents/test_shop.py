@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from examples.shop import ecb, protected
 from examples.shop.calls import Calls
-from examples.shop.journal import Journal
+from examples.shop.journal import Journal, Stopwatch
 from examples.shop.service import NAMES, application
 from examples.shop.services import catalogue, checkout
 
@@ -48,7 +49,7 @@ class Shop(httpx.AsyncBaseTransport):
 
 def _application(name: str, calls: Calls) -> httpx.ASGITransport:
     service = importlib.import_module(f"examples.shop.services.{name}")
-    return httpx.ASGITransport(application(service.routes(calls), Journal()))
+    return httpx.ASGITransport(application(service.routes(calls)))
 
 
 @pytest.fixture
@@ -216,15 +217,40 @@ def test_conversion_goes_through_the_euro_and_rounds_half_up() -> None:
         rates.convert(Decimal(1), of="USD", to="XXX")
 
 
-def test_journal_numbers_its_entries_and_tells_their_age() -> None:
-    now = 100.0
-    journal = Journal(lambda: now)
-    journal.write(CircuitOpened("rates-api", "2 of 2 calls failed", 6.0, 1))
-    now = 103.0
-    journal.write(CircuitClosed("rates-api"))
+def test_journal_writes_each_event_as_a_line() -> None:
+    """With everything the event holds."""
+    lines: list[str] = []
+    journal = Journal(lines.append)
+    journal.note(CircuitOpened("rates-api", "2 of 2 calls failed", 6.0, 1))
+    journal.note(CircuitClosed("rates-api"))
 
-    opened, closed = journal.after(0)
-    assert (opened["number"], opened["event"], opened["age"]) == (1, "CircuitOpened", 3.0)
-    assert (closed["number"], closed["event"], closed["age"]) == (2, "CircuitClosed", 0.0)
-    assert opened["reason"] == "2 of 2 calls failed"
-    assert journal.after(1) == [closed]
+    opened, closed = map(json.loads, lines)
+    assert (opened["event"], opened["policy"], opened["reason"]) == (
+        "CircuitOpened",
+        "rates-api",
+        "2 of 2 calls failed",
+    )
+    assert closed == {"event": "CircuitClosed", "policy": "rates-api"}
+
+
+async def test_stopwatch_writes_when_a_call_begins_and_when_it_ends_however_it_does() -> None:
+    """A call that is answered, and one that breaks."""
+    lines: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/broken":
+            raise httpx.ConnectError("gone")
+        return httpx.Response(200)
+
+    transport = Stopwatch(httpx.MockTransport(answer), {"currency": "http://127.0.0.1:8001"}, lines.append)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8001") as http:
+        await http.get("/")
+        with pytest.raises(httpx.ConnectError):
+            await http.get("/broken")
+
+    assert [json.loads(line) for line in lines] == [
+        {"call": 1, "of": "currency"},
+        {"ended": 1},
+        {"call": 2, "of": "currency"},
+        {"ended": 2},
+    ]

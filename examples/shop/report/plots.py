@@ -9,7 +9,7 @@ from html import escape
 from itertools import pairwise
 from typing import TypeAlias
 
-from examples.shop.figures import FAULT, Span, Transition
+from examples.shop.figures import Span, Transition
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 
@@ -109,7 +109,7 @@ def _phases(spans: Sequence[Span], bottom: float, *, names: bool = True) -> str:
     end, parts = spans[-1].end, []
     for span in spans:
         x, width = _x(span.start, end), _x(span.end, end) - _x(span.start, end)
-        fault = " fault" if span.name == FAULT else ""
+        fault = " fault" if span.faulty else ""
         top = TOP if names else 0
         size = f'width="{width:.1f}" height="{bottom - top:.1f}"'
         parts.append(f'<rect class="phase{fault}" x="{x:.1f}" y="{top}" {size}/>')

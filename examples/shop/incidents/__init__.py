@@ -1,0 +1,9 @@
+"""The incidents that the demo plays, by their names in the order of playing."""
+
+from __future__ import annotations
+
+from examples.shop.incident import Incident
+from examples.shop.incidents.flood import Flood
+from examples.shop.incidents.slow_api import SlowApi
+
+INCIDENTS: dict[str, Incident] = {incident.key: incident for incident in (SlowApi(), Flood())}
