@@ -266,10 +266,6 @@ class _Place:
         await asyncio.sleep(0)
         self.__enter__()
 
-    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        await asyncio.sleep(0)
-        self.__exit__(kind, error, traceback)
-
 
 def once(values: list[Any]) -> Iterator[Any]:
     """Yield *values*; a body that has no length."""

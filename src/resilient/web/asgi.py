@@ -30,15 +30,11 @@ def _hit(limiter: RateLimiter, key: str) -> Awaitable[Decision]:
     return limiter.ahit(key)
 
 
-async def _enter(place: Block) -> None:
-    await place.__aenter__()
+def _enter(place: Block) -> Awaitable[object]:
+    return place.__aenter__()
 
 
-async def _leave(place: Block, error: BaseException | None) -> None:
-    await place.__aexit__(None if error is None else type(error), error, None)
-
-
-_WAITS: Final = Waits(_hit, _enter, _leave)
+_WAITS: Final = Waits(_hit, _enter)
 
 
 class ResilienceMiddleware:
@@ -146,9 +142,9 @@ class _Exchange:
                 await visit.enter()
                 await app(self._scope, self.receive, self.send)
             except BaseException as error:
-                await visit.leave(self._outcome(error))
+                visit.leave(self._outcome(error))
                 raise
-            await visit.leave(self._outcome(None))
+            visit.leave(self._outcome(None))
         except REFUSALS as error:
             if self.begun:
                 raise
@@ -165,6 +161,9 @@ class _Exchange:
     async def refuse(self, answer: Answer) -> None:
         """Give *answer*, where nothing has been answered yet."""
         raise NotImplementedError
+
+    def _telling(self, message: Message) -> Message:
+        return {**message, "headers": [*message.get("headers", ()), *_wire(self._visit.fields)]}
 
     def _outcome(self, error: BaseException | None) -> BaseException | None:
         return error
@@ -186,7 +185,7 @@ class _Http(_Exchange):
         if kind == "http.response.start":
             self.begun = True
             self._status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *_wire(self._visit.fields)]}
+            message = self._telling(message)
         try:
             await self._raw_send(message)
         except OSError:  # what servers raise when the client has gone
@@ -194,7 +193,7 @@ class _Http(_Exchange):
             raise
         if kind in _BODIES and not message.get("more_body", False):
             # Here, not when the app returns: its background tasks run after the answer and are no part of it.
-            await self._visit.leave(outcome(self._status, None, gone=False))
+            self._visit.leave(outcome(self._status, None, gone=False))
 
     async def refuse(self, answer: Answer) -> None:
         await self._raw_send(_start("http.response.start", answer))
@@ -219,6 +218,8 @@ class _WebSocket(_Exchange):
 
     async def send(self, message: Message) -> None:
         self.begun = True  # whatever an app sends accepts the connection or ends it
+        if message["type"] == "websocket.http.response.start":
+            message = self._telling(message)
         await self._raw_send(message)
 
     async def refuse(self, answer: Answer) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from ..engine import params
@@ -23,11 +23,12 @@ from .deadlines import RequestTime, TimeLimits
 from .headers import Dialect, Fields, RateFields, dialect_of
 from .keys import Key, client_address
 from .maintenance import Maintenance
+from .notes import NOTES, Notes
 from .paths import Paths, check_pattern, several_paths
 from .problem import Answer, problem
 from .request import Request
 
-__all__ = ["PROBES", "Block", "Door", "Gate", "RateLimit", "Trusted", "Visit", "Waits", "outcome"]
+__all__ = ["PROBES", "Block", "Door", "Gate", "RateLimit", "Trusted", "Visit", "Waits", "limited", "outcome"]
 
 PROBES: Final = ("/livez", "/readyz", "/startupz", "/health")
 """The paths that are exempt by default: an orchestrator that is refused would restart the service."""
@@ -38,8 +39,22 @@ RateLimit: TypeAlias = RateLimiter | str | Mapping[str, RateLimiter | str]
 Trusted: TypeAlias = TrustedProxies | NetworkLike | Iterable[NetworkLike]
 
 
-class Block(AbstractContextManager[Any], AbstractAsyncContextManager[Any], Protocol):
-    """What a gate's `calling()` returns: for `with` and for `async with`."""
+class Block(Protocol):
+    """What a gate's `calling()` returns: entered by `with` or `async with`, and left without waiting.
+
+    Under ASGI, too, it is left by `__exit__`. Frameworks cancel the task that sends the end of a stream when
+    the client has read it: a place whose return had to be awaited would be lost there.
+    """
+
+    def __enter__(self) -> object: ...
+    def __aenter__(self) -> Awaitable[object]: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> object: ...
 
 
 class Gate(Protocol):
@@ -73,11 +88,10 @@ def outcome(status: int | None, error: BaseException | None, *, gone: bool) -> B
 
 
 class Waits(NamedTuple):
-    """How one world waits for a limiter, and enters and leaves a gate's block."""
+    """How one world waits for a limiter and at a gate."""
 
     hit: Callable[[RateLimiter, str], Awaitable[Decision]]
     enter: Callable[[Block], Awaitable[object]]
-    leave: Callable[[Block, BaseException | None], Awaitable[object]]
 
 
 class _Limit(NamedTuple):
@@ -148,13 +162,10 @@ def _limiter(pattern: Any, limit: Any) -> RateLimiter:
 class Visit:
     """One request between `enter` and `leave`: its deadline and its place, each given back exactly once.
 
-    Attributes:
-        fields: what the answer, whichever it is, tells of rate limits.
-
-    Concurrency: belongs to its request; `leave` may be called from several tasks of it.
+    Concurrency: belongs to its request, and to the tasks of it in one event loop.
     """
 
-    __slots__ = ("_door", "_place", "_request", "_time", "_timed", "_waits", "fields")
+    __slots__ = ("_door", "_notes", "_place", "_request", "_time", "_timed", "_waits")
 
     def __init__(self, door: Door, request: Request, waits: Waits, *, timed: bool = True) -> None:
         self._door = door
@@ -163,7 +174,12 @@ class Visit:
         self._timed = timed
         self._time: RequestTime | None = None
         self._place: Block | None = None
-        self.fields: Fields = []
+        request.raw[NOTES] = self._notes = Notes(door.dialect, door.proxies)
+
+    @property
+    def fields(self) -> Fields:
+        """What the answer, whichever it is, tells of rate limits."""
+        return self._notes.fields
 
     @property
     def holds(self) -> bool:
@@ -185,15 +201,15 @@ class Visit:
         # A key function is the user's: it is asked only where there is a limit to apply.
         if limit is not None and (key := door.key(request)) is not None:
             decision = await self._waits.hit(limit.limiter, key)
-            self.fields = limit.fields.of(decision)
+            self._notes.tell(decision, limit.fields.of(decision))
             if not decision.allowed:
-                raise _limited(limit.limiter, decision)
+                raise limited(limit.limiter, decision)
         if door.shed is not None:
             place = door.shed.calling()
             await self._waits.enter(place)
             self._place = place
 
-    async def leave(self, error: BaseException | None = None) -> None:
+    def leave(self, error: BaseException | None = None) -> None:
         """Give everything back; whoever comes first does so, and every other call does nothing.
 
         Args:
@@ -202,9 +218,12 @@ class Visit:
         Raises:
             CallTimeoutError: *error* is the cancellation by which the request's deadline cut the app off.
         """
-        # Taken before anything is awaited: that is what makes it once.
         time, self._time = self._time, None
         place, self._place = self._place, None
+        # Not kept there: its traceback leads back to the scope.
+        refusal, self._notes.refusal = self._notes.refusal, None
+        if refusal is not None and isinstance(error, FaultyAnswerError):
+            error = refusal  # by a policy inside, and no evidence against the app
         try:
             if time is not None:
                 time.end(error)
@@ -216,7 +235,7 @@ class Visit:
                 # A gate that refuses with hindsight, as a breaker does that the failure has opened, may do
                 # so to the next request: this one has been served.
                 with contextlib.suppress(RejectedError):
-                    await self._waits.leave(place, error)
+                    place.__exit__(None if error is None else type(error), error, None)
 
     def answer(self, error: Exception) -> Answer:
         """Return the response in place of the app's: *error* is one of `REFUSALS`."""
@@ -224,19 +243,14 @@ class Visit:
         if isinstance(error, MaintenanceError) and maintenance is not None:
             answer = maintenance.answer(error, self._request)
         else:
-            answer = problem(error, self._fields_for(error))
+            self._notes.tell_refusal(error)
+            answer = problem(error, self.fields)
         # Its fields are those that GET would get.
         return answer._replace(body=b"") if self._request.method == "HEAD" else answer
 
-    def _fields_for(self, error: Exception) -> Fields:
-        """Tell of the limit that refused, which may be another one than ours, inside the app."""
-        decision = error.decision if isinstance(error, RateLimitedError) else None
-        if self.fields or decision is None:
-            return self.fields
-        return RateFields([decision.source.quota], self._door.dialect).of(decision)
 
-
-def _limited(limiter: RateLimiter, decision: Decision) -> RateLimitedError:
+def limited(limiter: RateLimiter, decision: Decision) -> RateLimitedError:
+    """Return the refusal of a request that *limiter* has denied by *decision*."""
     return RateLimitedError(
         f"RateLimiter {limiter.name!r}: {decision.limit} in use",
         policy=limiter.name,

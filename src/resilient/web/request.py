@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, ClassVar
 
 from .addresses import Address, TrustedProxies, address_of
@@ -26,7 +26,7 @@ class Request(metaclass=ABCMeta):
     path: str
     """The path below where the app is mounted, decoded."""
 
-    def __init__(self, raw: Mapping[str, Any], proxies: TrustedProxies) -> None:
+    def __init__(self, raw: MutableMapping[str, Any], proxies: TrustedProxies) -> None:
         self.raw = raw
         self.proxies = proxies
         self.path = self._own_path()

@@ -36,11 +36,7 @@ async def _enter(place: Block) -> None:
     place.__enter__()
 
 
-async def _leave(place: Block, error: BaseException | None) -> None:
-    place.__exit__(None if error is None else type(error), error, None)
-
-
-_WAITS: Final = Waits(_hit, _enter, _leave)
+_WAITS: Final = Waits(_hit, _enter)
 
 
 def _at_once(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -182,8 +178,7 @@ class _Exchange:
             error: what left the app, if anything did.
             complete: whether the body was sent to its end.
         """
-        if self._visit.holds:
-            _at_once(self._visit.leave(outcome(self._status, error, gone=error is None and not complete)))
+        self._visit.leave(outcome(self._status, error, gone=error is None and not complete))
 
     def __del__(self) -> None:
         # A server that never closes the body must not cost a place for ever.

@@ -1,0 +1,91 @@
+"""What a middleware and the app inside it tell each other of a request, in its scope or environ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..errors import RateLimitedError
+from ..policies.rate_limiter.decision import Decision
+from .addresses import TrustedProxies
+from .headers import Dialect, Fields, RateFields
+from .problem import Answer, problem
+
+__all__ = ["NOTES", "Notes", "answer_inside", "fresh_notes", "notes_of"]
+
+NOTES: Final = "resilient.notes"
+"""Where the scope or the environ has them."""
+
+
+class Notes:
+    """What is known of one request beside what the server tells.
+
+    They refer to nothing of the request: the scope that holds them would be a circle.
+
+    Attributes:
+        dialect: which fields tell of limits.
+        proxies: whose word on the client is believed.
+        fields: what the answer, whichever it is, tells of rate limits.
+        refusal: the error of which the app has made its answer; None where it has not.
+
+    Concurrency: belong to their request.
+    """
+
+    __slots__ = ("_told", "dialect", "fields", "proxies", "refusal")
+
+    def __init__(self, dialect: Dialect, proxies: TrustedProxies) -> None:
+        self.dialect: Dialect = dialect
+        self.proxies = proxies
+        self.fields: Fields = []
+        self.refusal: Exception | None = None
+        self._told: Decision | None = None
+
+    def tell(self, decision: Decision, fields: Fields) -> None:
+        """Tell of a limit, beside those that are told of already.
+
+        The fields of the IETF's draft are lists; of the older ones there is one of each, about the latest.
+
+        Args:
+            decision: what was decided.
+            fields: what there is to tell of it.
+        """
+        self._told = decision
+        if self.fields:
+            anew = {name for name, _ in fields if name.startswith("X-")}
+            fields = [field for field in self.fields if field[0] not in anew] + fields
+        self.fields = fields
+
+    def tell_refusal(self, error: Exception) -> None:
+        """Tell of the limit that refused with *error*, if one did and is not told of already."""
+        decision = error.decision if isinstance(error, RateLimitedError) else None
+        if decision is not None and decision is not self._told:
+            self.tell(decision, RateFields([decision.source.quota], self.dialect).of(decision))
+
+
+def notes_of(raw: Mapping[str, Any]) -> Notes | None:
+    """Return the notes in a scope or environ; None where no middleware of ours is around."""
+    return raw.get(NOTES)
+
+
+_NOBODY: Final = TrustedProxies()
+
+
+def fresh_notes() -> Notes:
+    """Return notes as they are where no middleware of ours is around: nobody is believed."""
+    return Notes("ietf", _NOBODY)
+
+
+def answer_inside(error: Exception, raw: Mapping[str, Any]) -> Answer:
+    """Return what a framework answers in place of the app, inside of the middleware or without one.
+
+    The middleware adds what its notes tell, and its gate is told of the refusal rather than of the status.
+
+    Args:
+        error: one of `REFUSALS`.
+        raw: the scope or the environ.
+    """
+    around = notes_of(raw)
+    notes = around or fresh_notes()
+    notes.tell_refusal(error)
+    notes.refusal = error
+    return problem(error, notes.fields if around is None else [])
