@@ -238,7 +238,13 @@ class _LoopStore:
                 return connection
             await connection.disconnect(nowait=True)
         connection = self._client.connection_pool.make_connection()
-        await connection.connect()
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(
+                nowait=True
+            )  # one cancelled in the middle of its greeting is still open
+            raise
         return connection
 
     async def _exchange(self, connection: Any, command: Command) -> Any:
