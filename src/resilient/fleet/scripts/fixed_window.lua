@@ -1,11 +1,11 @@
--- A count that begins anew with each window; the first call of a key begins its first window.
+-- A count that begins anew with each window; a window begins with the first permit taken after the one before.
 
 local function read(key, quota, now)
   local start, count = string.match(redis.call('GET', key) or '', '^(%d+) (%d+)$')
   -- A window cannot begin in the future, unless the clock was set back.
-  start = math.min(tonumber(start) or now, now)
-  if now >= start + quota.window then start, count = now, 0 end
-  return {key = key, quota = quota, now = now, start = start, count = tonumber(count) or 0}
+  start, count = math.min(tonumber(start) or now, now), tonumber(count) or 0
+  if count == 0 or now >= start + quota.window then start, count = now, 0 end
+  return {key = key, quota = quota, now = now, start = start, count = count}
 end
 
 local function wait(state, cost)

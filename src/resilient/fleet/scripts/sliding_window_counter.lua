@@ -5,11 +5,8 @@ local function read(key, quota, now)
   local start, count, before = string.match(value, '^(%d+) (%d+) (%d+)$')
   start = math.min(tonumber(start) or now, now)
   count, before = tonumber(count) or 0, tonumber(before) or 0
-  if now >= start + 2 * quota.window then
-    start, count, before = now, 0, 0
-  elseif now >= start + quota.window then
-    start, count, before = start + quota.window, 0, count
-  end
+  if now >= start + quota.window then start, count, before = start + quota.window, 0, count end
+  if now >= start + quota.window or count + before == 0 then start, count, before = now, 0, 0 end
   local ahead = start + quota.window - now
   return {key = key, quota = quota, start = start, count = count, before = before, ahead = ahead}
 end
@@ -23,13 +20,18 @@ local function span(quota, room, before)
   return math.min(quota.window, math.ceil((room + 1) * quota.window / before) - 1)
 end
 
-local function wait(state, cost)
+-- How long until no more than `permits`, of those that are more now, count.
+local function until_only(state, permits)
   local quota = state.quota
-  if cost > quota.amount then return nil end
-  local room = quota.amount - cost - state.count
-  if faded(state) <= room then return 0 end
-  if room >= 0 then return state.ahead - span(quota, room, state.before) end
-  return state.ahead + quota.window - span(quota, quota.amount - cost, state.count)
+  if state.count <= permits then return state.ahead - span(quota, permits - state.count, state.before) end
+  return state.ahead + quota.window - span(quota, permits, state.count)
+end
+
+local function wait(state, cost)
+  local amount = state.quota.amount
+  if cost > amount then return nil end
+  if faded(state) + state.count + cost <= amount then return 0 end
+  return until_only(state, amount - cost)
 end
 
 local function take(state, cost)
@@ -45,9 +47,8 @@ local function give(state, amount, at)
 end
 
 local function level(state)
-  local left = math.max(0, state.quota.amount - faded(state) - state.count)
-  if state.count > 0 then return left, state.ahead + state.quota.window end
-  return left, state.before > 0 and state.ahead or 0
+  local used = faded(state) + state.count
+  return math.max(0, state.quota.amount - used), used > 0 and until_only(state, 0) or 0
 end
 
 local function write(state)

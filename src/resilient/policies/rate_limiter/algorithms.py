@@ -8,6 +8,7 @@ say the same to a Redis server.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,12 +45,14 @@ class Algorithm(Protocol):
 
     `wait` answers with the seconds until *cost* permits could be taken, infinity for never; `take` takes them
     whatever it answers. `give` puts back *amount* of what was taken at *at*; below 0, it takes more.
+    `level` is that of the tightest quota, `denial` that of the one for which *cost* has to wait longest.
     """
 
     def wait(self, state: Any, now: float, cost: int, /) -> float: ...
     def take(self, state: Any, now: float, cost: int, /) -> Any: ...
     def give(self, state: Any, now: float, amount: int, at: float, /) -> Any: ...
     def level(self, state: Any, now: float, /) -> Level: ...
+    def denial(self, state: Any, now: float, cost: int, /) -> Level: ...
 
 
 def _until(moment: float, now: float) -> float:
@@ -57,7 +60,20 @@ def _until(moment: float, now: float) -> float:
     return moment - now + 2 * math.ulp(moment)
 
 
-class TokenBucket:
+class _OneQuota:
+    """Counts for one quota, which is the one to tell of whatever is asked."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+
+    @abstractmethod
+    def level(self, state: Any, now: float) -> Level: ...
+
+    def denial(self, state: Any, now: float, cost: int) -> Level:  # noqa: ARG002
+        return self.level(state, now)
+
+
+class TokenBucket(_OneQuota):
     """GCRA: a key is one number, the time at which its bucket is full again.
 
     Permits come back one by one, *amount* in each window, up to *burst*.
@@ -66,7 +82,7 @@ class TokenBucket:
     """
 
     def __init__(self, quota: Quota) -> None:
-        self.quota = quota
+        super().__init__(quota)
         self.interval = quota.window / quota.amount  # seconds for one permit to come back
         # How far ahead of now the bucket may be filled up again. The part of a permit on top keeps sums of
         # rounded numbers from losing the last one, and is too small to admit another.
@@ -101,11 +117,11 @@ class _Window:
     before: int = 0
 
 
-class FixedWindow:
-    """A count that begins anew with each window; the first call of a key begins its first window."""
+class FixedWindow(_OneQuota):
+    """A count that begins anew with each window.
 
-    def __init__(self, quota: Quota) -> None:
-        self.quota = quota
+    A window begins with the first permit taken after the one before.
+    """
 
     def wait(self, state: _Window | None, now: float, cost: int) -> float:
         amount, window = self.quota.amount, self.quota.window
@@ -116,7 +132,7 @@ class FixedWindow:
         return _until(state.start + window, now)
 
     def take(self, state: _Window | None, now: float, cost: int) -> _Window:
-        if state is None or now >= state.start + self.quota.window:
+        if state is None or not state.count or now >= state.start + self.quota.window:
             return _Window(now, cost)
         return _Window(state.start, state.count + cost)
 
@@ -134,14 +150,11 @@ class FixedWindow:
         return Level(quota, max(0, quota.amount - state.count), state.start + quota.window - now)
 
 
-class SlidingWindowCounter:
+class SlidingWindowCounter(_OneQuota):
     """Two counts: what was taken in the window before fades away while this one passes.
 
     Source: the approximation that Cloudflare described in 2017, as the package limits has it.
     """
-
-    def __init__(self, quota: Quota) -> None:
-        self.quota = quota
 
     def wait(self, state: _Window | None, now: float, cost: int) -> float:
         amount, window = self.quota.amount, self.quota.window
@@ -151,10 +164,8 @@ class SlidingWindowCounter:
         ahead = here.start + window - now  # what is left of this window
         if self._faded(here, ahead) + here.count + cost <= amount:
             return 0.0
-        room = amount - cost - here.count
-        if room >= 0:
-            return ahead - self._span(room, here.before)
-        return ahead + window - self._span(amount - cost, here.count)
+        # Later, `ahead` is a difference of rounded numbers too.
+        return self._until_only(amount - cost, here, ahead) + 2 * math.ulp(now)
 
     def take(self, state: _Window | None, now: float, cost: int) -> _Window:
         here = self._moved(state, now)
@@ -171,37 +182,40 @@ class SlidingWindowCounter:
     def level(self, state: _Window | None, now: float) -> Level:
         here = self._moved(state, now)
         ahead = here.start + self.quota.window - now
-        left = max(0, self.quota.amount - self._faded(here, ahead) - here.count)
-        reset_after = ahead + self.quota.window if here.count else ahead if here.before else 0.0
-        return Level(self.quota, left, reset_after)
+        used = self._faded(here, ahead) + here.count
+        reset_after = self._until_only(0, here, ahead) if used else 0.0
+        return Level(self.quota, max(0, self.quota.amount - used), reset_after)
 
     def _moved(self, state: _Window | None, now: float) -> _Window:
-        """Return the window that *now* is in."""
+        """Return the window that *now* is in; a key of which nothing counts begins a new row of them."""
         window = self.quota.window
-        if state is None or now >= state.start + 2 * window:
+        if state is not None and now >= state.start + window:
+            state = _Window(state.start + window, 0, state.count)
+        if state is None or now >= state.start + window or not (state.count or state.before):
             return _Window(now, 0)
-        if now >= state.start + window:
-            return _Window(state.start + window, 0, state.count)
         return state
 
     def _faded(self, here: _Window, ahead: float) -> int:
         # Whole permits, rounded down, as limits has it.
         return math.floor(here.before * ahead / self.quota.window)
 
-    def _span(self, room: int, before: int) -> float:
-        """Return how much of a window may be left for *before* to have faded to *room*, rounded down."""
-        # Rounded down, it is *room* until it would be a whole permit more; just before that is safe.
-        return min(1.0, (room + 1) / before * _JUST_BEFORE) * self.quota.window
+    def _until_only(self, permits: int, here: _Window, ahead: float) -> float:
+        """Return the seconds until no more than *permits*, of those that are more now, count."""
+        if here.count <= permits:
+            return ahead - self._span(permits - here.count, here.before)
+        return ahead + self.quota.window - self._span(permits, here.count)
+
+    def _span(self, permits: int, before: int) -> float:
+        """Return how much of a window may be left for *before* to have faded to *permits*, rounded down."""
+        # Rounded down, it is *permits* until it would be one more; just before that is safe.
+        return min(1.0, (permits + 1) / before * _JUST_BEFORE) * self.quota.window
 
 
-class MovingWindow:
+class MovingWindow(_OneQuota):
     """The exact one: the time of each permit that was taken in the last window, oldest first.
 
     It costs memory for every permit; for large amounts and weights, a token bucket does not.
     """
-
-    def __init__(self, quota: Quota) -> None:
-        self.quota = quota
 
     def wait(self, state: list[float] | None, now: float, cost: int) -> float:
         amount = self.quota.amount
@@ -258,6 +272,10 @@ class AllOf:
     def level(self, state: Any, now: float) -> Level:
         levels = [part.level(one, now) for part, one in self._each(state)]
         return min(levels, key=lambda level: (level.left, -level.reset_after))
+
+    def denial(self, state: Any, now: float, cost: int) -> Level:
+        slowest, one = max(self._each(state), key=lambda pair: pair[0].wait(pair[1], now, cost))
+        return slowest.level(one, now)
 
     def _each(self, state: Any) -> Iterator[tuple[Algorithm, Any]]:
         return zip(self.parts, self._unseen if state is None else state, strict=True)

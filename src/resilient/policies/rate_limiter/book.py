@@ -72,7 +72,7 @@ class Book:
                 else:
                     self.shelf.put(key, state, now)
             self._count(allowed=allowed, spend=spend)
-            level = algorithm.level(state, now)
+            level = algorithm.level(state, now) if allowed else algorithm.denial(state, now, cost)
         source = Source(self.rung, level.quota)
         return Decision(source, allowed, level.reset_after, wait, level.left, key, cost, now)
 
