@@ -9,7 +9,7 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +24,15 @@ Hear: TypeAlias = Callable[[str, dict[str, Any]], None]
 ROOT = Path(__file__).resolve().parents[2]
 _STARTUP = 30.0
 _SHUTDOWN = 2.0
+
+
+def cores() -> float:
+    """Return how many processors this process may use: those it may run on, or its container's share."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # "max" for no quota, or no control groups at all
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
+        return min(allowed, quota / period)
+    return allowed
 
 
 class ServiceDiedError(RuntimeError):

@@ -23,8 +23,8 @@ from examples.shop.incident import (
     Settings,
     Tile,
 )
-from examples.shop.load import throughput
-from examples.shop.processes import running_shop
+from examples.shop.load import without_a_pause
+from examples.shop.processes import Shop, cores, running_shop
 from examples.shop.report import drawings
 from examples.shop.report.plots import line_plot, linear_axis
 from examples.shop.timing import SCALE, scaled, scaled_traffic
@@ -33,7 +33,7 @@ from examples.shop.words import seconds, share
 CALM_RATE = 200.0
 FLOOD_RATE = 2000.0
 # The flood is this many times what the shop can answer on this machine.
-OVERLOAD = 1.6
+OVERLOAD = 1.5
 
 OWN_SERVICES = ("frontend", "catalogue", "currency", "checkout")
 
@@ -45,7 +45,7 @@ class Flood(Incident):
     title = "A load generator floods the shop"
     protection = "door"
     difference = Path(door.__file__)
-    defaults = Settings(rate=0, warm_up=2, calm=7, onset=1, fault=10, recovery=5)
+    defaults = Settings(rate=0, warm_up=2, calm=7, onset=2, fault=10, recovery=4)
     columns = (
         Column("sent", lambda row: str(row.requests)),
         Column("429", lambda row: share(row.refused, row.requests)),
@@ -63,7 +63,7 @@ class Flood(Incident):
             return settings
         async with httpx.AsyncClient() as http, running_shop(logs) as shop:
             await shop.wait_until_up(http)
-            most = await throughput(shop.urls["frontend"], at_once=32, for_seconds=3)
+            most = await _capacity(shop, http)
         # An even number, for the limit is half of it.
         return replace(settings, rate=2.0 * round(most * OVERLOAD * CALM_RATE / FLOOD_RATE / 2))
 
@@ -147,9 +147,9 @@ class Flood(Incident):
         """Say where the factor comes from, and what the incident leaves open."""
         return [
             f"""All traffic is divided by the same number, the door's limit and burst included. Unless the
-            rate is given, the demo first measures how many requests a second the bare shop can answer here,
-            and makes the flood {OVERLOAD:g} times that.""",
-            f"""The flood spends its burst in its first moments: that second, the onset, is told apart. It is
+            rate is given, the demo first measures how much processor time the bare shop takes for an answer,
+            and makes the flood {OVERLOAD:g} times what the machine can give for that.""",
+            f"""The flood spends its burst in its first moments: that is the onset, told apart. It is
             {_burst(settings)} pages at once, and whoever comes with them waits for them.""",
             """The limit is each client's own, by the address that a load balancer before the shop tells in
             X-Forwarded-For: one limit for all would turn away half of the customers on a calm day.""",
@@ -163,6 +163,23 @@ class Flood(Incident):
         limiter = door.per_client(_scale(settings))
         [quota] = limiter.quotas
         return [{"kind": limiter.kind, **asdict(quota)}]
+
+
+async def _capacity(shop: Shop, http: httpx.AsyncClient) -> float:
+    """Return how many requests a second the shop could answer if it had the machine to itself.
+
+    By the processor time that an answer takes of each service, a process on one core each: how many were
+    answered by the clock says at least as much of what else the machine was doing.
+    """
+    before = await _cpu_seconds(shop, http)
+    answers = await without_a_pause(shop.urls["frontend"], at_once=16, for_seconds=2)
+    after = await _cpu_seconds(shop, http)
+    used = [after[name] - before[name] for name in after]
+    return answers / max(*used, sum(used) / cores())
+
+
+async def _cpu_seconds(shop: Shop, http: httpx.AsyncClient) -> dict[str, float]:
+    return {name: (await http.get(url + "/healthz")).json()["cpu"] for name, url in shop.urls.items()}
 
 
 def _duration(spans: Sequence[Span]) -> tuple[float, float]:
