@@ -25,7 +25,6 @@ import pytest
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from tests.docs.pages import WITH_CODE, name
-from tests.support.links import close_connections
 from tests.support.valkey import ValkeyServer
 
 # The exemptions there are at most, in all pages together. Raise it only with a reason that holds for good.
@@ -103,7 +102,6 @@ def run(page: Page, store: str = STORE) -> dict[str, Any]:
             result = eval(_compiled(block, store), namespace)
             if inspect.iscoroutine(result):
                 runner.run(result)
-        runner.run(close_connections())
     return namespace
 
 
