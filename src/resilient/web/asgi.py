@@ -17,7 +17,7 @@ from .maintenance import Maintenance
 from .problem import REFUSALS, Answer
 from .request import AsgiRequest
 
-__all__ = ["ResilienceMiddleware"]
+__all__ = ["ResilienceMiddleware", "close_code", "deniable"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -226,18 +226,27 @@ class _WebSocket(_Exchange):
         # The answer is one to the client's "connect", so that comes first; it may have gone instead.
         if not self._connected and (await self._raw_receive())["type"] != "websocket.connect":
             return
-        if "websocket.http.response" in (self._scope.get("extensions") or ()):
+        if deniable(self._scope):
             await self._raw_send(_start("websocket.http.response.start", answer))
             await self._raw_send({"type": "websocket.http.response.body", "body": answer.body})
         else:
-            code = _POLICY_VIOLATION if answer.status == HTTPStatus.TOO_MANY_REQUESTS else _TRY_AGAIN_LATER
-            await self._raw_send({"type": "websocket.close", "code": code})
+            await self._raw_send({"type": "websocket.close", "code": close_code(answer.status)})
 
 
 _EXCHANGES: Final[dict[str, type[_Exchange]]] = {"http": _Http, "websocket": _WebSocket}
 _BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 _POLICY_VIOLATION: Final = 1008  # RFC 6455
 _TRY_AGAIN_LATER: Final = 1013  # of IANA's registry
+
+
+def deniable(scope: Scope) -> bool:
+    """Tell whether a WebSocket that is not accepted can be given a response."""
+    return "websocket.http.response" in (scope.get("extensions") or ())
+
+
+def close_code(status: int) -> int:
+    """Return what closes a WebSocket where a response would have *status*."""
+    return _POLICY_VIOLATION if status == HTTPStatus.TOO_MANY_REQUESTS else _TRY_AGAIN_LATER
 
 
 def _wire(fields: Fields) -> list[tuple[bytes, bytes]]:

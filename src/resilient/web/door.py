@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
 
 from ..engine import params
 from ..errors import MaintenanceError, RateLimitedError, RejectedError, ResilientError
@@ -28,7 +28,19 @@ from .paths import Paths, check_pattern, several_paths
 from .problem import Answer, problem
 from .request import Request
 
-__all__ = ["PROBES", "Block", "Door", "Gate", "RateLimit", "Trusted", "Visit", "Waits", "limited", "outcome"]
+__all__ = [
+    "PROBES",
+    "Block",
+    "Door",
+    "Gate",
+    "RateLimit",
+    "Trusted",
+    "Visit",
+    "Waits",
+    "Words",
+    "limited",
+    "outcome",
+]
 
 PROBES: Final = ("/livez", "/readyz", "/startupz", "/health")
 """The paths that are exempt by default: an orchestrator that is refused would restart the service."""
@@ -66,6 +78,19 @@ class Gate(Protocol):
     def calling(self) -> Block:
         """Return a block for one request."""
         ...
+
+
+class Words(TypedDict, total=False):
+    """The arguments of a middleware, where they are passed through; they are documented there."""
+
+    rate_limit: RateLimit | None
+    key: Key | None
+    shed: Gate | None
+    deadline: Seconds | None
+    maintenance: Maintenance | None
+    exempt: Iterable[str]
+    headers: Dialect
+    trusted: Trusted
 
 
 class FaultyAnswerError(ResilientError):

@@ -1,0 +1,179 @@
+"""FastAPI: rate limits as dependencies, and refusals as problem documents.
+
+Annotations are not postponed in this module: FastAPI reads those of `rate_limit.__call__`, and looks names up
+for functions only.
+"""
+
+from http import HTTPStatus
+from typing import Any, Final, Unpack
+
+from ..engine import params
+from ..policies.rate_limiter.decision import Decision
+from ..policies.rate_limiter.limiter import RateLimiter
+from ..web.asgi import ResilienceMiddleware, close_code, deniable
+from ..web.door import Words, limited
+from ..web.headers import Dialect, Fields, RateFields
+from ..web.keys import Key, client_address
+from ..web.notes import answer_inside, fresh_notes, notes_of
+from ..web.problem import REFUSALS, Answer, problem
+from ..web.request import AsgiRequest
+from . import needing
+
+with needing("FastAPI", extra="fastapi"):
+    from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketException
+    from fastapi.requests import HTTPConnection
+    from fastapi.websockets import WebSocketState
+    from starlette.types import ASGIApp
+
+__all__ = ["RESPONSES", "install", "rate_limit"]
+
+_DIALECTS: Final[tuple[Dialect, ...]] = ("ietf", "legacy", "both", None)
+
+
+class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/minute"))
+    """Make a dependency that limits how often requests are let in: `Depends(rate_limit("100/minute"))`.
+
+    It decides at once and never waits. The answer, whichever it is, tells of the limit in header fields;
+    where a route returns a `Response` of its own making, `install` is needed for that. A refusal is an
+    `HTTPException` with status 429, whose cause is the `RateLimitedError`. A WebSocket is refused before it
+    is accepted.
+
+    All routes that depend on the same object share its limit, and a request counts once. The value of the
+    dependency is the `Decision`, for `RateLimiter.arefund` and `asettle`, or None where there is no limit.
+
+    Args:
+        rate: a rate such as "100/minute", or a `RateLimiter`; its own `key` and `max_wait` do not count here.
+        key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
+        cost: permits a request takes; at least 1.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: serves any number of requests and loops at once.
+    """
+
+    def __init__(self, rate: RateLimiter | str, *, key: Key | None = None, cost: int = 1) -> None:
+        if not isinstance(rate, RateLimiter | str):
+            params.refuse(TypeError, "rate", "must be a RateLimiter or a rate such as '100/minute'", rate)
+        self._limiter = RateLimiter(rate) if isinstance(rate, str) else rate
+        self._key = client_address() if key is None else params.plain_function("key", key)
+        self._cost = params.count("cost", cost)
+        self._fields = {dialect: RateFields(self._limiter.quotas, dialect) for dialect in _DIALECTS}
+
+    @property
+    def limiter(self) -> RateLimiter:
+        """The limiter that decides."""
+        return self._limiter
+
+    async def __call__(self, connection: HTTPConnection, response: Response) -> Decision | None:
+        """Let a request in, or refuse it; FastAPI calls this.
+
+        Args:
+            connection: the request or the WebSocket.
+            response: what FastAPI takes header fields from.
+
+        Returns:
+            The decision; None where the request has no limit.
+
+        Raises:
+            HTTPException: the limit is used up.
+            WebSocketException: so it is, and the server can give a WebSocket no response.
+        """
+        around = notes_of(connection.scope)
+        notes = around or fresh_notes()
+        key = self._key(AsgiRequest(connection.scope, notes.proxies))
+        if key is None:
+            return None
+        decision = await self._limiter.ahit(key, self._cost)
+        notes.tell(decision, self._fields[notes.dialect].of(decision))
+        own = notes.fields if around is None else []  # what is around the app tells the rest
+        if not decision.allowed:
+            notes.refusal = limited(self._limiter, decision)
+            raise _http_error(notes.refusal, own, connection) from notes.refusal
+        for name, value in own:
+            response.headers.append(name, value)
+        return decision
+
+    def __repr__(self) -> str:
+        return f"<rate_limit {self._limiter!r}>"
+
+
+class _Denied(HTTPException):
+    """A refusal in FastAPI's words, which it answers where `install` has not been called."""
+
+    def __init__(self, refusal: Exception, answer: Answer) -> None:
+        # The body is FastAPI's, so what tells of ours does not fit.
+        fields = {name: value for name, value in answer.fields if not name.startswith("Content-")}
+        super().__init__(answer.status, "There were too many requests.", fields)
+        self.refusal = refusal
+
+
+def _http_error(refusal: Exception, fields: Fields, connection: HTTPConnection) -> Exception:
+    answer = problem(refusal, fields)
+    if isinstance(connection, WebSocket) and not _can_be_answered(connection):
+        return WebSocketException(close_code(answer.status))
+    return _Denied(refusal, answer)
+
+
+def _can_be_answered(websocket: WebSocket) -> bool:
+    return websocket.application_state is WebSocketState.CONNECTING and deniable(websocket.scope)
+
+
+def install(app: FastAPI, **words: Unpack[Words]) -> None:
+    """Guard an app by the middleware, and answer refusals inside it as problem documents.
+
+    Whatever raises a `RejectedError` or a `CallTimeoutError` in routes and dependencies, such as an open
+    circuit, is answered with 429, 503 or 504 and, where it is known, a `Retry-After`. A WebSocket that is
+    accepted is closed, with code 1008 or 1013.
+
+    Call it before the app adds middlewares that are to see the refusals, such as the one for CORS: what is
+    added later stands further outside. An app mounted in this one answers its own errors, so it needs an
+    `install` of its own.
+
+    Args:
+        app: the app, before its first request.
+        **words: the arguments of `resilient.asgi.ResilienceMiddleware`.
+
+    Raises:
+        TypeError: an argument has the wrong type, or an unknown name.
+        ValueError: an argument is out of range.
+        RuntimeError: the app serves requests already.
+    """
+    guard = ResilienceMiddleware(app, **words)  # now, so that a bad word fails here and not at the start
+
+    def around(inner: ASGIApp) -> ResilienceMiddleware:
+        guard.app = inner
+        return guard
+
+    app.add_middleware(around)
+    for error in REFUSALS:
+        app.add_exception_handler(error, _answer)
+    app.add_exception_handler(_Denied, _answer)
+
+
+# `Any` is a Response or None: Starlette's types know handlers of the one or of the other.
+async def _answer(connection: Request | WebSocket, error: Exception) -> Any:
+    answer = answer_inside(error.refusal if isinstance(error, _Denied) else error, connection.scope)
+    if isinstance(connection, WebSocket) and not _can_be_answered(connection):
+        await connection.close(close_code(answer.status))
+        return None
+    return Response(answer.body, answer.status, dict(answer.fields))
+
+
+def _documented(status: HTTPStatus) -> dict[str, Any]:
+    text, number = {"type": "string"}, {"type": "integer"}
+    names = {"type": "array", "items": text}
+    members = {"type": text, "title": text, "status": number, "detail": text, "violated-policies": names}
+    return {
+        "description": status.phrase,
+        "headers": {"Retry-After": {"description": "Seconds to stay away.", "schema": number}},
+        "content": {"application/problem+json": {"schema": {"type": "object", "properties": members}}},
+    }
+
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    int(status): _documented(status)
+    for status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+}
+"""What `install` answers, for the generated documentation: `FastAPI(responses=RESPONSES)`, or of a route."""
