@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from bench import resources
-from bench.subjects.deciders import PLENTY, SPENT, Limit, throttled_quota
+from bench.subjects.deciders import PLENTY, SPENT, Limit, Setting, make_resilient, throttled_quota
 from bench.subjects.model import ARGUMENT, Outcome, Row, Subject, Work, family
 from bench.subjects.requests import (
     AsgiApp,
@@ -24,6 +24,9 @@ from bench.subjects.requests import (
     starlette,
     starlette_route,
 )
+
+CALLED = Setting()
+AWAITED = Setting(awaited=True)
 
 LimitedRow = tuple[str, str, Callable[[Limit, Work], Any]]
 """A row with a limit to set: name, package, builder."""
@@ -49,10 +52,9 @@ def resilient_idle(work: Work) -> Work:
 
 
 def _behind_ours(limit: Limit, app: AsgiApp) -> AsgiApp:
-    from resilient import RateLimiter
     from resilient.asgi import ResilienceMiddleware
 
-    return ResilienceMiddleware(app, rate_limit=RateLimiter(str(limit)))
+    return ResilienceMiddleware(app, rate_limit=make_resilient(AWAITED, limit))
 
 
 def wsgi_bare(work: Work) -> Work:
@@ -62,10 +64,9 @@ def wsgi_bare(work: Work) -> Work:
 
 def wsgi_resilient(limit: Limit, work: Work) -> Work:
     """Call the plain WSGI app behind our middleware."""
-    from resilient import RateLimiter
     from resilient.wsgi import ResilienceMiddleware
 
-    return served(ResilienceMiddleware(plain_wsgi(work), rate_limit=RateLimiter(str(limit))))
+    return served(ResilienceMiddleware(plain_wsgi(work), rate_limit=make_resilient(CALLED, limit)))
 
 
 # -- Starlette -------------------------------------------------------------------------------------------
@@ -141,6 +142,22 @@ def fastapi_dependency(work: Work) -> Work:
     return driven(fastapi(work, nothing))
 
 
+def fastapi_resilient(limit: Limit, work: Work) -> Work:
+    """Drive a route of FastAPI's that depends on our limit, kept in memory."""
+    return _depends_on_ours(work, make_resilient(AWAITED, limit))
+
+
+def fastapi_resilient_shared(limit: Limit, work: Work) -> Work:
+    """Drive a route of FastAPI's that depends on our limit, kept on the run's server."""
+    return _depends_on_ours(work, make_resilient(Setting(shared=True, awaited=True), limit))
+
+
+def _depends_on_ours(work: Work, limiter: Any) -> Work:
+    from resilient.integrations.fastapi import rate_limit
+
+    return driven(fastapi(work, rate_limit(limiter)))
+
+
 async def fastapi_redis(limit: Limit, work: Work) -> Work:
     """Drive a route of FastAPI's that depends on fastapi-redis-sdk, which always needs a server."""
     from redis_fastapi import FastAPIRedis, get_settings, rate_limit
@@ -214,6 +231,8 @@ SUBJECTS = (
     ),
     *_doors(
         "fastapi dependency",
+        ("resilient", "resilient-py", fastapi_resilient),
+        ("resilient (redis)", "resilient-py", fastapi_resilient_shared),
         ("throttled-py (decorator and middleware)", "throttled-py", fastapi_throttled),
         ("fastapi-redis-sdk (redis)", "fastapi-redis-sdk", fastapi_redis),
         without=(
