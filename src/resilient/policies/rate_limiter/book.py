@@ -60,7 +60,7 @@ class Book:
         with self._lock:
             now = self.clock()
             state = self.shelf.find(key, now)
-            crowded = state is None and spend and not self.shelf.has_room(now)
+            crowded = state is None and not self.shelf.has_room(now)
             if crowded:
                 state = self._crowd
             wait = algorithm.wait(state, now, cost)
