@@ -12,6 +12,7 @@ from tests.web.support import WORLDS, World
 
 from resilient.asgi import Maintenance, MaintenanceSwitched, Request
 from resilient.testing import FakeClock, capture_events
+from resilient.web.maintenance import MaintenanceStats
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
 
@@ -175,10 +176,12 @@ class TestWho:
         app = world.middleware(maintenance=maintenance, rate_limit="1/hour")
         for _ in range(5):
             assert world.get(app).status == 503
+        assert maintenance.stats() == MaintenanceStats(refused=5, on=True)
 
         maintenance.off()
 
         assert world.get(app).status == 200
+        assert maintenance.stats() == MaintenanceStats(refused=5, on=False)
 
 
 class TestSwitch:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.web.servers import connection, eventually, fetch, read, uvicorn_servi
 from tests.web.support import SpyGate
 
 from resilient import asgi, time_left, wsgi
-from resilient.errors import CircuitOpenError
+from resilient.errors import CallTimeoutError, CircuitOpenError
 
 Serve = Callable[..., AbstractContextManager[int]]
 
@@ -73,6 +74,17 @@ def starlette_app(shop: Shop) -> Any:  # noqa: C901 - one function for each path
 
         return PlainTextResponse("done", background=BackgroundTask(work))
 
+    async def hang(request: Request) -> Response:
+        await asyncio.sleep(30)
+        return PlainTextResponse("never")
+
+    async def half(request: Request) -> Response:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            await asyncio.sleep(30)
+
+        return StreamingResponse(chunks())
+
     async def file(request: Request) -> Response:
         return FileResponse(shop.file)
 
@@ -83,6 +95,8 @@ def starlette_app(shop: Shop) -> Any:  # noqa: C901 - one function for each path
         "/stream": stream,
         "/endless": endless,
         "/later": later,
+        "/hang": hang,
+        "/half": half,
         "/file": file,
     }
     app = Starlette(routes=[Route(path, handler) for path, handler in handlers.items()])
@@ -196,8 +210,10 @@ class TestBothWorlds:
         """Within a second, and without blaming the app."""
         with connection(port) as client:
             client.request("GET", "/endless")
-            assert client.getresponse().read(10) == b"x" * 10
+            response = client.getresponse()
+            assert response.read(10) == b"x" * 10
             assert shop.gate.held == 1
+            response.close()  # under HTTP/1.0 the connection is the response's
         left_at = time.monotonic()
 
         assert eventually(lambda: shop.gate.held == 0)
@@ -265,10 +281,26 @@ class TestAsgi:
             assert client.sock is sock is not None
 
     def test_app_that_hangs_is_answered_for(self, shop: Shop) -> None:
-        """The client's deadline is over the wire what it is inside."""
-        with uvicorn_serving(starlette_app(shop)) as port:
-            status, _, _ = fetch(port, "/stream", **{"x-request-timeout-ms": "0"})
-            assert status == 504
+        """The client's deadline is over the wire what it is inside, and the connection lives on."""
+        with uvicorn_serving(starlette_app(shop)) as port, connection(port) as client:
+            for path, timeout, status in [("/hang", "50", 504), ("/hang", "0", 504), ("/", "5000", 200)]:
+                client.request("GET", path, headers={"x-request-timeout-ms": timeout})
+                assert read(client)[0] == status
+                sock = client.sock
+
+            assert client.sock is sock is not None
+        assert [type(error) for error in shop.gate.left] == [CallTimeoutError, type(None)]
+
+    def test_stream_that_hangs_is_broken_off(self, shop: Shop) -> None:
+        """What has begun cannot become a 504: the client sees that the end is missing."""
+        with uvicorn_serving(starlette_app(shop)) as port, connection(port) as client:
+            client.request("GET", "/half", headers={"x-request-timeout-ms": "100"})
+            response = client.getresponse()
+            assert response.status == 200
+            with pytest.raises(IncompleteRead):
+                response.read()
+
+        assert [type(error) for error in shop.gate.left] == [CallTimeoutError]
 
 
 class TestWsgi:

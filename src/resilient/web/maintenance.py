@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.fork import renew_after_fork
+from ..engine.window import Tally
 from ..errors import MaintenanceError
 from ..events import Announcer, Event, Listener
 from ..typing import Clock, Seconds
@@ -20,7 +21,7 @@ from .paths import several_paths
 from .problem import Answer, answer, problem
 from .request import Request
 
-__all__ = ["Maintenance", "MaintenanceSwitched"]
+__all__ = ["Maintenance", "MaintenanceStats", "MaintenanceSwitched"]
 
 Allowed: TypeAlias = NetworkLike | Callable[[Request], bool]
 """Who is let in all the same: a network, or a predicate of the request."""
@@ -33,6 +34,19 @@ class MaintenanceSwitched(Event):
     on: bool
     seconds: float | None
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceStats:
+    """What a maintenance switch has counted.
+
+    Attributes:
+        refused: requests that were refused.
+        on: whether the service is closed now.
+    """
+
+    refused: int
+    on: bool
 
 
 class _Closed(NamedTuple):
@@ -85,6 +99,7 @@ class Maintenance:
         self._clock = params.callback("clock", clock)
         self._closed: _Closed | None = None
         self._announcer = Announcer()
+        self._refused = Tally()
         self.after_fork()
         renew_after_fork(self)
 
@@ -137,6 +152,7 @@ class Maintenance:
         if closed is None or self._exempt.find(request.path) or self._admits(request):
             return
         left = self._retry_after if closed.until is None else max(0.0, closed.until - self._clock())
+        next(self._refused.ticker)
         raise MaintenanceError(f"Maintenance {self._name!r} is on", policy=self._name, retry_after=left)
 
     def answer(self, error: MaintenanceError, request: Request) -> Answer:
@@ -150,6 +166,10 @@ class Maintenance:
         if self._page is None or not _prefers_html(request.header("accept")):
             return problem(error, vary)
         return answer(error, "text/html; charset=utf-8", self._page, vary)
+
+    def stats(self) -> MaintenanceStats:
+        """Return what was counted so far, and the state."""
+        return MaintenanceStats(self._refused.read(), self.is_on)
 
     def add_listener(self, listener: Listener) -> None:
         """Call *listener* with every event of this switch.

@@ -14,9 +14,9 @@ __all__ = ["AsgiRequest", "Request", "WsgiRequest"]
 class Request(metaclass=ABCMeta):
     """Tell the facts of one request; each is looked up when it is asked for, and none costs anything before.
 
-    Attributes:
-        raw: the ASGI scope or the WSGI environ.
-        proxies: whose word on the client is believed.
+    Args:
+        raw: the ASGI scope or the WSGI environ; an attribute, too.
+        proxies: whose word on the client is believed; an attribute, too.
 
     Concurrency: belongs to its request.
     """
