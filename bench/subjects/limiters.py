@@ -66,7 +66,8 @@ def pyrate(work: Work) -> Work:
     """Decorate with pyrate-limiter."""
     from pyrate_limiter import Limiter
 
-    guarded: Work = Limiter(make_pyrate_bucket(CALLED, PLENTY)).as_decorator(name=KEY)(work)
+    limiter: Any = Limiter(make_pyrate_bucket(CALLED, PLENTY))
+    guarded: Work = limiter.as_decorator(name=KEY)(work)
     return guarded
 
 
