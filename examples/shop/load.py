@@ -16,11 +16,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from examples.children import when_parent_leaves
 from examples.shop.browser import Answer, BrokenError, Browser
 from examples.shop.crowds import CUSTOMERS, HEEDFUL, Crowd, Due, plan, sign_of_life
 from examples.shop.figures import Sample
 from examples.shop.incident import PATIENCE
-from examples.shop.parent import when_parent_leaves
 from examples.shop.timing import scaled
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -15,15 +13,14 @@ from typing import Any, TypeAlias
 
 import httpx
 
+from examples.children import heard, listen, spawned, tell_to_stop, url_of
 from examples.shop.crowds import Crowd
 from examples.shop.service import NAMES
 
 Hear: TypeAlias = Callable[[str, dict[str, Any]], None]
 """Told the lines of a service's journal: the service's name, and the line."""
 
-ROOT = Path(__file__).resolve().parents[2]
 _STARTUP = 30.0
-_SHUTDOWN = 2.0
 
 
 def cores() -> float:
@@ -94,16 +91,16 @@ async def running_shop(
         environment: Further variables for the services.
     """
     async with AsyncExitStack() as stack:
-        sockets = {name: stack.enter_context(_listen()) for name in NAMES}
-        urls = {name: f"http://127.0.0.1:{bound.getsockname()[1]}" for name, bound in sockets.items()}
+        sockets = {name: stack.enter_context(listen()) for name in NAMES}
+        urls = {name: url_of(bound) for name, bound in sockets.items()}
         variables = {**os.environ, **(environment or {}), "SHOP_URLS": json.dumps(urls)}
         protecting = [word for protection in protections for word in ("--protect", protection)]
         processes: dict[str, Process] = {}
         for name, bound in sockets.items():
-            command = ["service", name, *protecting, "--fd", str(bound.fileno())]
-            spawned = _spawned(command, _log_file(logs, name), env=variables, pass_fds=[bound.fileno()])
-            processes[name] = await stack.enter_async_context(spawned)
-            await stack.enter_async_context(_heard(name, processes[name], hear))
+            arguments, log = [name, *protecting, "--fd", str(bound.fileno())], _log_file(logs, name)
+            child = spawned("examples.shop.service", arguments, log, env=variables, pass_fds=[bound.fileno()])
+            processes[name] = await stack.enter_async_context(child)
+            await stack.enter_async_context(heard(processes[name], _reader(name, hear)))
             # From here on only the service listens: when it dies, its callers are refused and do not queue.
             bound.close()
         try:
@@ -111,72 +108,19 @@ async def running_shop(
         finally:
             # All are told before the first is waited for, below, one by one.
             for process in processes.values():
-                _tell_to_stop(process)
+                tell_to_stop(process)
 
 
 @asynccontextmanager
 async def running_load(url: str, crowds: Sequence[Crowd], logs: Path) -> AsyncIterator[Process]:
     """Run the load generator while the context is open; its reports come on its standard output."""
     visitors = [word for crowd in crowds for word in ("--crowd", str(crowd))]
-    async with _spawned(["load", "--url", url, *visitors], _log_file(logs, "load")) as process:
+    async with spawned("examples.shop.load", ["--url", url, *visitors], _log_file(logs, "load")) as process:
         yield process
 
 
-@asynccontextmanager
-async def _heard(name: str, process: Process, hear: Hear) -> AsyncIterator[None]:
-    """Read a service's journal until it ends, which it does with the process."""
-    listening = asyncio.create_task(_listen_to(name, process, hear))
-    try:
-        yield
-    finally:
-        await _stop(process)
-        await listening
-
-
-async def _listen_to(name: str, process: Process, hear: Hear) -> None:
-    assert process.stdout is not None
-    async for line in process.stdout:
-        if line.endswith(b"\n"):  # a service that is killed may leave half a line
-            hear(name, json.loads(line))
-
-
-@asynccontextmanager
-async def _spawned(command: list[str], log: Path, **options: Any) -> AsyncIterator[Process]:
-    module, *arguments = command
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", f"examples.shop.{module}", *arguments),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=output,
-            cwd=ROOT,
-            # A session of its own: Ctrl-C in a terminal reaches the parent alone, which stops its children.
-            start_new_session=True,
-            **options,
-        )
-    try:
-        yield process
-    finally:
-        await _stop(process)
-
-
-async def _stop(process: Process) -> None:
-    _tell_to_stop(process)
-    try:
-        async with asyncio.timeout(_SHUTDOWN):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-def _tell_to_stop(process: Process) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-
-
-def _listen() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=512)
+def _reader(name: str, hear: Hear) -> Callable[[bytes], None]:
+    return lambda line: hear(name, json.loads(line))
 
 
 async def _answers(http: httpx.AsyncClient, url: str) -> bool:

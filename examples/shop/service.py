@@ -24,9 +24,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+from examples.children import when_parent_leaves
 from examples.shop.calls import Calls
 from examples.shop.journal import Journal, Stopwatch
-from examples.shop.parent import when_parent_leaves
 from resilient import events
 from resilient.errors import RejectedError
 

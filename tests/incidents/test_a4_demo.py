@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from examples.shop.processes import ROOT
+from examples.children import ROOT
 
 OPTIONS = {"rate": 30, "warm-up": 1, "calm": 3, "fault": 6, "recovery": 1}
 

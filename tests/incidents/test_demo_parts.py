@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 
 import httpx
 import pytest
+from examples.children import ROOT
 from examples.shop import figures
 from examples.shop.browser import BrokenError, Browser
 from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX, Crowd, plan
@@ -23,7 +24,7 @@ from examples.shop.figures import Call, Run, Sample, Span, Transition
 from examples.shop.incident import Outcome, Settings
 from examples.shop.incidents.flood import Flood
 from examples.shop.incidents.slow_api import SlowApi
-from examples.shop.processes import ROOT, ServiceDiedError, running_shop
+from examples.shop.processes import ServiceDiedError, running_shop
 from examples.shop.report.page import Played, write
 
 SETTINGS = Settings(rate=10, warm_up=1, calm=2, fault=3, recovery=1)

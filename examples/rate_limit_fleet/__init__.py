@@ -1,0 +1,1 @@
+"""One limit for four processes, counted exactly: `python -m examples.rate_limit_fleet`."""
