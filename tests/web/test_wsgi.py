@@ -426,7 +426,7 @@ def test_gate_that_waits_outside_the_thread_is_a_mistake() -> None:
         await Forever()
 
     with pytest.raises(RuntimeError, match="waited outside"):
-        wsgi._at_once(wait())
+        wsgi.at_once(wait())
 
 
 def test_user_of_the_server_is_one() -> None:

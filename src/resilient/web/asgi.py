@@ -17,7 +17,7 @@ from .maintenance import Maintenance
 from .problem import REFUSALS, Answer
 from .request import AsgiRequest
 
-__all__ = ["ResilienceMiddleware", "close_code", "deniable"]
+__all__ = ["WAITS", "ResilienceMiddleware", "close_code", "deniable"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -34,7 +34,8 @@ def _enter(place: Block) -> Awaitable[object]:
     return place.__aenter__()
 
 
-_WAITS: Final = Waits(_hit, _enter)
+WAITS: Final = Waits(_hit, _enter)
+"""How a task waits."""
 
 
 class ResilienceMiddleware:
@@ -116,7 +117,7 @@ class ResilienceMiddleware:
         if self._door.exempts(request):
             await self.app(scope, receive, send)
             return
-        visit = Visit(self._door, request, _WAITS, timed=exchange_type is _Http)
+        visit = Visit(self._door, request, WAITS, timed=exchange_type is _Http)
         await exchange_type(visit, scope, receive, send).run(self.app)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 from ..engine import params
 from ..errors import MaintenanceError, RateLimitedError, RejectedError, ResilientError
@@ -40,6 +40,7 @@ __all__ = [
     "Words",
     "limited",
     "outcome",
+    "words_of",
 ]
 
 PROBES: Final = ("/livez", "/readyz", "/startupz", "/health")
@@ -93,6 +94,21 @@ class Words(TypedDict, total=False):
     trusted: Trusted
 
 
+def words_of(parameter: str, given: Mapping[str, Any]) -> Words:
+    """Return settings of an app as the arguments that they are, if there are such.
+
+    Args:
+        parameter: where they are set; for error messages.
+        given: what is set there.
+
+    Raises:
+        ValueError: a name is none of them.
+    """
+    for name in given:
+        params.one_of(parameter, name, tuple(Words.__annotations__))
+    return cast("Words", dict(given))
+
+
 class FaultyAnswerError(ResilientError):
     """Tell a gate that the app did answer, but with a status of 500 or above. It is never raised."""
 
@@ -133,15 +149,15 @@ class Door:
     def __init__(
         self,
         *,
-        rate_limit: RateLimit | None,
-        key: Key | None,
-        shed: Gate | None,
-        deadline: Seconds | None,
-        maintenance: Maintenance | None,
-        exempt: Iterable[str],
-        headers: Dialect,
-        trusted: Trusted,
         in_tasks: bool,
+        rate_limit: RateLimit | None = None,
+        key: Key | None = None,
+        shed: Gate | None = None,
+        deadline: Seconds | None = None,
+        maintenance: Maintenance | None = None,
+        exempt: Iterable[str] = PROBES,
+        headers: Dialect = "ietf",
+        trusted: Trusted = (),
     ) -> None:
         self.dialect: Dialect = dialect_of(headers)
         self.limits = _limits(rate_limit, headers)

@@ -20,7 +20,7 @@ from .maintenance import Maintenance
 from .problem import REFUSALS
 from .request import WsgiRequest
 
-__all__ = ["ResilienceMiddleware"]
+__all__ = ["WAITS", "ResilienceMiddleware", "at_once"]
 
 T = TypeVar("T")
 
@@ -36,10 +36,12 @@ async def _enter(place: Block) -> None:
     place.__enter__()
 
 
-_WAITS: Final = Waits(_hit, _enter)
+WAITS: Final = Waits(_hit, _enter)
+"""How a thread waits."""
 
 
-def _at_once(coroutine: Coroutine[Any, Any, None]) -> None:
+def at_once(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run what waits by `WAITS` to its end."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -124,7 +126,7 @@ class ResilienceMiddleware:
         request = WsgiRequest(environ, self._door.proxies)
         if self._door.exempts(request):
             return self.app(environ, start_response)
-        exchange = _Exchange(Visit(self._door, request, _WAITS), start_response)
+        exchange = _Exchange(Visit(self._door, request, WAITS), start_response)
         return exchange.run(self.app, environ)
 
 
@@ -143,7 +145,7 @@ class _Exchange:
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
         """Let the request in and call the app, or answer in its place; and not as late as the body."""
         try:
-            _at_once(self._visit.enter())
+            at_once(self._visit.enter())
             body = self._call(app, environ)
         except BaseException as error:
             self.end(error)

@@ -1,0 +1,110 @@
+"""Flask: the middleware as an extension, and refusals in views as problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Unpack
+
+from ..engine import params
+from ..web.door import Words, words_of
+from ..web.keys import Key
+from ..web.notes import answer_inside, fresh_notes, notes_of
+from ..web.problem import REFUSALS
+from ..web.request import WsgiRequest
+from ..web.wsgi import ResilienceMiddleware
+from . import needing
+
+with needing("Flask", extra="flask"):
+    from flask import Flask, Response, request
+
+__all__ = ["Resilience", "request_key"]
+
+_PREFIX: Final = "RESILIENT_"
+
+
+class Resilience:
+    """Guard a Flask app by the middleware, and answer refusals in its views as problem documents.
+
+    Whatever raises a `RejectedError` or a `CallTimeoutError` in a view, such as an open circuit or a
+    `RateLimiter` as its decorator, is answered with 429, 503 or 504 and, where it is known, a `Retry-After`.
+
+    Each of *words* may be set or overruled in the app's configuration, as `RESILIENT_RATE_LIMIT` and so on.
+
+    Args:
+        app: the app; None where `init_app` gets it later, from an application factory.
+        **words: the arguments of `resilient.wsgi.ResilienceMiddleware`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or has an unknown name.
+        RuntimeError: the app is guarded already.
+
+    Concurrency: serves any number of apps, requests and threads at once.
+    """
+
+    def __init__(self, app: Flask | None = None, **words: Unpack[Words]) -> None:
+        self._words = words_of("a word of Resilience", words)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Guard *app*.
+
+        Args:
+            app: an app whose configuration is complete and whose first request is to come.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range, or has an unknown name.
+            RuntimeError: the app is guarded already.
+        """
+        if "resilient" in app.extensions:
+            raise RuntimeError(f"{app!r} is guarded already: Resilience.init_app was called before")
+        words: Words = {**self._words, **_configured(app.config)}
+        app.wsgi_app = ResilienceMiddleware(app.wsgi_app, **words)  # type: ignore[method-assign]
+        for error in REFUSALS:
+            app.register_error_handler(error, _answer)
+        app.extensions["resilient"] = self
+
+
+def _configured(config: Mapping[str, Any]) -> Words:
+    names = [name for name in config if name.startswith(_PREFIX)]
+    return words_of(f"{_PREFIX}*", {name.removeprefix(_PREFIX).lower(): config[name] for name in names})
+
+
+def _answer(error: Exception) -> Response:
+    answer = answer_inside(error, request.environ)
+    return Response(answer.body, answer.status, answer.fields)
+
+
+def request_key(key: Key) -> Callable[..., str | None]:
+    """Make the key of a limiter around a view of Flask's request.
+
+    For example: `@RateLimiter("10/minute", key=request_key(client_address()))`.
+
+    Args:
+        key: makes the key; None from it lets the call in uncounted.
+
+    Returns:
+        A function for `RateLimiter(key=...)`, of any arguments.
+
+    Raises:
+        TypeError: *key* is no ordinary function.
+        RuntimeError: from the function, where there is no request.
+    """
+    params.plain_function("key", key)
+
+    def of_current_request(*_args: Any, **_kwargs: Any) -> str | None:
+        environ = request.environ
+        return key(_Request(environ, (notes_of(environ) or fresh_notes()).proxies))
+
+    return of_current_request
+
+
+class _Request(WsgiRequest):
+    __slots__ = ()
+
+    @property
+    def route(self) -> str:
+        """The rule by which Flask has found the view."""
+        return request.url_rule.rule if request.url_rule is not None else self.path
