@@ -135,6 +135,18 @@ def test_unix_sockets_can_be_trusted() -> None:
     assert request_with(None, {}, "unix").client is None
 
 
+@pytest.mark.parametrize("name", ["x-tenant", "X-Tenant"])
+def test_header_is_found_however_its_name_is_written(name: str) -> None:
+    """In both worlds; a content type too, which WSGI keeps elsewhere."""
+    ask = Ask(headers={"x-tenant": "a", "content-type": "text/plain"})
+    environ = environ_of(ask) | {"CONTENT_TYPE": "text/plain"}
+
+    for request in (AsgiRequest(http_scope(ask), proxies_of(())), WsgiRequest(environ, proxies_of(()))):
+        assert request.header(name) == "a"
+        assert request.header("Content-Type") == "text/plain"
+        assert request.header("x-other") is None
+
+
 def test_several_lines_are_one_list() -> None:
     """A proxy may add a line of its own: what is last counts."""
     scope = http_scope(Ask(peer=PROXY))
@@ -300,6 +312,7 @@ class TestKeys:
             (lambda: client_address(ipv6_prefix=129), ValueError, "ipv6_prefix must be at most 128, got 129"),
             (lambda: client_address(ipv6_prefix="64"), TypeError, "ipv6_prefix must be a whole number"),  # type: ignore[arg-type]
             (lambda: api_key(""), ValueError, "header must not be empty"),
+            (lambda: api_key("schl\u00fcssel"), ValueError, "header must be ASCII"),
             (lambda: api_key(otherwise="x"), TypeError, "otherwise must be callable"),  # type: ignore[arg-type]
             (lambda: user("ada"), TypeError, "find must be callable"),  # type: ignore[arg-type]
             (combined, ValueError, "keys must be at least one key function"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.web.support import WORLDS, Asgi, SpyGate, World, Wsgi, hello
 
-from resilient import CircuitBreaker, RateLimiter, time_left
+from resilient import CircuitBreaker, RateLimiter, errors, time_left
 from resilient.asgi import Maintenance, api_key
 from resilient.errors import (
     BulkheadFullError,
@@ -22,6 +22,7 @@ from resilient.errors import (
     RejectedError,
 )
 from resilient.testing import FakeClock
+from resilient.web.problem import REFUSALS
 
 PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
 
@@ -214,6 +215,14 @@ class TestRefusals:
         assert reply["Content-Type"] == "application/problem+json"
         assert b"payments" not in reply.body
         assert "10.0.0.7" not in str(reply.fields)
+
+    def test_every_refusal_is_tried(self) -> None:
+        """No class of error escapes the test above."""
+        marks = self.test_error_is_answered.pytestmark  # type: ignore[attr-defined]
+        tried = {type(row[0]) for row in marks[0].args[1]}
+
+        known = {one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, REFUSALS)}
+        assert known == tried
 
     @pytest.mark.parametrize(
         ("left", "least", "most"), [(3.2, 4, 6), (None, 1, 3), (-5.0, 0, 2), (100.0, 100, 150)]

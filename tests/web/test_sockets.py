@@ -85,6 +85,9 @@ def starlette_app(shop: Shop) -> Any:  # noqa: C901 - one function for each path
 
         return StreamingResponse(chunks())
 
+    async def upload(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
     async def file(request: Request) -> Response:
         return FileResponse(shop.file)
 
@@ -99,7 +102,8 @@ def starlette_app(shop: Shop) -> Any:  # noqa: C901 - one function for each path
         "/half": half,
         "/file": file,
     }
-    app = Starlette(routes=[Route(path, handler) for path, handler in handlers.items()])
+    routes = [Route(path, handler) for path, handler in handlers.items()]
+    app = Starlette(routes=[*routes, Route("/upload", upload, methods=["POST"])])
     app.add_middleware(asgi.ResilienceMiddleware, **shop.options())
     return app
 
@@ -290,6 +294,20 @@ class TestAsgi:
 
             assert client.sock is sock is not None
         assert [type(error) for error in shop.gate.left] == [CallTimeoutError, type(None)]
+
+    def test_client_that_leaves_while_it_uploads_frees_its_place(self, shop: Shop) -> None:
+        """A body that never ends holds a place only as long as its client is there, and blames nobody."""
+        with uvicorn_serving(starlette_app(shop)) as port:
+            with connection(port) as client:
+                client.putrequest("POST", "/upload")
+                client.putheader("Content-Length", "1000")
+                client.endheaders(b"only a part")
+                assert eventually(lambda: shop.gate.held == 1)
+            left_at = time.monotonic()
+            assert eventually(lambda: shop.gate.held == 0)
+
+        assert time.monotonic() - left_at < 1.0
+        assert not isinstance(shop.gate.left[0], Exception)
 
     def test_stream_that_hangs_is_broken_off(self, shop: Shop) -> None:
         """What has begun cannot become a 504: the client sees that the end is missing."""

@@ -81,9 +81,11 @@ def api_key(header: str = "x-api-key", *, otherwise: Key | None = _BY_ADDRESS) -
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: *header* is empty.
+        ValueError: *header* is empty, or not ASCII.
     """
     name = params.named("header", header).lower()
+    if not name.isascii():
+        params.refuse(ValueError, "header", "must be ASCII", header)
     fallback = _checked(otherwise)
 
     def by_api_key(request: Request) -> str | None:

@@ -51,8 +51,11 @@ class Notes:
         """
         self._told = decision
         if self.fields:
-            anew = {name for name, _ in fields if name.startswith("X-")}
-            fields = [field for field in self.fields if field[0] not in anew] + fields
+            told = dict(self.fields)
+            for name, value in fields:
+                only_one = name.startswith("X-") or name not in told
+                told[name] = value if only_one else f"{told[name]}, {value}"
+            fields = list(told.items())
         self.fields = fields
 
     def tell_refusal(self, error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, MutableMapping
-from typing import Any, ClassVar
+from typing import Any, Final
 
 from .addresses import Address, TrustedProxies, address_of
 
@@ -67,7 +67,7 @@ class Request(metaclass=ABCMeta):
         """Return a header field.
 
         Args:
-            name: its name, in lower case.
+            name: its name.
 
         Returns:
             Its value; several lines of it joined by commas; None where there is none.
@@ -115,12 +115,12 @@ class AsgiRequest(Request):
         """Return a header field.
 
         Args:
-            name: its name, in lower case.
+            name: its name.
 
         Returns:
             Its value; several lines of it joined by commas; None where there is none.
         """
-        wanted = name.encode("latin-1")
+        wanted = name.lower().encode("latin-1")
         values = [value for key, value in self.raw.get("headers", ()) if key == wanted]
         return b",".join(values).decode("latin-1") if values else None
 
@@ -133,6 +133,9 @@ class AsgiRequest(Request):
         return path
 
 
+_UNPREFIXED: Final = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})
+
+
 class WsgiRequest(Request):
     """A request told by a WSGI environ.
 
@@ -140,8 +143,6 @@ class WsgiRequest(Request):
     """
 
     __slots__ = ()
-
-    _UNPREFIXED: ClassVar = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
     @property
     def method(self) -> str:
@@ -167,13 +168,13 @@ class WsgiRequest(Request):
         """Return a header field.
 
         Args:
-            name: its name, in lower case.
+            name: its name.
 
         Returns:
             Its value; several lines of it joined by commas; None where there is none.
         """
-        key = self._UNPREFIXED.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
-        return self.raw.get(key)
+        key = name.upper().replace("-", "_")
+        return self.raw.get(key if key in _UNPREFIXED else f"HTTP_{key}")
 
     def _own_path(self) -> str:
         path: str = self.raw.get("PATH_INFO") or "/"

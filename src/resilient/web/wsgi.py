@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ..engine import params
@@ -21,9 +21,6 @@ from .problem import REFUSALS
 from .request import WsgiRequest
 
 __all__ = ["WAITS", "ResilienceMiddleware", "at_once"]
-
-T = TypeVar("T")
-
 
 # Coroutines in name only: they wait inside, in the thread, so that each runs to its end in one step.
 
