@@ -5,7 +5,7 @@ outside functions, as in `python -m asyncio`. A block that cannot run here is ex
 
     <!-- skip: next "needs a browser" -->
 
-Where a page says `redis://localhost:6379`, its blocks get a server of their own, empty, and its address.
+Where a page says `localhost:6379`, its blocks get a server of their own, empty, and its address.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_EXEMPTIONS = 0
 PageMaker = Callable[[str], Path]
 
 # Where the reader's server is; ours is elsewhere.
-STORE = "redis://localhost:6379"
+STORE = "localhost:6379"
 
 RUN = "python"
 # Shown, not run. An unknown or missing language fails, so that a typing error cannot switch a block off.
@@ -142,7 +142,7 @@ def test_code_blocks_run(path: Path, request: pytest.FixtureRequest) -> None:
     page = read(path)
     if page.needs_store:
         server: ValkeyServer = request.getfixturevalue("valkey")
-        run(page, f"redis://{server.host}:{server.port}")
+        run(page, f"{server.host}:{server.port}")
     else:
         run(page)
 
@@ -199,7 +199,7 @@ class TestRunner:
             """)
 
         assert read(path).needs_store
-        names = run(read(path), f"redis://{valkey.host}:{valkey.port}")
+        names = run(read(path), f"{valkey.host}:{valkey.port}")
         assert (names["port"], names["keys"]) == (valkey.port, 0)
 
     @pytest.mark.parametrize("language", ["pyhton", "Python", "", "{.python}"])
