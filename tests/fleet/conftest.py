@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from contextlib import AsyncExitStack
 
 import pytest
+from tests.fleet.leftovers import Keep
 from tests.support.hammer import Hammers
-from tests.support.links import close_connections
 from tests.support.valkey import ValkeyServer
 
-from resilient.fleet.link import Link
+from resilient import RateLimiter
 
 PROCESSES = 4
 
@@ -31,18 +31,12 @@ def empty_valkey(shared_valkey: ValkeyServer) -> ValkeyServer:
 
 
 @pytest.fixture
-async def own_connections(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Close the connections of the test's event loop before the loop is closed.
+async def keep() -> AsyncIterator[Keep]:
+    """Have a limiter closed before the test's event loop is."""
+    async with AsyncExitStack() as kept:
 
-    The test's limiters may be gone by then, and their links with them, so these are held on to.
-    """
-    held: list[Link] = []
-    begin = Link.__init__
+        def keep(limiter: RateLimiter) -> RateLimiter:
+            kept.push_async_callback(limiter.aclose)
+            return limiter
 
-    def hold(link: Link, *args: Any) -> None:
-        begin(link, *args)
-        held.append(link)
-
-    monkeypatch.setattr(Link, "__init__", hold)
-    yield
-    await close_connections()
+        yield keep

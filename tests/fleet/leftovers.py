@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeAlias
 
 from tests.support.valkey import ValkeyServer
+
+from resilient import RateLimiter
+
+Keep: TypeAlias = Callable[[RateLimiter], RateLimiter]
+"""The fixture `keep`: returns a limiter, and closes it before the test's event loop is."""
 
 # Printable ASCII without spaces: what any log, shell or monitoring tool shows as it is.
 _PLAIN = re.compile(rb"[\x21-\x7e]+")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from tests.fleet.leftovers import assert_tidy, hash_tags_of, keys_of
+from tests.fleet.leftovers import Keep, assert_tidy, hash_tags_of, keys_of
 from tests.support.cluster import ClusterFleet
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.valkey import ValkeyServer
@@ -162,11 +162,10 @@ def test_foreign_or_broken_values_are_survived(empty_valkey: ValkeyServer, strat
             assert decision.reset_after >= 0
 
 
-@pytest.mark.usefixtures("own_connections")
 @each_strategy
-async def test_decode_responses_in_the_uri_works(empty_valkey: ValkeyServer, strategy: str):
+async def test_decode_responses_in_the_uri_works(empty_valkey: ValkeyServer, strategy: str, keep: Keep):
     """Answers are text then, and mean the same."""
-    limiter = limiter_on(f"{empty_valkey.url}?decode_responses=true", strategy=strategy)
+    limiter = keep(limiter_on(f"{empty_valkey.url}?decode_responses=true", strategy=strategy))
 
     decisions = [limiter.hit(), await limiter.ahit(), limiter.hit(), await limiter.ahit()]
     assert [decision.allowed for decision in decisions] == [True, True, True, False]
@@ -183,13 +182,14 @@ def locked_valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
-@pytest.mark.usefixtures("own_connections")
-async def test_password_is_used_and_never_told(locked_valkey: ValkeyServer, caplog: pytest.LogCaptureFixture):
+async def test_password_is_used_and_never_told(
+    locked_valkey: ValkeyServer, caplog: pytest.LogCaptureFixture, keep: Keep
+):
     """Not in a repr, an event, a log line, an error or the statistics; nor when the server is gone."""
     caplog.set_level(logging.DEBUG)
     told: list[object] = []
     with TcpProxy(locked_valkey.port) as proxy, capture_events() as events:
-        limiter = limiter_on(f"redis://:{SECRET}@{proxy.host}:{proxy.port}/0", decision_timeout=0.2)
+        limiter = keep(limiter_on(f"redis://:{SECRET}@{proxy.host}:{proxy.port}/0", decision_timeout=0.2))
         assert limiter.hit("ann", cost=3).rung == "shared"
         assert (await limiter.ahit("ann")).rung == "shared"
         with pytest.raises(RateLimitedError) as refused:

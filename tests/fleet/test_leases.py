@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.fleet.leftovers import assert_tidy
+from tests.fleet.leftovers import Keep, assert_tidy
 from tests.support.hammer import Hammers, Job, total
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import await_until, wait_until
@@ -85,10 +85,9 @@ def test_idle_lease_is_given_back(empty_valkey: ValkeyServer):
     wait_until(lambda: other.peek().remaining == LIMIT - 1, "the rest is given back", within=10.0)
 
 
-@pytest.mark.usefixtures("own_connections")
-async def test_idle_lease_of_a_task_is_given_back(empty_valkey: ValkeyServer):
+async def test_idle_lease_of_a_task_is_given_back(empty_valkey: ValkeyServer, keep: Keep):
     """From an event loop as from threads, and without one more call."""
-    limiter, other = limiter_on(empty_valkey), limiter_on(empty_valkey, lease=None)
+    limiter, other = keep(limiter_on(empty_valkey)), keep(limiter_on(empty_valkey, lease=None))
     await limiter.ahit()
     await await_until(lambda: other.peek().remaining == LIMIT - 1, "the rest is given back", within=10.0)
 

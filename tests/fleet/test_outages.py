@@ -8,9 +8,8 @@ and the shared limit once more if the server came back empty.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -28,7 +27,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
 # Seconds a server is away.
-AWAY = 5.0 if SOAK else 1.0
+AWAY = 5.0 if SOAK else 0.6
 
 HOUR = 3_600.0
 LIMIT, INSTANCES = 60, 2
@@ -90,15 +89,6 @@ def resetting(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def full(server: ValkeyServer, proxy: TcpProxy) -> Iterator[None]:
-    """Let the server refuse every write: it is out of memory."""
-    with server.client() as client:
-        client.config_set("maxmemory", "1")
-        yield
-        client.config_set("maxmemory", "0")
-
-
 Fault = Callable[[ValkeyServer, TcpProxy], AbstractContextManager[None]]
 
 
@@ -116,9 +106,10 @@ class Scene:
         """Return the changes of rung so far, as (from, to)."""
         return [(event.previous, event.rung) for event in self.events.of(RungChanged)]
 
-    def wait_for(self, rung: str, within: float) -> None:
-        """Wait until the last change was one to *rung*."""
-        wait_until(lambda: self.rungs()[-1:] == [] or self.rungs()[-1][1] == rung, rung, within=within)
+    def wait_until_back(self, changes: int = 2) -> None:
+        """Wait until the server decides again, and fail unless each change was one event."""
+        wait_until(lambda: self.limiter.stats().rung == "shared", "back on the server", within=BACK_WITHIN)
+        assert self.rungs() == [("shared", "local"), ("local", "shared")] * (changes // 2)
 
     def assert_nobody_felt_it(self) -> None:
         """Fail if a request failed or waited too long."""
@@ -129,7 +120,7 @@ class Scene:
 
 @contextmanager
 def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
-    """Let the requests flow as long as the block lasts, for 0.3 s without a fault."""
+    """Let the requests flow as long as the block lasts, at first for half a second without a fault."""
     with TcpProxy(server.port) as proxy, capture_events() as events:
         options = {
             "on_outage": "local",
@@ -139,8 +130,11 @@ def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
         limiter = RateLimiter(
             f"{LIMIT}/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", **options
         )
-        with Traffic(limiter, KEYS) as traffic:
+        with closing(limiter), Traffic(limiter, KEYS) as traffic:
             traffic.flow(0.5)
+            if server.running:  # a busy machine may be late with the first connections
+                wait_until(lambda: limiter.stats().rung == "shared", "all is well", within=BACK_WITHIN)
+                events.clear()
             yield Scene(server, proxy, limiter, traffic, events)
 
 
@@ -154,7 +148,6 @@ OUTAGES = pytest.mark.parametrize(
         (slow, AWAY),
         (dripping, AWAY),
         (resetting, AWAY),
-        (full, AWAY),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -167,16 +160,13 @@ def test_outage_is_survived_on_the_local_share(valkey: ValkeyServer, outage: Fau
         with outage(valkey, play.proxy):
             play.traffic.flow(away)
             assert play.rungs() == [("shared", "local")]
-        back = time.perf_counter()
-        wait_until(lambda: len(play.rungs()) == 2, "back on the server", within=BACK_WITHIN)
-        play.traffic.flow(0.5)
+        play.wait_until_back()
+        play.traffic.flow(0.2)
 
-    assert play.rungs() == [("shared", "local"), ("local", "shared")]
     play.assert_nobody_felt_it()
-    assert play.traffic.rungs(since=back + BACK_WITHIN)["local"] == 0
     lost = LIMIT if outage is killed else 0
     for key, admitted in play.traffic.admitted().items():
-        assert LIMIT + lost <= admitted <= LIMIT + SHARE + lost, key
+        assert LIMIT <= admitted <= LIMIT + SHARE + lost, key
 
 
 @pytest.mark.parametrize(("on_outage", "admitted"), [("allow", True), ("deny", False)])
@@ -188,9 +178,9 @@ def test_outage_is_met_as_told(valkey: ValkeyServer, on_outage: str, admitted: b
             meanwhile = [
                 sample.decision for sample in list(play.traffic.samples) if sample.decision.rung != "shared"
             ]
-        wait_until(lambda: len(play.rungs()) == 2, "back on the server", within=BACK_WITHIN)
+        wait_until(lambda: play.limiter.stats().rung == "shared", "back on the server", within=BACK_WITHIN)
+        assert play.rungs() == [("shared", on_outage), (on_outage, "shared")]
 
-    assert play.rungs() == [("shared", on_outage), (on_outage, "shared")]
     assert meanwhile
     assert {(decision.allowed, decision.rung) for decision in meanwhile} == {(admitted, on_outage)}
     play.assert_nobody_felt_it()
@@ -199,17 +189,33 @@ def test_outage_is_met_as_told(valkey: ValkeyServer, on_outage: str, admitted: b
 @pytest.mark.parametrize("command", ["SCRIPT FLUSH", "CLIENT KILL TYPE normal"])
 def test_hiccup_is_no_outage(valkey: ValkeyServer, command: str):
     """Scripts that are gone are loaded again, connections made again: the count goes on where it was."""
-    with scene(valkey) as play:
+    # With patience, so that a server that is late for reasons of its own changes nothing.
+    with scene(valkey, decision_timeout=5.0) as play:
         for _ in range(5):
             with valkey.client() as client:
                 client.execute_command(command)
             play.traffic.flow(0.1)
 
     play.assert_nobody_felt_it()
-    # Connections killed in the middle of an answer cost their decisions a place on the server.
-    assert len(play.rungs()) <= (0 if command == "SCRIPT FLUSH" else 2)
+    # Scripts are sent again. A request whose connection was killed is not: it may have been counted.
+    assert play.rungs() == [] or command != "SCRIPT FLUSH"
     for key, admitted in play.traffic.admitted().items():
-        assert LIMIT <= admitted <= LIMIT + (SHARE if play.rungs() else 0), key
+        assert LIMIT <= admitted <= LIMIT + (SHARE if play.traffic.rungs()["local"] else 0), key
+
+
+def test_server_that_is_full_is_an_outage(valkey: ValkeyServer):
+    """It answers, but keeps nothing: a limit that cannot be counted there is counted here."""
+    limiter = RateLimiter("100/hour", name="door", storage=valkey.url, instances=2, decision_timeout=5.0)
+    with closing(limiter), valkey.client() as client, capture_events() as events:
+        assert limiter.hit().rung == "shared"
+        client.config_set("maxmemory", "1")
+        decisions = [limiter.hit() for _ in range(60)]
+        client.config_set("maxmemory", "0")
+        wait_until(lambda: limiter.hit().rung == "shared", "back on the server", within=BACK_WITHIN)
+
+    assert {decision.rung for decision in decisions} == {"local"}
+    assert sum(decision.allowed for decision in decisions) == 50
+    assert [event.rung for event in events.of(RungChanged)] == ["local", "shared"]
 
 
 def test_server_that_comes_late_is_found(valkey: ValkeyServer):
@@ -218,7 +224,7 @@ def test_server_that_comes_late_is_found(valkey: ValkeyServer):
     with scene(valkey) as play:
         assert play.rungs() == [("shared", "local")]
         valkey.start()
-        wait_until(lambda: len(play.rungs()) == 2, "on the server", within=BACK_WITHIN)
+        play.wait_until_back()
         play.traffic.flow(0.5)
 
     play.assert_nobody_felt_it()
@@ -229,17 +235,16 @@ def test_server_that_comes_late_is_found(valkey: ValkeyServer):
 def test_outage_after_outage_admits_one_share_only(valkey: ValkeyServer):
     """The share is the hour's, not the outage's: a server that flaps opens no door."""
     with scene(valkey) as play:
-        for times in range(1, 4):
+        for _ in range(3):
             with black_holed(valkey, play.proxy):
-                play.traffic.flow(0.4)
-            wait_until(lambda: len(play.rungs()) == 2 * times, "back on the server", within=BACK_WITHIN)  # noqa: B023
+                wait_until(lambda: play.limiter.stats().rung == "local", "away")
+            wait_until(lambda: play.limiter.stats().rung == "shared", "back", within=BACK_WITHIN)
 
     play.assert_nobody_felt_it()
     for key, admitted in play.traffic.admitted().items():
         assert LIMIT <= admitted <= LIMIT + SHARE, key
 
 
-@pytest.mark.usefixtures("own_connections")
 @pytest.mark.parametrize("fault", [resetting, black_holed])
 async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: ValkeyServer, fault: Fault):
     """The server counted the call; asking once more would count it twice."""
@@ -249,10 +254,11 @@ async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: Valkey
             limiter = RateLimiter(
                 "1000/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", decision_timeout=0.2
             )
-            limiter.peek()  # connected, and the scripts are there
-            await limiter.apeek()
-            with fault(valkey, proxy):
-                decision = limiter.hit() if times % 2 else await limiter.ahit()
+            async with aclosing(limiter):
+                limiter.peek()  # connected, and the script is there
+                await limiter.apeek()
+                with fault(valkey, proxy):
+                    decision = limiter.hit() if times % 2 else await limiter.ahit()
 
         assert decision.rung == "local"
         assert direct.peek().remaining == 1000 - times

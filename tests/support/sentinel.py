@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -132,15 +133,23 @@ class SentinelFleet:
 
     def wait_until_primary_is_not(self, former: ValkeyServer) -> None:
         """Wait until the sentinels send clients elsewhere."""
-        wait_until(
+        self._wait_until(
             lambda: all(int(sentinel.primary()["port"]) != former.port for sentinel in self.sentinels),
             f"no sentinel sends clients to {former!r}",
         )
 
     def wait_until_ready(self) -> None:
         """Wait until both servers are up, the replica follows, and all sentinels know of all others."""
-        wait_until(lambda: all(map(_is_complete, self.sentinels)), "the sentinels know each other")
-        wait_until(self._replica_follows, "the replica follows")
+        self._wait_until(lambda: all(map(_is_complete, self.sentinels)), "the sentinels know each other")
+        self._wait_until(self._replica_follows, "the replica follows")
+
+    def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            wait_until(condition, what)
+        except TimeoutError as late:
+            for server in (*self.sentinels, *self.nodes):
+                late.add_note(f"{server!r}:\n{server.log[-3000:]}")
+            raise
 
     def _replica_follows(self) -> bool:
         primary = self.primary

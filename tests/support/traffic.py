@@ -1,7 +1,9 @@
 """Requests that keep flowing through a rate limiter, from threads and tasks, while a test does its worst.
 
 Every decision is noted with the moments it began and ended. The machine is noisy, so a decision may be late
-although the limiter did its part; a `Pulse` in the same process tells how much of that is the machine's.
+although the limiter did its part. Two controls, in the same process and under the same load, tell how much of
+that is the machine's: a `Pulse`, for the pauses that fell into a decision, and `Waits`, for how late a thread
+is woken that waited for nothing but the time.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple, Self
 
 from resilient import Decision, RateLimiter
-from tests.support.links import close_connections
 
 _STARTS_WITHIN = 10.0
 _ENDS_WITHIN = 10.0
@@ -78,6 +80,40 @@ class Pulse:
                 yield one + 2 * self._beat, following
 
 
+class Waits:
+    """Threads that wait for *seconds*, again and again, as a decision does that runs out of time.
+
+    What they are late, in the worst case but for one in a hundred, is what such a decision may be late.
+    """
+
+    def __init__(self, seconds: float = 0.05, threads: int = 2) -> None:
+        self._seconds = seconds
+        self._late: list[float] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, name="waits") for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(_ENDS_WITHIN)
+
+    def _run(self) -> None:
+        never = threading.Event()
+        while not self._over.is_set():
+            began = time.perf_counter()
+            never.wait(self._seconds)
+            self._late.append(time.perf_counter() - began - self._seconds)
+
+    def late(self) -> float:
+        """Return the seconds by which 99 of 100 were late at most."""
+        return statistics.quantiles(self._late, n=100)[-1]
+
+
 class Traffic:
     """Ask *limiter* for a permit of each of *keys* in turn, until told to stop.
 
@@ -100,12 +136,14 @@ class Traffic:
         self._over = threading.Event()
         self.samples: list[Sample] = []
         self.errors: list[BaseException] = []
-        self._pulse = Pulse()
+        self._pulse, self._waits = Pulse(), Waits()
         self._threads = [threading.Thread(target=self._guarded, args=(self._ask,)) for _ in range(threads)]
         self._threads.append(threading.Thread(target=self._guarded, args=(self._run_loop,)))
 
     def __enter__(self) -> Self:
-        self._pulse.__enter__()
+        self._controls = ExitStack()
+        self._controls.enter_context(self._pulse)
+        self._controls.enter_context(self._waits)
         for thread in self._threads:
             thread.start()
         return self
@@ -114,7 +152,7 @@ class Traffic:
         self._over.set()
         for thread in self._threads:
             thread.join(_ENDS_WITHIN)
-        self._pulse.__exit__()
+        self._controls.close()
 
     def flow(self, seconds: float) -> None:
         """Let the requests flow for a while."""
@@ -130,18 +168,20 @@ class Traffic:
 
     def late(self, bound: float) -> list[str]:
         """Describe the decisions that took longer than *bound* and what the machine kept of it to itself."""
+        waking = self._waits.late()
         return [
-            f"{sample.seconds * 1000:.1f} ms, the machine's {lost * 1000:.1f} included: {sample.decision!r}"
+            f"{sample.seconds * 1000:.1f} ms, the machine's {(lost + waking) * 1000:.1f} included: {sample!r}"
             for sample in self.samples
             if sample.seconds > bound
-            and sample.seconds > bound + (lost := self._pulse.lost(sample.began, sample.ended))
+            and sample.seconds > bound + waking + (lost := self._pulse.lost(sample.began, sample.ended))
         ]
 
     def figures(self) -> str:
         """Return the spread of the decisions' times, for a person."""
         times = [sample.seconds * 1000 for sample in self.samples]
         cuts = statistics.quantiles(times, n=100)
-        return f"{len(times)} decisions: p50 {cuts[49]:.2f}, p99 {cuts[98]:.2f}, p100 {max(times):.2f} ms"
+        spread = f"p50 {cuts[49]:.2f}, p99 {cuts[98]:.2f}, p100 {max(times):.2f} ms"
+        return f"{len(times)} decisions: {spread}; a bare wait was {self._waits.late() * 1000:.2f} ms late"
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -164,7 +204,7 @@ class Traffic:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._workers[1]):
                 group.create_task(self._aask())
-        await close_connections()
+        await self._limiter.aclose()
 
     async def _aask(self) -> None:
         for key in itertools.cycle(self._keys):
