@@ -18,12 +18,14 @@ BURST = 200.0
 maintenance = Maintenance("<h1>We are counting our mugs and shall be back soon</h1>", exempt=["/healthz"])
 
 
-def per_client(scale: float = TRAFFIC_SCALE) -> RateLimiter:
+def per_client(scale: float) -> RateLimiter:
     """Return what one client may ask for: 100 requests a second, 200 at once."""
     rate = f"{scaled_traffic(LIMIT, scale)}/second"
     return RateLimiter(rate, burst=scaled_traffic(BURST, scale), name="per-client")
 
 
-def guarded(app: ASGIApp) -> ASGIApp:
+def guarded(app: ASGIApp, scale: float = TRAFFIC_SCALE) -> ASGIApp:
     """Return the shop's frontend behind its door; the load balancer before it tells who is asking."""
-    return ResilienceMiddleware(app, rate_limit=per_client(), maintenance=maintenance, trusted=["127.0.0.1"])
+    return ResilienceMiddleware(
+        app, rate_limit=per_client(scale), maintenance=maintenance, trusted=["127.0.0.1"]
+    )

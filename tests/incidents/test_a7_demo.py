@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from examples.children import ROOT
 
-OPTIONS = {"warm-up": 1, "calm": 4, "fault": 5, "recovery": 0.5}
+OPTIONS = {"warm-up": 1, "calm": 4, "fault": 4, "recovery": 0.5}
 LIMIT_OF_CALM_RATE, BURST_OF_CALM_RATE, FLOOD_OF_CALM_RATE = 1 / 2, 1, 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]

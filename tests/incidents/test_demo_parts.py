@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -338,15 +339,19 @@ async def test_service_that_dies_is_told_by_name(tmp_path: Path) -> None:
 
 
 _PARENT = """
-import asyncio, json, pathlib, signal, sys
+import asyncio, pathlib, signal, sys
 import httpx
-from examples.shop.processes import running_shop
+from examples.children import listen, spawned, url_of
 
 async def main():
-    async with httpx.AsyncClient() as http, running_shop(pathlib.Path(sys.argv[1])) as shop:
-        await shop.wait_until_up(http)
-        print(json.dumps(shop.urls), flush=True)
-        await asyncio.sleep(60)
+    with listen() as bound:
+        arguments, descriptor = ["catalogue", "--fd", str(bound.fileno())], [bound.fileno()]
+        child = spawned("examples.shop.service", arguments, pathlib.Path(sys.argv[1]), pass_fds=descriptor)
+        async with child, httpx.AsyncClient(timeout=20) as http:
+            (await http.get(url_of(bound) + "/healthz")).raise_for_status()
+            print(url_of(bound), flush=True)
+            bound.close()
+            await asyncio.sleep(60)
 
 # A job in the background may have been told to ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -357,17 +362,21 @@ asyncio.run(main())
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_services_end_with_their_parent(tmp_path: Path, by: signal.Signals) -> None:
-    command = [sys.executable, "-c", _PARENT, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+def test_child_ends_with_its_parent(tmp_path: Path, by: signal.Signals) -> None:
+    """However the parent ends."""
+    command = [sys.executable, "-c", _PARENT, str(tmp_path / "child.log")]
+    environment, null = {**os.environ, "SHOP_URLS": "{}"}, subprocess.DEVNULL
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=null, text=True
+    ) as parent:
         assert parent.stdout is not None
-        urls = json.loads(parent.stdout.readline())
+        url = parent.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:")
         parent.send_signal(by)
         parent.wait()
 
     with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as http:
-        for url in urls.values():
-            _wait_until_refused(http, url)
+        _wait_until_refused(http, url)
 
 
 def _wait_until_refused(http: httpx.Client, url: str) -> None:
