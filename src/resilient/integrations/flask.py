@@ -8,7 +8,7 @@ from typing import Any, Final, Unpack
 from ..engine import params
 from ..web.door import Words, words_of
 from ..web.keys import Key
-from ..web.notes import answer_inside, fresh_notes, notes_of
+from ..web.notes import answer_inside, believed
 from ..web.problem import REFUSALS
 from ..web.request import WsgiRequest
 from ..web.wsgi import ResilienceMiddleware
@@ -95,8 +95,7 @@ def request_key(key: Key) -> Callable[..., str | None]:
     params.plain_function("key", key)
 
     def of_current_request(*_args: Any, **_kwargs: Any) -> str | None:
-        environ = request.environ
-        return key(_Request(environ, (notes_of(environ) or fresh_notes()).proxies))
+        return key(_Request(request.environ, believed(request.environ)))
 
     return of_current_request
 

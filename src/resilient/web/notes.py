@@ -11,7 +11,7 @@ from .addresses import TrustedProxies
 from .headers import Dialect, Fields, RateFields
 from .problem import Answer, problem
 
-__all__ = ["NOTES", "Notes", "answer_inside", "fresh_notes", "notes_of"]
+__all__ = ["NOTES", "Notes", "answer_inside", "believed", "fresh_notes", "notes_of"]
 
 NOTES: Final = "resilient.notes"
 """Where the scope or the environ has them."""
@@ -71,6 +71,12 @@ def notes_of(raw: Mapping[str, Any]) -> Notes | None:
 
 
 _NOBODY: Final = TrustedProxies()
+
+
+def believed(raw: Mapping[str, Any]) -> TrustedProxies:
+    """Return the proxies that the middleware around the app believes; nobody where there is none."""
+    around = notes_of(raw)
+    return _NOBODY if around is None else around.proxies
 
 
 def fresh_notes() -> Notes:

@@ -1,0 +1,296 @@
+"""Django: the middleware as one of Django's, synchronous and asynchronous."""
+
+# Django has no types.
+# mypy: disable-error-code="import-untyped"
+# pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+from ..engine import params
+from ..web import asgi, wsgi
+from ..web.addresses import TrustedProxies
+from ..web.door import Door, Visit, outcome, words_of
+from ..web.keys import Key
+from ..web.notes import answer_inside, believed
+from ..web.problem import REFUSALS, Answer
+from ..web.request import AsgiRequest, Request, WsgiRequest
+from . import needing
+
+with needing("Django", extra="django"):
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+    from django.conf import settings
+    from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+    from django.http import HttpRequest, HttpResponse
+    from django.http.response import HttpResponseBase
+
+__all__ = ["ResilienceMiddleware", "request_key"]
+
+_SETTING: Final = "RESILIENT"
+
+
+class ResilienceMiddleware:
+    """Guard Django's views: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
+
+    Name it in `MIDDLEWARE`, first, or after `AuthenticationMiddleware` where keys are users. Its arguments
+    are those of `resilient.asgi.ResilienceMiddleware`, and stand in the setting `RESILIENT`:
+
+        RESILIENT = {"rate_limit": "100/minute", "deadline": 10.0}
+
+    Whatever raises a `RejectedError` or a `CallTimeoutError` in a view, such as an open circuit or a
+    `RateLimiter` as its decorator, is answered with 429, 503 or 504 and, where it is known, a `Retry-After`.
+
+    The place that *shed* gave and the deadline are given back when Django has made the response; if it
+    streams, when the body ends or is closed. Only asynchronous views are cut off at the deadline: a thread
+    cannot be interrupted.
+
+    Args:
+        get_response: what Django calls next, a function or a coroutine function.
+
+    Raises:
+        ImproperlyConfigured: an argument has the wrong type or an unknown name, or is out of range.
+
+    Concurrency: serves any number of requests and tasks at once; nothing of a request is kept here.
+    """
+
+    sync_capable: ClassVar = True
+    async_capable: ClassVar = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self._get_response = get_response
+        # As Django asks: on Python 3.11, `inspect` does not know whom Django has marked.
+        self._in_tasks: bool = iscoroutinefunction(get_response)  # pyright: ignore[reportDeprecated]
+        if self._in_tasks:
+            markcoroutinefunction(self)
+        self._door = _door(in_tasks=self._in_tasks)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        """Answer a request.
+
+        Args:
+            request: Django's.
+
+        Returns:
+            The response; where Django awaits, what it awaits.
+        """
+        facts = _facts(request, self._door.proxies)
+        if self._door.exempts(facts):
+            return self._get_response(request)
+        return self._served_in_task(request, facts) if self._in_tasks else self._served(request, facts)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answer a view's refusal; Django calls this.
+
+        Args:
+            request: Django's.
+            exception: what the view has raised.
+
+        Returns:
+            The response; None for any other exception.
+        """
+        return _response(answer_inside(exception, _raw(request))) if isinstance(exception, REFUSALS) else None
+
+    def _served(self, request: HttpRequest, facts: Request) -> HttpResponseBase:
+        visit = Visit(self._door, facts, wsgi.WAITS)
+        try:
+            try:
+                wsgi.at_once(visit.enter())
+                response = self._get_response(request)
+            except BaseException as error:
+                visit.leave(error)
+                raise
+            return _let_out(response, visit, None)
+        except REFUSALS as error:
+            return _response(visit.answer(error))
+
+    async def _served_in_task(self, request: HttpRequest, facts: Request) -> HttpResponseBase:
+        visit = Visit(self._door, facts, asgi.WAITS)
+        try:
+            try:
+                await _enter(visit, request)
+                response = await self._get_response(request)
+            except BaseException as error:
+                visit.leave(error)
+                raise
+            return _let_out(response, visit, asyncio.get_running_loop())
+        except REFUSALS as error:
+            return _response(visit.answer(error))
+
+
+def _door(*, in_tasks: bool) -> Door:
+    given = getattr(settings, _SETTING, {})
+    try:
+        if not isinstance(given, Mapping):
+            params.refuse(TypeError, _SETTING, "must be a dictionary", given)
+        return Door(in_tasks=in_tasks, **words_of(_SETTING, given))
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(f"{_SETTING}: {error}") from error
+
+
+async def _enter(visit: Visit, request: HttpRequest) -> None:
+    try:
+        await visit.enter()
+    except SynchronousOnlyOperation:
+        # A key has asked for the user, who comes from the database. Asked for once in a thread, as Django
+        # does with what is synchronous, the user is at hand.
+        visit.leave()
+        await sync_to_async(_load_user)(request)
+        await visit.enter()
+
+
+def _load_user(request: HttpRequest) -> None:
+    bool(request.user.is_authenticated)
+
+
+def _response(answer: Answer) -> HttpResponse:
+    response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.fields))
+    # Django would log each as an error of the app, and mail those of 500 and above to its administrators.
+    response._has_been_logged = True  # noqa: SLF001
+    return response
+
+
+def _let_out(
+    response: HttpResponseBase, visit: Visit, loop: asyncio.AbstractEventLoop | None
+) -> HttpResponseBase:
+    for name, value in visit.fields:
+        response.headers[name] = value
+    if response.streaming:
+        _Stay(visit, response, loop)
+    else:
+        visit.leave(outcome(response.status_code, None, gone=False))
+    return response
+
+
+class _Stay:
+    """What a streaming response holds: it goes back when its body ends or is closed, whatever comes first.
+
+    Django closes the responses of tasks in a thread. They leave in their loop all the same.
+    """
+
+    def __init__(
+        self, visit: Visit, response: HttpResponseBase, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        self._visit = visit
+        self._status: int = response.status_code
+        self._loop = loop
+        # A file is left alone: servers send it by themselves, and only its end can be seen.
+        self._is_file = getattr(response, "file_to_stream", None) is not None
+        if not self._is_file:
+            content = response.streaming_content
+            response.streaming_content = (
+                self._achunks(content) if response.is_async else self._chunks(content)
+            )
+        response.close = functools.partial(self._close, response.close)
+
+    def _close(self, close: Callable[[], None]) -> None:
+        try:
+            close()
+        finally:
+            self._leave_soon(gone=not self._is_file)
+
+    def __del__(self) -> None:
+        # A response that is replaced by another one is not closed.
+        self._leave_soon(gone=True)
+
+    def _chunks(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        try:
+            yield from content
+        except BaseException as error:
+            self._leave_soon(error)
+            raise
+        self._leave_soon()
+
+    async def _achunks(self, content: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in content:
+                yield chunk
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._leave()
+
+    def _leave_soon(self, error: BaseException | None = None, *, gone: bool = False) -> None:
+        leave = functools.partial(self._leave, error, gone=gone)
+        if self._loop is None:
+            leave()
+        elif self._visit.holds:
+            try:
+                self._loop.call_soon_threadsafe(leave)
+            except RuntimeError:  # it is closed: nobody else is left
+                leave()
+
+    def _leave(self, error: BaseException | None = None, *, gone: bool = False) -> None:
+        self._visit.leave(outcome(self._status, error, gone=gone))
+
+
+def request_key(key: Key) -> Callable[..., str | None]:
+    """Make the key of a limiter around a view of Django's request.
+
+    For example: `@RateLimiter("10/minute", key=request_key(user()))`.
+
+    Args:
+        key: makes the key; None from it lets the call in uncounted.
+
+    Returns:
+        A function for `RateLimiter(key=...)`, of arguments among which there is an `HttpRequest`.
+
+    Raises:
+        TypeError: *key* is no ordinary function; from the function, there is no `HttpRequest`.
+    """
+    params.plain_function("key", key)
+
+    def of_request(*args: Any, **kwargs: Any) -> str | None:
+        request = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, HttpRequest)), None)
+        if request is None:
+            params.refuse(TypeError, "the arguments of a call", "must hold an HttpRequest", args)
+        return key(_facts(request, believed(_raw(request))))
+
+    return of_request
+
+
+def _raw(request: HttpRequest) -> dict[str, Any]:
+    raw: dict[str, Any] = getattr(request, "scope", None) or request.META
+    return raw
+
+
+def _facts(request: HttpRequest, proxies: TrustedProxies) -> Request:
+    return (_Asgi if hasattr(request, "scope") else _Wsgi)(request, proxies)
+
+
+class _Django(Request):
+    """What a request of Django's knows beside the scope or environ, as attributes of a `Request`.
+
+    Attributes:
+        django: the `HttpRequest`.
+    """
+
+    __slots__ = ()
+
+    django: HttpRequest
+
+    def __init__(self, request: HttpRequest, proxies: TrustedProxies) -> None:
+        self.django = request
+        super().__init__(_raw(request), proxies)
+
+    @property
+    def user(self) -> object:
+        """Who has logged in, if `AuthenticationMiddleware` stands outside."""
+        return getattr(self.django, "user", None)
+
+    @property
+    def route(self) -> str:
+        """The route of the view, once Django has found one."""
+        match = self.django.resolver_match
+        return self.path if match is None else f"/{match.route}"
+
+
+class _Asgi(_Django, AsgiRequest):
+    __slots__ = ("django",)
+
+
+class _Wsgi(_Django, WsgiRequest):
+    __slots__ = ("django",)
