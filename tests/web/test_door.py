@@ -114,12 +114,15 @@ class TestRateLimits:
 
     def test_most_specific_pattern_decides_alone(self, world: World) -> None:
         """One limit applies to a request: that of the exact path, else of the longest prefix, else of all."""
-        app = world.middleware(rate_limit={"*": "9/hour", "/api/*": "8/hour", "/api/login": "1/hour"})
+        app = world.middleware(
+            rate_limit={"/api/*": "8/hour", "/api/v2/*": "7/hour", "*": "9/hour", "/api/login": "1/hour"}
+        )
 
         names = [world.get(app, path)["RateLimit-Policy"] for path in ("/", "/api/x", "/api/login", "/api")]
 
         api = '"/api/*";q=8;w=3600'
         assert names == ['"*";q=9;w=3600', api, '"/api/login";q=1;w=3600', api]
+        assert world.get(app, "/api/v2/x")["RateLimit-Policy"] == '"/api/v2/*";q=7;w=3600'
         assert world.get(app, "/api/login").status == 429
         assert world.get(app, "/api/x").status == 200
 
@@ -464,13 +467,14 @@ class TestExemptions:
 
     def test_paths_are_those_below_the_mount(self) -> None:
         """Where an app is mounted is not its business, whichever way the server tells it."""
-        middleware = Asgi().middleware(shed=SpyGate(places=0), exempt=("/livez",))
+        middleware = Asgi().middleware(shed=SpyGate(places=0), exempt=("/livez", "/apiary"))
         for path, root, status in [
             ("/api/livez", "/api", 200),
             ("/livez", "/api", 200),
             ("/apilivez", "/api", 503),
             ("/api/livez", "", 503),
             ("/api", "/api", 503),
+            ("/apiary", "/api", 200),
         ]:
             assert Asgi().get(middleware, path, extra={"root_path": root}).status == status, path
         wsgi = Wsgi().middleware(shed=SpyGate(places=0), exempt=("/livez",))

@@ -208,6 +208,19 @@ class TestAnswers:
         assert response.status == "200 OK"
         assert body.closed == 1
 
+    def test_refusal_after_the_first_chunk_is_raised_on_under_a_lax_server(self) -> None:
+        """Even if the server would take another header."""
+        statuses: list[str] = []
+        body = Body(b"a", CircuitOpenError("down"))
+        result = ResilienceMiddleware(answering(body))(
+            environ_of(Ask()), lambda status, *_: statuses.append(status) or io.BytesIO().write
+        )
+
+        with pytest.raises(CircuitOpenError):
+            list(result)
+
+        assert statuses == ["200 OK"]
+
     def test_refusal_of_a_call_that_had_started_the_response_is_answered(self) -> None:
         """By `exc_info`, as the standard wants it."""
 
@@ -366,6 +379,23 @@ class TestFiles:
         reply = wsend_to(ResilienceMiddleware(app, shed=gate), self.ask())
 
         assert (reply.body, gate.left) == (b"a", [None])
+
+    def test_file_that_nobody_closes_gives_the_place_back_when_it_is_dropped(self) -> None:
+        """At once: nothing keeps the file and the request alive but the body."""
+        gate = SpyGate()
+
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", list(PLAIN))
+            return environ["wsgi.file_wrapper"](io.BytesIO(b"content"))
+
+        gc.disable()
+        try:
+            result = ResilienceMiddleware(app, shed=gate)(self.ask(), Response().start)
+            assert gate.held == 1
+            del result
+            assert gate.held == 0
+        finally:
+            gc.enable()
 
     def test_wrapper_that_is_not_the_body_ends_nothing(self) -> None:
         """An app may read a file through it and answer with something else."""

@@ -24,7 +24,7 @@ _NETWORK_LIKE: Final = (
 )
 
 _LONGEST_ADDRESS: Final = 80  # the longest IPv6 address with a zone and a port is shorter
-_LONGEST_HEADER: Final = 8_192  # what a chain of proxies writes is shorter; the rest is not looked at
+_LONGEST_HEADER: Final = 4_096  # what a chain of proxies writes is shorter; the rest is not looked at
 
 # RFC 7239: a port may be a number or an invented name.
 _PORT: Final = r"(?::(?:\d{1,5}|_[\w.-]{1,32}))?"
