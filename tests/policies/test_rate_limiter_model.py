@@ -107,7 +107,7 @@ class Life(RuleBasedStateMachine):
         if decision.retry_after == math.inf:
             return
         book = self.limiter._book
-        state = book.shelf.find(key, self.clock())
+        state = book.shelf.find(key)
 
         def wait_at(share: float) -> float:
             later = self.clock() + share * decision.retry_after

@@ -22,16 +22,14 @@ def none_is_kept(_state: Any, _now: float) -> bool:
 
 def use(shelf: Shelf, key: str, state: Any = True, now: float = 0.0) -> bool:
     """Do what a decision does; return whether the key is on the shelf now."""
-    if shelf.find(key, now) is None and not shelf.has_room(now):
+    if shelf.find(key) is None and not shelf.has_room(now):
         return False
     return shelf.put(key, state, now)
 
 
 def keys_on(shelf: Shelf) -> set[str]:
-    """Return the keys that are kept; each of them must be there once."""
-    keys = [key for generation in (shelf.youngest, *shelf._older) for key in generation]
-    assert len(keys) == len(set(keys))
-    return set(keys)
+    """Return the keys that are kept."""
+    return set(shelf.states)
 
 
 def last_used(keys: Iterable[str], number: int) -> set[str]:
@@ -46,26 +44,15 @@ def last_used(keys: Iterable[str], number: int) -> set[str]:
 KEYS = st.lists(st.integers(0, 40).map(str), max_size=200)
 
 
-@given(size=st.integers(1, 8), keys=KEYS)
-def test_small_shelf_keeps_exactly_the_last_used(size: int, keys: list[str]):
-    """Up to a size of eight, nothing goes that is among the last used, and nothing else stays."""
-    shelf = Shelf(size, none_is_kept)
-    for number, key in enumerate(keys, start=1):
-        assert use(shelf, key)
-        assert keys_on(shelf) == last_used(keys[:number], size)
-
-
 @given(size=st.integers(1, 40), keys=KEYS)
-def test_shelf_is_bounded_and_keeps_the_last_used_to_within_a_part(size: int, keys: list[str]):
-    """At most *size*; and always the last used, but for an eighth of it and what rounding costs."""
+def test_shelf_keeps_exactly_the_last_used(size: int, keys: list[str]):
+    """Nothing goes that is among the last used, and nothing else stays."""
     shelf = Shelf(size, none_is_kept)
-    surely = size - size // 8 if size % 8 == 0 else size - 2 * (size // 8)
     misses = 0
     for number, key in enumerate(keys, start=1):
-        misses += shelf.find(key, 0.0) is None
+        misses += shelf.find(key) is None
         assert use(shelf, key)
-        assert len(shelf) == len(keys_on(shelf)) <= size
-        assert last_used(keys[:number], surely) <= keys_on(shelf)
+        assert keys_on(shelf) == last_used(keys[:number], size)
         assert shelf.evicted == misses - len(shelf)
 
 
@@ -81,9 +68,9 @@ def test_state_to_be_kept_is_never_forgotten(size: int, keys: list[str], kept: s
         assert len(shelf) <= size
 
 
-@given(size=st.integers(1, 80), kept=st.integers(0, 80), each=st.integers(1, 10))
-def test_use_of_new_keys_costs_a_bounded_number_of_looks(size: int, kept: int, each: int):
-    """However many states have to be kept: a few looks for each new key, and one walk for each pause."""
+@given(size=st.integers(1, 400), kept=st.integers(0, 400), each=st.integers(1, 3))
+def test_new_key_costs_a_bounded_number_of_looks(size: int, kept: int, each: int):
+    """However many states have to be kept: eight looks for a new key, and no more."""
     looks = itertools.count()
 
     def is_kept(state: bool, _now: float) -> bool:
@@ -91,37 +78,24 @@ def test_use_of_new_keys_costs_a_bounded_number_of_looks(size: int, kept: int, e
         return state
 
     shelf = Shelf(size, is_kept)
-    states = [number % each == 0 and number // each < kept for number in range(20 * size)]
-    for number, state in enumerate(states):
-        use(shelf, str(number), state)
-
-    assert next(looks) <= 16 * len(states) + 8 * size
-
-
-def test_full_shelf_is_looked_through_again_after_a_pause():
-    """Those that had to be kept may have been forgiven by time."""
-    over = True
-    shelf = Shelf(16, lambda _state, _now: over)
-    for number in range(200):
-        use(shelf, str(number))
-    over = False
-
-    assert not shelf.has_room(0.0)
-    assert shelf.has_room(1.0)
+    for number in range(20 * size):
+        before = next(looks)
+        use(shelf, str(number), number % each == 0 and number // each < kept)
+        assert next(looks) - before - 1 <= 2 * 8
 
 
-def test_room_is_found_beside_keys_that_have_to_be_kept():
-    """A generation full of them does not keep new keys out while the others are full of idle ones."""
+def test_room_is_found_behind_keys_that_have_to_be_kept():
+    """Those that had to be kept are not looked at again before all others: soon, there is room."""
     shelf = Shelf(80, lambda state, _now: state == "over")
-    for number in range(10):
+    for number in range(40):
         use(shelf, f"over {number}", "over")
-    for number in range(70):
+    for number in range(40):
         use(shelf, f"idle {number}", "idle")
 
-    placed = [use(shelf, f"new {number}", "idle") for number in range(70)]
+    placed = [use(shelf, f"new {number}", "idle") for number in range(40)]
 
-    assert placed.count(False) <= 8
-    assert {f"over {number}" for number in range(10)} <= keys_on(shelf)
+    assert placed.count(False) <= 40 // 8
+    assert {f"over {number}" for number in range(40)} <= keys_on(shelf)
 
 
 # As the limiter has it.
