@@ -108,6 +108,7 @@ class Recorder:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._start = time.monotonic()
+        self._over = False
         self._waiting: dict[tuple[str, int], tuple[str, float]] = {}
 
     def start(self) -> None:
@@ -125,7 +126,9 @@ class Recorder:
         self.run.api_calls.append((self.now if at is None else at, calls))
 
     def hear(self, service: str, line: dict[str, Any]) -> None:
-        """Write down a line of a service's journal."""
+        """Write down a line of a service's journal, until the run is over."""
+        if self._over:
+            return
         if "call" in line:
             self._waiting[service, line["call"]] = line["of"], self.now
         elif "ended" in line:
@@ -134,9 +137,10 @@ class Recorder:
             self._happened(f"{service}: {line['policy']}", line["event"])
 
     def finish(self) -> None:
-        """Count the calls that are still under way as having lasted until now."""
+        """End the run; calls that are still under way count as having lasted until now."""
         for service, number in list(self._waiting):
             self._ended(service, number)
+        self._over = True
 
     def _ended(self, service: str, number: int) -> None:
         called, since = self._waiting.pop((service, number))

@@ -27,6 +27,7 @@ from examples.shop.incidents.flood import Flood
 from examples.shop.incidents.slow_api import SlowApi
 from examples.shop.processes import ServiceDiedError, running_shop
 from examples.shop.report.page import Played, write
+from examples.shop.scenario import Recorder
 
 SETTINGS = Settings(rate=10, warm_up=1, calm=2, fault=3, recovery=1)
 SLOW_API, FLOODED = SlowApi(), Flood()
@@ -269,6 +270,19 @@ async def test_browser_tells_an_answer_that_breaks_off(nonsense: bytes) -> None:
         async with Browser(f"http://{host}:{port}") as browser:
             with pytest.raises(BrokenError):
                 await browser.ask("GET", "/", "198.18.0.7")
+
+
+def test_calls_without_an_answer_last_until_the_run_is_over() -> None:
+    """Those that are answered afterwards change nothing any more."""
+    recorder = Recorder(Run("bare", SETTINGS.spans()))
+    for line in ({"call": 1, "of": "catalogue"}, {"call": 2, "of": "currency"}, {"ended": 1}):
+        recorder.hear("frontend", line)
+    recorder.finish()
+    recorder.hear("frontend", {"ended": 2})
+    recorder.hear("frontend", {"call": 3, "of": "catalogue"})
+
+    assert [call.service for call in recorder.run.calls] == ["catalogue", "currency"]
+    assert all(call.seconds >= 0 for call in recorder.run.calls)
 
 
 def test_report_needs_nothing_but_itself(tmp_path: Path) -> None:
