@@ -82,7 +82,7 @@ class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/m
         """
         around = notes_of(connection.scope)
         notes = around or fresh_notes()
-        key = self._key(AsgiRequest(connection.scope, notes.proxies))
+        key = self._key(_Request(connection.scope, notes.proxies))
         if key is None:
             return None
         decision = await self._limiter.ahit(key, self._cost)
@@ -97,6 +97,17 @@ class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/m
 
     def __repr__(self) -> str:
         return f"<rate_limit {self._limiter!r}>"
+
+
+class _Request(AsgiRequest):
+    __slots__ = ()
+
+    @property
+    def route(self) -> str:
+        """The template of the route, with the prefixes of the routers that it is included in."""
+        # Newer versions of FastAPI keep the prefixes here, and no longer in `scope["route"]`.
+        context = self.raw.get("fastapi", {}).get("effective_route_context")
+        return getattr(context, "path", None) or super().route
 
 
 class _Denied(HTTPException):
