@@ -293,7 +293,7 @@ class Visit:
 def limited(limiter: RateLimiter, decision: Decision) -> RateLimitedError:
     """Return the refusal of a request that *limiter* has denied by *decision*."""
     return RateLimitedError(
-        f"RateLimiter {limiter.name!r}: {decision.limit} in use",
+        f"rate limit {decision.quota!r} is used up",
         policy=limiter.name,
         retry_after=decision.retry_after if decision.retry_after < math.inf else None,
         decision=decision,
