@@ -115,6 +115,22 @@ def test_limiter_keeps_at_most_its_keys(strategy: str, max_keys: int):
 
 
 @each_strategy
+@pytest.mark.parametrize("how", ["hit", "peek", "dear", "settle"])
+def test_key_in_constant_use_is_not_forgotten(strategy: str, how: str):
+    """In whichever way the others are used: of those that come by, none pushes it out."""
+    limiter = limiter_of("1000/hour", FakeClock(), strategy=strategy, max_keys=20)
+    others: dict[str, Callable[[str], object]] = {
+        "hit": limiter.hit,
+        "peek": limiter.peek,
+        "dear": lambda key: limiter.hit(key, cost=2),
+        "settle": lambda key: limiter.settle(limiter.hit(key), 5),
+    }
+    for number in range(200):
+        assert limiter.hit("ann").remaining == 999 - number
+        others[how](f"other {number}")
+
+
+@each_strategy
 def test_flood_of_keys_does_not_forgive_who_is_over_the_limit(strategy: str):
     """Whoever is denied stays denied until time has passed, whatever else comes."""
     clock = FakeClock()

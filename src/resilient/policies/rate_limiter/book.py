@@ -21,6 +21,7 @@ Counts: TypeAlias = tuple[int, int, int, int]
 """Calls allowed, calls denied, keys kept, keys evicted."""
 
 _new: Final = tuple.__new__
+_ONE: Final = 1  # compared by identity: True and 1.0 are equal to it, and no whole numbers here
 
 
 class Book:
@@ -41,6 +42,7 @@ class Book:
         self.shelf = Shelf(max_keys, self._is_used_up)
         self.allowed = self.denied = 0
         self._crowd: Any = None  # the state of all those for whom there is no room
+        self._latest: str | None = None  # the key used last, if that was in line
         self.after_fork()
         renew_after_fork(self)
 
@@ -54,7 +56,7 @@ class Book:
         The decision's `retry_after` is how long to wait, before the call or before asking again.
         """
         key = compact(key)
-        if cost != 1:
+        if cost is not _ONE:
             params.count("cost", cost)
         algorithm = self.algorithm
         with self._lock:
@@ -70,6 +72,7 @@ class Book:
                 if crowded:
                     self._crowd = state
                 else:
+                    self._latest = None
                     self.shelf.put(key, state, now)
             self._count(allowed=allowed, spend=spend)
             level = algorithm.level(state, now) if allowed else algorithm.denial(state, now, cost)
@@ -84,6 +87,7 @@ class Book:
             if state is None and amount > 0:
                 return  # it has them all, or shares them with a crowd
             state = self.algorithm.give(state, now, amount, decision.at)
+            self._latest = None
             if not self.shelf.put(decision.key, state, now):
                 self._crowd = self.algorithm.give(self._crowd, now, amount, decision.at)
 
@@ -130,20 +134,18 @@ class BucketBook(Book):
     def __init__(self, bucket: TokenBucket, rung: str, max_keys: int, clock: Clock) -> None:
         self._bucket = bucket
         self._source = Source(rung, bucket.quota)
-        self._latest: str | None = None  # the key used last
         super().__init__(bucket, rung, max_keys, clock)
 
     def hit(self, key: str = "", cost: int = 1) -> Decision:
         """Take *cost* permits of *key*, if they are there."""
-        if cost != 1:
+        if cost is not _ONE:
             return self.decide(key, cost)
         lock, clock, states, interval, tolerance, source = self._at_hand
         with lock:
             now = clock()
             try:
                 ahead = states[key] - now
-            except KeyError:
-                self._latest = None
+            except (KeyError, TypeError):  # new, or no text
                 return self.decide(key, 1)
             after = ahead + interval if ahead > 0.0 else interval
             if after > tolerance:

@@ -78,6 +78,10 @@ class Decision(_Fields):
         """Compare by identity: two decisions that look alike are still two."""
         return self is other
 
+    def __ne__(self, other: object) -> bool:
+        """Compare by identity, as `==`: a tuple's own would compare the fields."""
+        return self is not other
+
     def __hash__(self) -> int:
         return id(self)
 
@@ -87,7 +91,7 @@ class Decision(_Fields):
         return f"<Decision {verdict}, {self.remaining} of {self.limit} left, {self.rung}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, tuple(self)
+        return _restored, tuple(self), vars(self) or None  # what was given back stays so
 
 
 def _restored(*fields: Any) -> Decision:

@@ -161,7 +161,8 @@ class RateLimiter(Policy):
         if uri is None:
             _refuse_given("goes with a shared storage only", lease=leased)
             self._desk = self._book = new_book(self.quotas)
-            vars(self)["hit"] = self._book.hit  # the usual case: nothing stands between
+            if type(self).hit is RateLimiter.hit:
+                vars(self)["hit"] = self._book.hit  # the usual case: nothing stands between
             return
         if name is None:
             params.refuse(ValueError, "name", "must be given where the storage is shared", name)

@@ -15,6 +15,7 @@ __all__ = ["Quota", "Rate", "quotas_of"]
 Rate: TypeAlias = str | RateLimitItem
 """A rate: `"100/minute"`, `"5 per 10 seconds"`, `"10/second; 100/minute"`, or a `limits.RateLimitItem`."""
 
+_MOST: Final = 10**12  # of permits and seconds; far beyond, neither floats nor a store could count them
 _LONGEST_TEXT: Final = 200  # more than any rate needs; what reads it is not written for hostile text
 
 
@@ -74,6 +75,8 @@ def _items(rate: Any) -> list[RateLimitItem]:
             params.refuse(ValueError, "rate", "must read like '100/minute' or '5 per 10 seconds'", rate)
     if any(item.amount < 1 or item.multiples < 1 for item in items):
         params.refuse(ValueError, "rate", "must allow at least 1 in at least 1 unit of time", rate)
+    if any(max(item.amount, item.get_expiry()) > _MOST for item in items):
+        params.refuse(ValueError, "rate", f"must be at most {_MOST} in at most {_MOST} seconds", rate)
     return items
 
 

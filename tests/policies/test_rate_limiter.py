@@ -1,0 +1,617 @@
+"""The rate limiter: what it decides, on whom, in which words, and how calls come under it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from limits import RateLimitItemPerMinute
+from tests.policies.rate_limiter_support import each_strategy, limiter_of
+
+from resilient import CircuitBreaker, Decision, Pipeline, Quota, RateLimitedError, RateLimiter, Retry
+from resilient.testing import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that stands still until told."""
+    return FakeClock(1_000.0)
+
+
+# Decisions
+
+
+@each_strategy
+def test_limit_is_let_in_and_not_one_more(clock: FakeClock, strategy: str):
+    """Five of nine, in a moment."""
+    limiter = limiter_of("5/minute", clock, strategy=strategy)
+
+    decisions = [limiter.hit() for _ in range(9)]
+
+    assert [decision.allowed for decision in decisions] == [True] * 5 + [False] * 4
+    assert [decision.remaining for decision in decisions] == [4, 3, 2, 1, 0, 0, 0, 0, 0]
+    assert {decision.limit for decision in decisions} == {5}
+    assert [decision.retry_after > 0.0 for decision in decisions] == [False] * 5 + [True] * 4
+    assert len({decision.retry_after for decision in decisions[5:]}) == 1, "denied calls use up nothing"
+
+
+def test_burst_comes_on_top_of_the_rate(clock: FakeClock):
+    """As A7 asks: so many at once, and then as many as the rate gives back."""
+    limiter = limiter_of("100/second", clock, burst=200)
+    assert sum(limiter.hit().allowed for _ in range(2_000)) == 200
+    clock.advance(0.5)
+    assert sum(limiter.hit().allowed for _ in range(2_000)) == 50
+    assert limiter.quotas == (Quota("100/second", 100, 1.0, 200),)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "retry_after", "reset_after"),
+    [
+        ("token-bucket", 1.5, 9.0),  # 3.6 permits are used; one comes back in 2.5 s
+        ("fixed-window", 9.0, 9.0),
+        ("sliding-window-counter", 9.0, 9.0 + 7.5),  # the next window covers three of the four
+        ("moving-window", 9.0, 10.0),
+    ],
+)
+def test_times_are_told_to_the_moment(
+    clock: FakeClock, strategy: str, retry_after: float, reset_after: float
+):
+    """Four in ten seconds: one call, three more a second later, and one too many."""
+    limiter = limiter_of("4 per 10 seconds", clock, strategy=strategy)
+    assert limiter.hit()
+    clock.advance(1.0)
+    assert all(limiter.hit() for _ in range(3))
+
+    decision = limiter.hit()
+
+    assert not decision
+    assert decision.retry_after == pytest.approx(retry_after, abs=1e-6)
+    assert decision.reset_after == pytest.approx(reset_after, abs=1e-6)
+
+
+@each_strategy
+def test_weights_are_taken_whole_or_not_at_all(clock: FakeClock, strategy: str):
+    """A call that asks for more than is left takes nothing, and one that asks for too much never comes in."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    assert limiter.hit(cost=7).remaining == 3
+    assert not limiter.hit(cost=4)
+    assert limiter.peek().remaining == 3
+
+    never = limiter.hit(cost=11)
+    assert (never.allowed, never.retry_after, never.remaining) == (False, math.inf, 3)
+    assert limiter.hit(cost=3).remaining == 0
+
+
+@each_strategy
+@pytest.mark.parametrize("method", ["hit", "peek", "acquire", "calling"])
+def test_bad_key_or_cost_is_refused_by_name(clock: FakeClock, strategy: str, method: str):
+    """On a key that is known as on a new one; what merely equals 1 is no whole number."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    limiter.hit("ann")
+
+    def ask(**what: Any) -> object:
+        answer = getattr(limiter, method)(**what)
+        return answer.__enter__() if method == "calling" else answer
+
+    for key in (None, 5, b"ann", ["ann"], ("ann",)):
+        with pytest.raises(TypeError, match="key must be text, got "):
+            ask(key=key)
+    for cost in (True, 1.0, 2.5, "1", None, math.nan):
+        with pytest.raises(TypeError, match="cost must be a whole number, got "):
+            ask(key="ann", cost=cost)
+    for cost in (0, -1):
+        with pytest.raises(ValueError, match=f"cost must be at least 1, got {cost}"):
+            ask(key="ann", cost=cost)
+    assert limiter.peek("ann").remaining == 9
+
+
+@each_strategy
+def test_each_key_has_its_own(clock: FakeClock, strategy: str):
+    """One that is used up denies no other."""
+    limiter = limiter_of("2/minute", clock, strategy=strategy)
+    assert sum(limiter.hit("ann").allowed for _ in range(5)) == 2
+    assert sum(limiter.hit("bob").allowed for _ in range(5)) == 2
+    assert limiter.hit(""), "no key is a key too"
+
+
+def test_long_keys_are_told_apart_and_kept_as_digests(clock: FakeClock):
+    """A megabyte of key takes no more room than 64 characters, and is none of its neighbour's."""
+    limiter = limiter_of("1/minute", clock)
+    first, second = "k" * 10**6 + "1", "k" * 10**6 + "2"
+    decision = limiter.hit(first)
+
+    assert decision
+    assert limiter.hit(second)
+    assert not limiter.hit(first)
+    assert len(decision.key) < 64
+    assert limiter.hit("\udc80" * 100), "text that is no UTF-8 is text"
+
+
+@each_strategy
+def test_several_rates_are_decided_all_or_nothing(clock: FakeClock, strategy: str):
+    """What one of them denies takes nothing of the others."""
+    limiter = limiter_of(["2/second", "3/minute"], clock, strategy=strategy, name="door")
+    assert [limiter.hit().allowed for _ in range(9)] == [True, True] + [False] * 7
+    clock.advance(2.5)
+
+    decisions = [limiter.hit() for _ in range(3)]
+    assert [decision.allowed for decision in decisions] == [True, False, False]
+    assert decisions[-1].quota == "door 3/minute"
+    assert [quota.name for quota in limiter.quotas] == ["door 2/second", "door 3/minute"]
+
+
+@each_strategy
+def test_denial_names_the_rate_that_is_waited_for(clock: FakeClock, strategy: str):
+    """Not the one of which least is left: for this cost, that one is back first."""
+    limiter = limiter_of(["10/second", "20/day"], clock, strategy=strategy)
+    limiter.hit(cost=8)
+    clock.advance(3.0)
+    limiter.hit(cost=6)
+
+    decision = limiter.hit(cost=7)
+    assert (decision.quota, decision.limit, decision.remaining) == ("20/day", 20, 6)
+    with pytest.raises(
+        RateLimitedError, match=r"rate limit '10/second' is used up: it never has more than 10"
+    ):
+        limiter.acquire(cost=11)
+
+
+def test_several_rates_may_be_one_text_or_items(clock: FakeClock):
+    """As limits writes them."""
+    assert (
+        limiter_of("2/second; 30/minute", clock).quotas == limiter_of(["2/second", "30/minute"], clock).quotas
+    )
+    assert limiter_of(RateLimitItemPerMinute(5, 2), clock).quotas == (Quota("5/2 minute", 5, 120.0, 5),)
+
+
+@each_strategy
+def test_peek_takes_nothing(clock: FakeClock, strategy: str):
+    """However often; and says what the next hit would."""
+    limiter = limiter_of("2/minute", clock, strategy=strategy)
+    assert all(limiter.peek() for _ in range(9))
+    assert limiter.peek(cost=2).remaining == limiter.hit().remaining + 1
+    assert not limiter.peek(cost=2)
+    assert limiter.stats().allowed == 1
+    assert limiter.stats().denied == 0
+
+
+# Refunds
+
+
+@each_strategy
+@pytest.mark.parametrize(
+    ("cost", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
+)
+def test_bad_actual_cost_is_refused_by_name(
+    clock: FakeClock, strategy: str, cost: Any, error: type[Exception]
+):
+    """And the decision can still be corrected."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    decision = limiter.hit(cost=4)
+    with pytest.raises(error, match="actual_cost must be"):
+        limiter.settle(decision, cost)
+    with pytest.raises(TypeError, match="decision must be a Decision of this limiter, got True"):
+        limiter.refund(True)  # type: ignore[arg-type]
+
+    limiter.settle(decision, 1)
+    assert limiter.peek().remaining == 9
+
+
+@each_strategy
+def test_refund_restores_what_was_there(clock: FakeClock, strategy: str):
+    """As if the call had not been."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    limiter.hit(cost=4)
+    before = limiter.peek()
+    decision = limiter.hit(cost=5)
+
+    limiter.refund(decision)
+
+    after = limiter.peek()
+    assert (after.remaining, after.reset_after) == (before.remaining, pytest.approx(before.reset_after))
+
+
+@each_strategy
+def test_decision_is_corrected_once(clock: FakeClock, strategy: str):
+    """Whoever gives back twice, or corrects what was given back, changes nothing."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    limiter.hit(cost=4)
+    decision = limiter.hit(cost=3)
+
+    limiter.settle(decision, 2)
+    for _ in range(3):
+        limiter.refund(decision)
+        limiter.settle(decision, 0)
+        limiter.settle(decision, 9)
+
+    assert limiter.peek().remaining == 4
+
+
+@each_strategy
+def test_settle_takes_more_than_there_is_and_later_calls_wait(clock: FakeClock, strategy: str):
+    """A call that turned out dearer than thought is paid for, by those who come after."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    decision = limiter.hit(cost=8)
+    limiter.settle(decision, 30)
+
+    denied = limiter.hit()
+    assert (denied.allowed, denied.remaining) == (False, 0)
+    clock.advance(denied.retry_after)
+    assert limiter.hit()
+
+
+def test_token_bucket_pays_every_permit_of_a_dear_call(clock: FakeClock):
+    """Thirty of ten a minute: full again after three minutes."""
+    limiter = limiter_of("10/minute", clock)
+    limiter.settle(limiter.hit(), 30)
+
+    assert limiter.peek().reset_after == pytest.approx(180.0)
+    assert limiter.hit().retry_after == pytest.approx(21 * 6.0)
+
+
+@each_strategy
+def test_denied_decision_gives_nothing_back(clock: FakeClock, strategy: str):
+    """It took nothing."""
+    limiter = limiter_of("2/minute", clock, strategy=strategy)
+    limiter.hit(cost=2)
+    denied = limiter.hit()
+
+    limiter.refund(denied)
+    limiter.settle(denied, 5)
+
+    assert limiter.peek().remaining == 0
+
+
+@each_strategy
+def test_refund_that_comes_when_the_window_is_over_gives_nothing_on_top(clock: FakeClock, strategy: str):
+    """What was used then does not count now any more."""
+    limiter = limiter_of("5/minute", clock, strategy=strategy)
+    decision = limiter.hit(cost=5)
+    clock.advance(200.0)
+    limiter.hit(cost=2)
+
+    limiter.refund(decision)
+
+    assert limiter.peek().remaining <= 5
+    assert sum(limiter.hit().allowed for _ in range(20)) == (5 if strategy == "token-bucket" else 3)
+
+
+@each_strategy
+async def test_asynchronous_forms_do_the_same(clock: FakeClock, strategy: str):
+    """On the same counts."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    first, second = await limiter.ahit(cost=4), await limiter.aacquire(cost=4)
+    assert (await limiter.apeek()).remaining == limiter.peek().remaining == 2
+    await limiter.arefund(first)
+    await limiter.asettle(second, 1)
+    assert limiter.peek().remaining == 9
+    with pytest.raises(RateLimitedError):
+        await limiter.aacquire(cost=10)
+
+
+# The decision as an object
+
+
+def test_decision_is_true_where_allowed(clock: FakeClock):
+    """So that `if limiter.hit():` reads well; the tuple it is made of is never empty."""
+    limiter = limiter_of("1/minute", clock)
+    assert bool(limiter.hit()) is True
+    assert bool(limiter.hit()) is False
+
+
+def test_decision_does_not_show_its_key(clock: FakeClock):
+    """A key may be an API key."""
+    limiter = limiter_of("1/minute", clock)
+    decisions = limiter.hit("s3cret"), limiter.hit("s3cret")
+
+    assert [repr(decision) for decision in decisions] == [
+        "<Decision allowed, 0 of 1 left, local>",
+        "<Decision denied for 60 s, 0 of 1 left, local>",
+    ]
+    assert [str(decision) for decision in decisions] == [repr(decision) for decision in decisions]
+    with pytest.raises(RateLimitedError) as refused:
+        limiter.acquire("s3cret")
+    assert "s3cret" not in repr(refused.value) + str(refused.value) + repr(limiter) + repr(limiter.stats())
+
+
+def test_decisions_are_equal_to_themselves_only(clock: FakeClock):
+    """Two calls at the same moment are two calls: each is a key of its own, and is given back by itself."""
+    limiter = limiter_of("9/minute", clock)
+    limiter.hit(cost=3)
+    first, second = limiter.hit("a"), limiter.hit("a")
+    twin = first._replace()
+
+    assert first == first  # noqa: PLR0124
+    assert first != twin
+    assert tuple(first) == tuple(twin)
+    assert len({first, second, twin}) == 3
+
+
+@pytest.mark.parametrize("travel", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_decision_travels(clock: FakeClock, travel: Callable[[Decision], Decision]):
+    """To another process, with all it tells; and what was given back stays so."""
+    limiter = limiter_of("9/minute", clock, name="door")
+    decision = limiter.hit("ann", cost=2)
+    arrived = travel(decision)
+
+    assert type(arrived) is Decision
+    assert tuple(arrived) == tuple(decision)
+    assert (arrived.limit, arrived.remaining, arrived.quota, arrived.rung) == (9, 7, "door", "local")
+
+    limiter.hit("ann", cost=5)
+    limiter.refund(decision)
+    limiter.refund(travel(decision))
+    assert limiter.peek("ann").remaining == 4
+
+
+# Calls
+
+
+def test_decorated_call_raises_when_the_limit_is_used_up(clock: FakeClock):
+    """And is not made; the error tells all that is known."""
+    limiter = limiter_of("1/minute", clock, name="door")
+    calls: list[int] = []
+    guarded = limiter(calls.append)
+    guarded(1)
+    clock.advance(15.0)
+
+    with pytest.raises(
+        RateLimitedError, match=r"^rate limit 'door' is used up: next try in 45 s$"
+    ) as refused:
+        guarded(2)
+
+    assert calls == [1]
+    assert refused.value.policy == "door"
+    assert refused.value.retry_after == pytest.approx(45.0)
+    assert refused.value.decision is not None
+    assert not refused.value.decision
+    assert refused.value.decision.retry_after == refused.value.retry_after
+
+
+def test_call_that_could_never_come_in_tells_no_time(clock: FakeClock):
+    """`retry_after` is None: there is nothing to wait for."""
+    limiter = limiter_of("5/minute", clock, name="door")
+    with pytest.raises(
+        RateLimitedError, match="rate limit 'door' is used up: it never has more than 5"
+    ) as refused:
+        limiter.acquire(cost=6)
+
+    assert refused.value.retry_after is None
+
+
+@each_strategy
+def test_every_form_of_a_call_takes_one_permit(clock: FakeClock, strategy: str):
+    """Decorated, called directly, as a block."""
+    limiter = limiter_of("4/minute", clock, strategy=strategy)
+
+    assert limiter(lambda: 1)() == 1
+    assert limiter.call(int, "2") == 2
+    with limiter.calling() as decision:
+        assert decision.remaining == 1
+    with limiter.calling(cost=1):
+        pass
+    with pytest.raises(RateLimitedError), limiter.calling():
+        raise AssertionError
+
+
+async def test_every_form_of_an_asynchronous_call_takes_one_permit(clock: FakeClock):
+    """Decorated, called directly, as a block, and as a stream at its first step."""
+    limiter = limiter_of("4/minute", clock)
+
+    async def answer() -> int:
+        return 1
+
+    @limiter
+    async def stream() -> Any:
+        yield 1
+
+    assert await limiter(answer)() == 1
+    assert await limiter.acall(answer) == 1
+    async with limiter.calling() as decision:
+        assert decision.remaining == 1
+    opened = stream()
+    assert limiter.peek().remaining == 1
+    assert [item async for item in opened] == [1]
+    with pytest.raises(RateLimitedError):
+        async with limiter.calling():
+            raise AssertionError
+
+
+def test_block_can_be_used_again_and_keeps_what_it_used(clock: FakeClock):
+    """Each entry is a call of its own; an exception inside gives nothing back."""
+    limiter = limiter_of("3/minute", clock)
+    block = limiter.calling("ann", cost=1)
+    with block, block:
+        pass
+    with pytest.raises(KeyError), block:
+        raise KeyError
+    with pytest.raises(RateLimitedError), block:
+        pass
+
+
+def test_failed_call_uses_its_permit(clock: FakeClock):
+    """It reached the dependency."""
+    limiter = limiter_of("2/minute", clock)
+
+    @limiter
+    def fail() -> None:
+        raise ConnectionError
+
+    for error in (ConnectionError, ConnectionError, RateLimitedError):
+        with pytest.raises(error):
+            fail()
+
+
+# Keys of calls
+
+
+def test_key_is_made_of_the_call(clock: FakeClock):
+    """Of its arguments, as the function gets them."""
+    limiter = limiter_of("1/minute", clock, key=lambda user, *, shop="zurich": f"{shop}:{user}")
+    guarded = limiter(lambda user, *, shop="zurich": user)
+
+    assert guarded("ann") == "ann"
+    assert guarded("bob") == "bob"
+    assert guarded("ann", shop="bern") == "ann"
+    with pytest.raises(RateLimitedError):
+        guarded("ann", shop="zurich")
+
+
+def test_key_of_a_method_gets_the_instance_too(clock: FakeClock):
+    """And of a class method the class: the arguments are those of the function."""
+    limiter = limiter_of("1/minute", clock, key=lambda owner, user: f"{owner.name}:{user}")
+
+    class Shop:
+        name = "shop"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @limiter
+        def sell(self, user: str) -> str:
+            return user
+
+        @classmethod
+        @limiter
+        def open(cls, user: str) -> str:
+            return user
+
+    zurich, bern = Shop("zurich"), Shop("bern")
+    assert [zurich.sell("ann"), bern.sell("ann"), Shop.open("ann")] == ["ann"] * 3
+    for again in (zurich.sell, bern.sell, Shop.open):
+        with pytest.raises(RateLimitedError):
+            again("ann")
+
+
+def test_key_of_a_direct_call_gets_its_arguments(clock: FakeClock):
+    """`call` and `acall` hand on what the function gets, not the function."""
+    limiter = limiter_of("1/minute", clock, key=lambda user: user)
+
+    async def work(user: str) -> str:
+        return user
+
+    assert limiter.call(str, "ann") == "ann"
+    assert asyncio.run(limiter.acall(work, "bob")) == "bob"
+    with pytest.raises(RateLimitedError):
+        limiter.call(str, "bob")
+
+
+def test_key_of_none_lets_the_call_in_uncounted(clock: FakeClock):
+    """Health checks, the owner's own tools."""
+    limiter = limiter_of("1/minute", clock, key=lambda user: None if user == "probe" else user)
+    guarded = limiter(lambda user: user)
+
+    assert [guarded("probe") for _ in range(5)] == ["probe"] * 5
+    assert limiter.stats().allowed == 0
+    guarded("ann")
+    with pytest.raises(RateLimitedError):
+        guarded("ann")
+
+
+async def test_key_is_made_for_every_shape_of_call(clock: FakeClock):
+    """Generators and coroutines, too."""
+    limiter = limiter_of("1/minute", clock, key=lambda user: user)
+
+    @limiter
+    def stream(user: str) -> Any:
+        yield user
+
+    @limiter
+    async def astream(user: str) -> Any:
+        yield user
+
+    @limiter
+    async def work(user: str) -> str:
+        return user
+
+    assert list(stream("a")) == ["a"]
+    assert [item async for item in astream("b")] == ["b"]
+    assert await work("c") == "c"
+    assert limiter.stats().keys == 3
+    for again in (stream("c"), stream("b")):
+        with pytest.raises(RateLimitedError):
+            next(again)
+
+
+def test_error_of_the_key_function_is_the_callers(clock: FakeClock):
+    """A call without a key is not made, nor counted."""
+    limiter = limiter_of("1/minute", clock, key=lambda user: user["name"])
+    guarded = limiter(lambda user: user)
+
+    with pytest.raises(KeyError):
+        guarded({})
+    with pytest.raises(TypeError, match="key must be text, got 5"):
+        guarded({"name": 5})
+    assert limiter.stats().allowed == limiter.stats().denied == 0
+
+
+# What it shows
+
+
+def test_stats_and_repr_tell_what_was_counted(clock: FakeClock):
+    """Decisions, not peeks; the keys that are kept."""
+    limiter = limiter_of("2/minute", clock, name="door")
+    for key in ("ann", "bob"):
+        for _ in range(3):
+            limiter.hit(key)
+        limiter.peek(key)
+    stats = limiter.stats()
+
+    assert (stats.allowed, stats.denied, stats.keys, stats.evicted) == (4, 2, 2, 0)
+    assert (stats.rung, stats.fallbacks, stats.errors) == ("local", 0, 0)
+    assert repr(limiter) == "<RateLimiter 'door' local, 4 allowed, 2 denied>"
+
+
+def test_limiter_without_a_name_is_named_after_its_rates(clock: FakeClock):
+    """In errors, and of each quota."""
+    assert limiter_of("2/minute", clock).name == "2/minute"
+    assert limiter_of(["2/second", "5 per 10 minutes"], clock).name == "2/second, 5/10 minute"
+
+
+def test_retry_waits_as_long_as_the_limiter_says(clock: FakeClock):
+    """A refusal is retried where its class is named, after the time it tells."""
+    limiter = limiter_of("1/minute", clock)
+    retry = Retry(on=RateLimitedError, attempts=2, wait=0.0, timeout=600.0, sleep=clock.sleep, clock=clock)
+    guarded = Pipeline(retry, limiter)(lambda: "answer")
+
+    assert [guarded(), guarded()] == ["answer"] * 2
+    assert sum(clock.sleeps) == pytest.approx(60.0)
+
+
+def test_breaker_outside_does_not_count_refusals(clock: FakeClock):
+    """A refusal is our own, and no evidence against the dependency."""
+    breaker = CircuitBreaker("b", fail_max=1, clock=clock)
+    guarded = Pipeline(breaker, limiter_of("1/minute", clock))(lambda: "answer")
+    guarded()
+    for _ in range(5):
+        with pytest.raises(RateLimitedError):
+            guarded()
+
+    assert breaker.current_state == "closed"
+
+
+def test_limiter_is_its_own_copy(clock: FakeClock):
+    """Settings that hold one can be copied; its counts are not forked."""
+    limiter = limiter_of("1/minute", clock)
+
+    assert copy.copy(limiter) is limiter
+    assert copy.deepcopy([limiter])[0] is limiter
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(limiter)
+
+
+def test_subclass_may_decide_otherwise(clock: FakeClock):
+    """What a subclass makes of `hit` holds."""
+
+    class Generous(RateLimiter):
+        def hit(self, key: str = "", cost: int = 1) -> Decision:
+            return super().hit("everybody", cost)
+
+    limiter = Generous("1/minute", clock=clock)
+    assert limiter.hit("ann")
+    assert not limiter.hit("bob")
