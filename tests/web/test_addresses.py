@@ -190,12 +190,19 @@ def test_field_of_hostile_shape_never_raises(text: str) -> None:
     ['"' * 100_000, "for=" * 25_000, "\\" * 100_000, 'for="' + "\\a" * 50_000, "," * 100_000, " " * 100_000],
 )
 @pytest.mark.parametrize("name", [XFF, FWD])
-def test_long_fields_are_read_in_no_time(name: str, value: str) -> None:
-    """100 kB take less than 5 ms, and so does as much as is read at most."""
+def test_long_fields_take_time_in_proportion_and_no_more_than_what_is_read_at_most(
+    name: str, value: str
+) -> None:
+    """Eight times the text takes some eight times as long, not 64 times; from 4 kB on it is not read."""
     proxies = proxies_of(PROXIES)
-    for text in (value, value[:4_096]):
-        read = functools.partial(proxies.client, PROXY, {name: text}.get)
-        assert min(timeit.repeat(read, number=1, repeat=5)) < 0.005
+
+    def seconds(length: int) -> float:
+        read = functools.partial(proxies.client, PROXY, {name: value[:length]}.get)
+        return min(timeit.repeat(read, number=3, repeat=7))
+
+    unit = max(seconds(512), 20e-6)  # less is the noise of the clock
+    assert seconds(4_096) < 24 * unit
+    assert seconds(100_000) < unit
 
 
 class TestKeys:
@@ -266,6 +273,10 @@ class TestKeys:
 
         class Nameless:
             is_authenticated = True
+
+            @property
+            def identity(self) -> str:
+                raise NotImplementedError  # as Starlette's base class does
 
         def key(who: object) -> str | None:
             scope = http_scope(Ask(peer="192.0.2.1")) | {"user": who}

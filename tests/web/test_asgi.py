@@ -515,6 +515,18 @@ class TestWebSockets:
 
         assert await self.talk(ResilienceMiddleware(app)) == [{"type": "websocket.close", "code": 1013}]
 
+    async def test_app_that_denies_a_connection_tells_of_the_limit(self) -> None:
+        """Its own response has the fields, too; a connection that is accepted has no answer to hold them."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b"no"})
+
+        start, _ = await self.talk(ResilienceMiddleware(app, rate_limit="9/hour"))
+
+        assert dict(start["headers"])[b"ratelimit"].startswith(b'"9/hour";r=8')
+
     async def test_refusal_by_the_app_after_it_accepted_is_raised_on(self) -> None:
         """The server closes the connection."""
         gate = SpyGate()

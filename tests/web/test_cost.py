@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import subprocess
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -63,6 +64,16 @@ def test_limit_costs_so_many_frames(world: World) -> None:
     frames_of(request_of(world, guarded))
 
     assert frames_of(request_of(world, guarded)) - frames_of(request_of(world, app)) <= MOST_FRAMES
+
+
+def test_imports_no_framework() -> None:
+    """Both middlewares run on the standard library and the package's own dependencies."""
+    code = (
+        "import sys, resilient.asgi, resilient.wsgi; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert not set(loaded.split()) & {"starlette", "fastapi", "flask", "werkzeug", "django", "anyio", "redis"}
 
 
 def refused() -> tuple[int, bytes]:
