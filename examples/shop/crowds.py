@@ -18,6 +18,7 @@ HEEDFUL = "heedful"
 
 # How often a customer does what, of 19 requests: the mix of Online Boutique's own load generator.
 MIX = {"home": 1, "set currency": 2, "browse": 10, "add to cart": 2, "view cart": 3, "checkout": 1}
+PAGES = MIX.keys() - {"checkout"}
 
 _PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(encoding="utf-8"))]
 _CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]

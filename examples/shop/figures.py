@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL
+from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX
 
 ONSET = "onset"
 FAULT = "fault"
@@ -196,11 +196,13 @@ def goodput_over_time(run: Run, good_within: float, step: float = 1.0) -> list[t
     return over_time(run, lambda samples: good_answers(samples, good_within) / step, step)
 
 
-def latency_over_time(run: Run, share: float, step: float = 1.0) -> list[tuple[float, float]]:
+def latency_over_time(
+    run: Run, share: float, actions: Collection[str] = MIX, step: float = 1.0
+) -> list[tuple[float, float]]:
     """Return a percentile of what customers who were not refused waited, by when their requests were due."""
 
     def waits(samples: Sequence[Sample]) -> list[float]:
-        return [s.latency for s in samples if s.crowd == CUSTOMERS and not s.refused]
+        return [s.latency for s in samples if s.crowd == CUSTOMERS and s.action in actions and not s.refused]
 
     return over_time(run, lambda samples: percentile(waits(samples), share), step)
 
@@ -208,8 +210,9 @@ def latency_over_time(run: Run, share: float, step: float = 1.0) -> list[tuple[f
 def over_time(
     run: Run, figure: Callable[[Sequence[Sample]], float], step: float = 1.0
 ) -> list[tuple[float, float]]:
-    """Return a figure of the shopping that was due in each *step* seconds, where there was any."""
+    """Return a figure of the shopping that was due in each *step* seconds, where there is one."""
     bins: list[list[Sample]] = [[] for _ in range(round(run.spans[-1].end / step))]
     for sample in run.sent_in(Span("", 0, len(bins) * step)):
         bins[int(sample.at / step)].append(sample)
-    return [((index + 0.5) * step, figure(samples)) for index, samples in enumerate(bins) if samples]
+    points = [((index + 0.5) * step, figure(samples)) for index, samples in enumerate(bins) if samples]
+    return [(at, value) for at, value in points if not math.isnan(value)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from examples.shop import door
-from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, Crowd
+from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, PAGES, Crowd
 from examples.shop.door import BURST, LIMIT
 from examples.shop.figures import Run, Sample, Span, Summary, over_time
 from examples.shop.incident import (
@@ -112,17 +112,16 @@ class Flood(Incident):
         both = bare, protected
         return [
             Tile("pages p95 in flood", *(seconds(each.fault.page_p95) for each in both)),
-            Tile(
-                "slowest service, flood ÷ calm", *(f"{max(_slowdowns(each).values()):.1f}x" for each in both)
-            ),
-            Tile("customers' good answers/s in flood", *(f"{each.fault.goodput:.1f}" for each in both)),
+            Tile("slowest service, to calm", *(f"{max(_slowdowns(each).values()):.3g}x" for each in both)),
+            Tile("good answers/s in flood", *(f"{each.fault.goodput:.1f}" for each in both)),
             Tile("of the flood refused", *(_flood_refused(each.run) for each in both)),
         ]
 
     def exhibits(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Exhibit]:
         """Return what the customers got, what the flood got, and what it did to each service."""
         runs = [bare.run, protected.run]
-        customers = drawings.goodput(runs, settings.rate) + drawings.latency(runs, 0.95)
+        latency = drawings.latency(runs, 0.95, PAGES, of=" of all but checkouts")
+        customers = drawings.goodput(runs, settings.rate) + latency
         return [
             Exhibit("What the customers saw", drawings.legend("the flood") + customers),
             Exhibit("What the flood got", _flood_plot(settings, runs)),
@@ -154,8 +153,9 @@ class Flood(Incident):
             """The limit is each client's own, by the address that a load balancer before the shop tells in
             X-Forwarded-For: one limit for all would turn away half of the customers on a calm day.""",
             """How slow a service is, is what its callers wait for it: the customers for the frontend, the
-            services for each other. What fails first is the frontend's own HTTP client: with a hundred
-            connections and a long queue for them, it is busy with its queue alone.""",
+            services for each other; a call without an answer counts until the end. What fails first is the
+            frontend's own HTTP client: with a hundred connections and a long queue for them, it is busy with
+            its queue alone.""",
         ]
 
     def policies(self, settings: Settings) -> list[dict[str, object]]:
@@ -282,7 +282,7 @@ def _flood_plot(settings: Settings, runs: Sequence[Run]) -> str:
         return sum(s.crowd == FLOOD and s.ok for s in samples)
 
     series = {run.version: over_time(run, served) for run in runs}
-    axis = linear_axis("served per second", (FLOOD_RATE - CALM_RATE) / _scale(settings))
+    axis = linear_axis("served per second", max(value for points in series.values() for _, value in points))
     marks = [(_limit(settings), f"limit {_limit(settings)}/s")]
     plot = line_plot("Requests of the flood served", axis, drawings.lines(series), runs[0].spans, marks)
     return drawings.titled("Requests of the flood that were served, by the second they were due", plot)
@@ -294,7 +294,7 @@ def _services_table(bare: Outcome, protected: Outcome) -> str:
         cells = [service]
         for outcome in (bare, protected):
             cells += [seconds(_waits(phase)[service]) for phase in (outcome.calm, outcome.fault)]
-            cells += [f"{_slowdowns(outcome)[service]:.1f}x"]
+            cells += [f"{_slowdowns(outcome)[service]:.3g}x"]
         rows.append(drawings.row(cells))
     headers = [
         "waiting for, p95",

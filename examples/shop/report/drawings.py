@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
+from examples.shop.crowds import MIX
 from examples.shop.figures import Run, goodput_over_time, latency_over_time
 from examples.shop.incident import GOOD_WITHIN, PATIENCE
 from examples.shop.report.plots import Line, Points, line_plot, linear_axis, seconds_axis, state_strip
@@ -33,17 +34,17 @@ def goodput(runs: Sequence[Run], highest: float) -> str:
     return titled("Goodput: right answers in good time, by the second the request was due", plot)
 
 
-def latency(runs: Sequence[Run], share: float) -> str:
-    """Draw a percentile of what they waited."""
+def latency(runs: Sequence[Run], share: float, actions: Collection[str] = MIX, of: str = "") -> str:
+    """Draw a percentile of what they waited; *of* says which *actions* are meant."""
     nth = f"{share * 100:g}th percentile"
-    series = {run.version: latency_over_time(run, share) for run in runs}
+    series = {run.version: latency_over_time(run, share, actions) for run in runs}
     values = [value for points in series.values() for _, value in points]
     highest = max(*values, scaled(PATIENCE))
     axis = seconds_axis(f"p{share * 100:g} latency (log scale)", min(values), highest)
     words = {GOOD_WITHIN: "a good answer takes at most", PATIENCE: "customers give up after"}
     marks = [(scaled(value), f"{text} {seconds(scaled(value))}") for value, text in words.items()]
     plot = line_plot(f"{nth} of latency over time", axis, lines(series), runs[0].spans, marks)
-    return titled(f"Latency, {nth}, by the second the request was due", plot)
+    return titled(f"Latency{of}, {nth}, by the second the request was due", plot)
 
 
 def api_calls(runs: Sequence[Run]) -> str:
