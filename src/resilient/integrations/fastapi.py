@@ -4,6 +4,7 @@ Annotations are not postponed in this module: FastAPI reads those of `rate_limit
 for functions only.
 """
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, Unpack
 
@@ -151,16 +152,20 @@ def install(app: FastAPI, **words: Unpack[Words]) -> None:
         ValueError: an argument is out of range.
         RuntimeError: the app serves requests already.
     """
-    guard = ResilienceMiddleware(app, **words)  # now, so that a bad word fails here and not at the start
-
-    def around(inner: ASGIApp) -> ResilienceMiddleware:
-        guard.app = inner
-        return guard
-
-    app.add_middleware(around)
+    # Made now, so that a bad word fails here and not at the start.
+    app.add_middleware(_placed(ResilienceMiddleware(app, **words)))
     for error in REFUSALS:
         app.add_exception_handler(error, _answer)
     app.add_exception_handler(_Denied, _answer)
+
+
+def _placed(guard: ResilienceMiddleware) -> Callable[[ASGIApp], ResilienceMiddleware]:
+    # The argument has the name by which older versions of Starlette pass it.
+    def around(app: ASGIApp) -> ResilienceMiddleware:
+        guard.app = app
+        return guard
+
+    return around
 
 
 # `Any` is a Response or None: Starlette's types know handlers of the one or of the other.
