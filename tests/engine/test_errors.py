@@ -10,13 +10,15 @@ from collections.abc import Callable
 import pybreaker
 import pytest
 
-from resilient import CircuitBreaker, Timeout, deadline, errors
+from resilient import CircuitBreaker, RateLimiter, Timeout, deadline, errors
 from resilient.testing import FakeClock
 
 EXAMPLES: list[Exception] = [
     errors.ResilientError("message"),
     errors.RejectedError("message", policy="p", retry_after=1.5),
     errors.CircuitOpenError("message", policy="p", retry_after=None, last_failure="ValueError: x"),
+    errors.RateLimitedError("message", policy="p", retry_after=1.5, decision=None),
+    errors.MaintenanceError("message", policy="p", retry_after=60.0),
     errors.BulkheadFullError("message", policy="p"),
     errors.DeadlineExceededError("message", policy="p"),
     errors.CallTimeoutError("message", policy="p", seconds=2.5),
@@ -57,6 +59,25 @@ def test_error_keeps_everything_when_it_travels(
     assert arrived.__notes__ == ["a note"]
 
 
+@pytest.mark.parametrize("travel", TRAVELS.values(), ids=TRAVELS)
+def test_refusal_of_a_limiter_travels_with_its_decision(travel: Callable[[Exception], Exception]) -> None:
+    """With all it tells: a task queue that retries needs to know when."""
+    limiter = RateLimiter("1/minute", name="door", clock=FakeClock())
+    limiter.hit("ann")
+    with pytest.raises(errors.RateLimitedError) as refused:
+        limiter.acquire("ann")
+    decision = refused.value.decision
+
+    arrived = travel(refused.value)
+
+    assert isinstance(arrived, errors.RateLimitedError)
+    assert (arrived.policy, arrived.retry_after) == ("door", pytest.approx(60.0))
+    assert arrived.decision is not None
+    assert decision is not None
+    assert tuple(arrived.decision) == tuple(decision)
+    assert not arrived.decision
+
+
 def test_errors_can_be_made_without_arguments() -> None:
     """What users raise in their own tests need not be complete."""
     for error in EXAMPLES:
@@ -70,6 +91,8 @@ def test_families() -> None:
     assert issubclass(errors.DeadlineExceededError, TimeoutError)
     assert issubclass(errors.PipelineOrderError, ValueError)
     assert not issubclass(errors.CallTimeoutError, errors.RejectedError)
+    assert issubclass(errors.RateLimitedError, errors.RejectedError)
+    assert issubclass(errors.MaintenanceError, errors.RejectedError)
 
 
 def _open_circuit() -> Callable[[], object]:
@@ -89,8 +112,16 @@ def _passed_deadline() -> Callable[[], object]:
     return lambda: outer.call(late)
 
 
+def _used_up_rate() -> Callable[[], object]:
+    limiter = RateLimiter("1/minute", clock=FakeClock())
+    limiter.hit()
+    return lambda: limiter.call(int)
+
+
 @pytest.mark.parametrize(
-    "refused", [_open_circuit(), _passed_deadline()], ids=["open circuit", "passed deadline"]
+    "refused",
+    [_open_circuit(), _passed_deadline(), _used_up_rate()],
+    ids=["open circuit", "passed deadline", "used-up rate"],
 )
 def test_refusal_is_a_new_error_each_time(refused: Callable[[], object]) -> None:
     """One instance raised again and again would grow its traceback, and mix up those of several callers."""

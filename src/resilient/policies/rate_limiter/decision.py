@@ -42,6 +42,8 @@ class Decision(_Fields):
             place; `math.inf` where it asks for more than there ever is.
         key: whose permits they are.
         cost: how many permits were asked for; of a decision under a lease, how many were taken here.
+
+    Concurrency: immutable. Of several threads that give back the same one, one does.
     """
 
     # What a decision costs is mostly making it. So it is a tuple, made in one step, and what can be worked

@@ -137,11 +137,11 @@ class RateLimiter(Policy):
     ) -> None:
         params.one_of("strategy", strategy, STRATEGIES)
         uri = storage_uri(storage)
-        self.quotas = quotas_of(rate, burst, None if name is None else params.named("name", name))
+        self._quotas = quotas_of(rate, burst, None if name is None else params.named("name", name))
         self.max_wait = params.seconds("max_wait", max_wait)
         if strategy != "token-bucket":
             _refuse_given("goes with strategy='token-bucket' only", burst=burst, max_wait=self.max_wait)
-        self._name = ", ".join(quota.name for quota in self.quotas) if name is None else name
+        self._name = ", ".join(quota.name for quota in self._quotas) if name is None else name
         self.announcer = Announcer()
         self._entry = _Entry(self, key_maker(None if key is None else params.plain_function("key", key)))
         self._sleep = None if sleep is None else params.callback("sleep", sleep)
@@ -160,25 +160,30 @@ class RateLimiter(Policy):
         self._ladder: Ladder | None = None
         if uri is None:
             _refuse_given("goes with a shared storage only", lease=leased)
-            self._desk = self._book = new_book(self.quotas)
+            self._desk = self._book = new_book(self._quotas)
             if type(self).hit is RateLimiter.hit:
                 vars(self)["hit"] = self._book.hit  # the usual case: nothing stands between
             return
         if name is None:
             params.refuse(ValueError, "name", "must be given where the storage is shared", name)
-        _check_lease(leased, self.quotas, self.max_wait)
-        self._book = new_book([quota.share(outage.instances) for quota in self.quotas])
+        _check_lease(leased, self._quotas, self.max_wait)
+        self._book = new_book([quota.share(outage.instances) for quota in self._quotas])
         self._ladder = Ladder(
-            name, self.quotas, self._book, outage=outage, clock=clock, announcer=self.announcer
+            name, self._quotas, self._book, outage=outage, clock=clock, announcer=self.announcer
         )
         self._desk = open_shared(
-            uri, timeout, strategy=strategy, quotas=self.quotas, ladder=self._ladder, lease=leased
+            uri, timeout, strategy=strategy, quotas=self._quotas, ladder=self._ladder, lease=leased
         )
 
     @property
     def name(self) -> str:
         """The limiter's name."""
         return self._name
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """The rates as they are enforced, in the order in which they were given."""
+        return self._quotas
 
     def hit(self, key: str = "", cost: int = 1) -> Decision:
         """Take permits if they are there, and tell; never wait.
@@ -199,17 +204,41 @@ class RateLimiter(Policy):
         return self._desk.decide(key, cost)
 
     async def ahit(self, key: str = "", cost: int = 1) -> Decision:
-        """Do as `hit`, without blocking the event loop."""
+        """Do as `hit`, without blocking the event loop.
+
+        Args:
+            key: whose permits.
+            cost: how many; at least 1.
+
+        Returns:
+            The decision.
+        """
         if self._ladder is None:  # a coroutine less, where nothing is awaited anyway
             return self.hit(key, cost)
         return await self._desk.adecide(key, cost)
 
     def peek(self, key: str = "", cost: int = 1) -> Decision:
-        """Tell what `hit` would answer, and take nothing."""
+        """Tell what `hit` would answer, and take nothing.
+
+        Args:
+            key: whose permits.
+            cost: how many; at least 1.
+
+        Returns:
+            The decision; its `remaining` is what is left now, with nothing taken.
+        """
         return self._desk.decide(key, cost, spend=False)
 
     async def apeek(self, key: str = "", cost: int = 1) -> Decision:
-        """Do as `peek`, without blocking the event loop."""
+        """Do as `peek`, without blocking the event loop.
+
+        Args:
+            key: whose permits.
+            cost: how many; at least 1.
+
+        Returns:
+            The decision.
+        """
         return await self._desk.adecide(key, cost, spend=False)
 
     def acquire(self, key: str = "", cost: int = 1) -> Decision:
@@ -243,7 +272,18 @@ class RateLimiter(Policy):
         return decision
 
     async def aacquire(self, key: str = "", cost: int = 1) -> Decision:
-        """Do as `acquire`, without blocking the event loop."""
+        """Do as `acquire`, without blocking the event loop.
+
+        Args:
+            key: whose permits.
+            cost: how many; at least 1.
+
+        Returns:
+            The decision.
+
+        Raises:
+            RateLimitedError: they are not there, and will not be in time.
+        """
         if not self.max_wait:
             decision = await self.ahit(key, cost)
         else:
@@ -270,7 +310,11 @@ class RateLimiter(Policy):
         self.settle(decision, 0)
 
     async def arefund(self, decision: Decision) -> None:
-        """Do as `refund`, without blocking the event loop."""
+        """Do as `refund`, without blocking the event loop.
+
+        Args:
+            decision: an answer of this limiter.
+        """
         await self.asettle(decision, 0)
 
     def settle(self, decision: Decision, actual_cost: int) -> None:
@@ -292,7 +336,12 @@ class RateLimiter(Policy):
             self._desk.give(decision, amount)
 
     async def asettle(self, decision: Decision, actual_cost: int) -> None:
-        """Do as `settle`, without blocking the event loop."""
+        """Do as `settle`, without blocking the event loop.
+
+        Args:
+            decision: an answer of this limiter.
+            actual_cost: permits; 0 or more.
+        """
         if (amount := _correction(decision, actual_cost)) != 0:
             await self._desk.agive(decision, amount)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from limits import RateLimitItem, parse_many
 
@@ -19,8 +18,7 @@ _MOST: Final = 10**12  # of permits and seconds; far beyond, neither floats nor 
 _LONGEST_TEXT: Final = 200  # more than any rate needs; what reads it is not written for hostile text
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """One rate as it is enforced.
 
     Attributes:
@@ -28,6 +26,8 @@ class Quota:
         amount: permits in each window.
         window: the window, in seconds.
         burst: the most permits that can be had at once; *amount*, except for a token bucket of another size.
+
+    Concurrency: immutable.
     """
 
     name: str
