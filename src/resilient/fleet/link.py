@@ -317,7 +317,9 @@ def _is_alive(connection: Any) -> bool:
 
 
 async def _is_alive_async(connection: Any) -> bool:
+    # redis-py renamed it in release 8, and warns of the old name.
+    can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
     try:
-        return not await connection.can_read_destructive()
+        return not await can_read()
     except (redis.RedisError, OSError):
         return False
