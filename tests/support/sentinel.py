@@ -16,11 +16,13 @@ _SERVICE = "mymaster"
 _SENTINELS = 3
 _QUORUM = 2
 # Milliseconds. A server silent for so long is down; much shorter, and a busy machine looks like a dead one.
-_DOWN_AFTER = 500
+_DOWN_AFTER = 750
 # Milliseconds, too: the sentinels' own, of 1 to 15 seconds, are meant for networks. Several pings have to fit
 # into _DOWN_AFTER: a promotion cuts the sentinels' connections, and one missed would depose the new primary.
+# And a replica can be promoted only if it was heard of within five of them; without a primary, that is tried
+# once a second.
 _PERIODS = {
-    "ping-period": 100,
+    "ping-period": 250,
     "info-period": 200,
     "publish-period": 200,
     "ask-period": 200,

@@ -152,6 +152,8 @@ class Traffic:
         self._over.set()
         for thread in self._threads:
             thread.join(_ENDS_WITHIN)
+            if thread.is_alive():
+                self.errors.append(TimeoutError(f"a decision still takes, after {_ENDS_WITHIN} s"))
         self._controls.close()
 
     def flow(self, seconds: float) -> None:
