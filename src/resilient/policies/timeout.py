@@ -386,9 +386,14 @@ class Deadline(_TimeLimit):
         super().__init__(seconds, name, clock, announcer)
         self._block_gate = _BlockGate(self._limit)
 
-    def block(self, *, in_task: bool) -> GateBlock:
-        """Return a block under this limit, for one `with`; with *in_task*, one that is cut off."""
-        return GateBlock(self._block_gate if in_task else self._deadline_gate)
+    def block(self, *, in_task: bool, recurring: bool = False) -> GateBlock:
+        """Return a block under this limit, for one `with`; with *in_task*, one that is cut off.
+
+        Blocks that are *recurring*, as those of all requests to one service are, share a queue and its timer.
+        """
+        if not in_task:
+            return GateBlock(self._deadline_gate)
+        return GateBlock(self._cutoff_gate if recurring else self._block_gate)
 
     def __enter__(self) -> Self:
         _enter(self._deadline_gate)

@@ -98,7 +98,7 @@ class TimeLimits:
         if seconds is None and not self._limited:
             return None
         told = None if seconds is None else _promised(seconds)
-        block = self._deadline.block(in_task=self._in_tasks)
+        block = self._deadline.block(in_task=self._in_tasks, recurring=True)
         try:
             block.__enter__()
         except BaseException:
