@@ -6,13 +6,12 @@ from .web.addresses import TrustedProxies
 from .web.asgi import ResilienceMiddleware
 from .web.deadlines import deadline_headers
 from .web.keys import api_key, client_address, combined, route, user
-from .web.maintenance import Maintenance, MaintenanceStats, MaintenanceSwitched
+from .web.maintenance import Maintenance, MaintenanceStats
 from .web.request import Request
 
 __all__ = [
     "Maintenance",
     "MaintenanceStats",
-    "MaintenanceSwitched",
     "Request",
     "ResilienceMiddleware",
     "TrustedProxies",

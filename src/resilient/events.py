@@ -34,6 +34,7 @@ __all__ = [
     "Event",
     "FallbackUsed",
     "Listener",
+    "MaintenanceSwitched",
     "RefreshFailed",
     "RetriesExhausted",
     "RetryScheduled",
@@ -159,6 +160,15 @@ class RefreshFailed(Event):
     """A background refresh of a cache ended in *error*; the old value goes on being served."""
 
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceSwitched(Event):
+    """Maintenance mode was switched *on*, for *seconds* (None: without an end), or off."""
+
+    on: bool
+    seconds: float | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

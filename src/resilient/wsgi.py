@@ -5,14 +5,13 @@ from __future__ import annotations
 from .web.addresses import TrustedProxies
 from .web.deadlines import deadline_headers
 from .web.keys import api_key, client_address, combined, route, user
-from .web.maintenance import Maintenance, MaintenanceStats, MaintenanceSwitched
+from .web.maintenance import Maintenance, MaintenanceStats
 from .web.request import Request
 from .web.wsgi import ResilienceMiddleware
 
 __all__ = [
     "Maintenance",
     "MaintenanceStats",
-    "MaintenanceSwitched",
     "Request",
     "ResilienceMiddleware",
     "TrustedProxies",

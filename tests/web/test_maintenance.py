@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.web.support import WORLDS, World
 
-from resilient.asgi import Maintenance, MaintenanceSwitched, Request
+from resilient.asgi import Maintenance, Request
+from resilient.events import MaintenanceSwitched
 from resilient.testing import FakeClock, capture_events
 from resilient.web.maintenance import MaintenanceStats
 

@@ -14,26 +14,17 @@ from ..engine.clock import MONOTONIC
 from ..engine.fork import renew_after_fork
 from ..engine.window import Tally
 from ..errors import MaintenanceError
-from ..events import Announcer, Event, Listener
+from ..events import Announcer, Listener, MaintenanceSwitched
 from ..typing import Clock, Seconds
 from .addresses import NetworkLike, Networks
 from .paths import several_paths
 from .problem import Answer, answer, problem
 from .request import Request
 
-__all__ = ["Maintenance", "MaintenanceStats", "MaintenanceSwitched"]
+__all__ = ["Maintenance", "MaintenanceStats"]
 
 Allowed: TypeAlias = NetworkLike | Callable[[Request], bool]
 """Who is let in all the same: a network, or a predicate of the request."""
-
-
-@dataclass(frozen=True, slots=True)
-class MaintenanceSwitched(Event):
-    """Maintenance mode was switched *on*, for *seconds* (None: without an end), or off."""
-
-    on: bool
-    seconds: float | None
-    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
