@@ -241,9 +241,8 @@ class _LoopStore:
         try:
             await connection.connect()
         except BaseException:
-            await connection.disconnect(
-                nowait=True
-            )  # one cancelled in the middle of its greeting is still open
+            # One cancelled in the middle of its greeting is still open.
+            await connection.disconnect(nowait=True)
             raise
         return connection
 
