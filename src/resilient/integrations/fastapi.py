@@ -9,10 +9,10 @@ from http import HTTPStatus
 from typing import Any, Final, Unpack
 
 from ..engine import params
-from ..policies.rate_limiter.decision import Decision
+from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..web.asgi import ResilienceMiddleware, close_code, deniable
-from ..web.door import Words, limited
+from ..web.door import Words
 from ..web.headers import Dialect, Fields, RateFields
 from ..web.keys import Key, client_address
 from ..web.notes import answer_inside, fresh_notes, notes_of
@@ -90,7 +90,7 @@ class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/m
         notes.tell(decision, self._fields[notes.dialect].of(decision))
         own = notes.fields if around is None else []  # what is around the app tells the rest
         if not decision.allowed:
-            notes.refusal = limited(self._limiter, decision)
+            notes.refusal = refusal(self._limiter.name, decision)
             raise _http_error(notes.refusal, own, connection) from notes.refusal
         for name, value in own:
             response.headers.append(name, value)

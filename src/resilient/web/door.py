@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 from ..engine import params
-from ..errors import MaintenanceError, RateLimitedError, RejectedError, ResilientError
-from ..policies.rate_limiter.decision import Decision
+from ..errors import MaintenanceError, RejectedError, ResilientError
+from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..typing import Seconds
 from .addresses import NetworkLike, TrustedProxies, proxies_of
@@ -38,7 +37,6 @@ __all__ = [
     "Visit",
     "Waits",
     "Words",
-    "limited",
     "outcome",
     "words_of",
 ]
@@ -244,7 +242,7 @@ class Visit:
             decision = await self._waits.hit(limit.limiter, key)
             self._notes.tell(decision, limit.fields.of(decision))
             if not decision.allowed:
-                raise limited(limit.limiter, decision)
+                raise refusal(limit.limiter.name, decision)
         if door.shed is not None:
             place = door.shed.calling()
             await self._waits.enter(place)
@@ -288,13 +286,3 @@ class Visit:
             answer = problem(error, self.fields)
         # Its fields are those that GET would get.
         return answer._replace(body=b"") if self._request.method == "HEAD" else answer
-
-
-def limited(limiter: RateLimiter, decision: Decision) -> RateLimitedError:
-    """Return the refusal of a request that *limiter* has denied by *decision*."""
-    return RateLimitedError(
-        f"rate limit {decision.quota!r} is used up",
-        policy=limiter.name,
-        retry_after=decision.retry_after if decision.retry_after < math.inf else None,
-        decision=decision,
-    )

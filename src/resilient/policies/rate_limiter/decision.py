@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
+from ...errors import RateLimitedError
 from .quota import Quota
 
-__all__ = ["ROUNDING", "Decision", "Source"]
+__all__ = ["ROUNDING", "Decision", "Source", "refusal"]
 
 ROUNDING: Final = 1e-3
 """The part of a permit by which sums of seconds may miss it, so that the last of a bucket is not lost."""
@@ -98,3 +100,15 @@ class Decision(_Fields):
 
 def _restored(*fields: Any) -> Decision:
     return Decision(*fields)
+
+
+def refusal(policy: str, decision: Decision) -> RateLimitedError:
+    """Return what the limiter *policy* raises where it has denied a call by *decision*."""
+    wait = decision.retry_after
+    when = f"next try in {wait:.3g} s" if wait < math.inf else f"it never has more than {decision.limit}"
+    return RateLimitedError(
+        f"rate limit {decision.quota!r} is used up: {when}",
+        policy=policy,
+        retry_after=wait if wait < math.inf else None,
+        decision=decision,
+    )

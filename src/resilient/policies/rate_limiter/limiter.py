@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -13,12 +12,11 @@ from ...engine.deadline import time_left
 from ...engine.drive.entries import entry
 from ...engine.policy import Policy
 from ...engine.shape import Shape
-from ...errors import RateLimitedError
 from ...events import Announcer
 from ...typing import Clock, Seconds
 from .algorithms import STRATEGIES
 from .book import Book, open_book
-from .decision import Decision
+from .decision import Decision, refusal
 from .keys import key_maker
 from .ladder import LOCAL, Ladder, Outage
 from .quota import Quota, Rate, quotas_of
@@ -262,7 +260,7 @@ class RateLimiter(Policy):
         else:
             decision = self._desk.decide(key, cost, self._patience())
         if not decision.allowed:
-            raise self._refusal(decision)
+            raise refusal(self._name, decision)
         if decision.retry_after > 0.0:
             try:
                 sleep(decision.retry_after, self._sleep)
@@ -289,7 +287,7 @@ class RateLimiter(Policy):
         else:
             decision = await self._desk.adecide(key, cost, self._patience())
         if not decision.allowed:
-            raise self._refusal(decision)
+            raise refusal(self._name, decision)
         if decision.retry_after > 0.0:
             try:
                 await asleep(decision.retry_after, self._sleep)
@@ -392,13 +390,6 @@ class RateLimiter(Policy):
     def _patience(self) -> float:
         left = time_left()
         return self.max_wait if left is None else max(0.0, min(self.max_wait, left))
-
-    def _refusal(self, decision: Decision) -> RateLimitedError:
-        wait = decision.retry_after
-        when = f"next try in {wait:.3g} s" if wait < math.inf else f"it never has more than {decision.limit}"
-        message = f"rate limit {decision.quota!r} is used up: {when}"
-        retry_after = wait if wait < math.inf else None
-        return RateLimitedError(message, policy=self._name, retry_after=retry_after, decision=decision)
 
 
 class _Entry:
