@@ -27,6 +27,7 @@ FRAMEWORKS = (
     "sqlalchemy",
     "starlette",
     "trio",
+    "valkey",
 )
 
 
@@ -89,26 +90,53 @@ def test_asyncio_is_all_the_concurrency_it_starts():
     assert python(code).split() == ["1"]
 
 
-@pytest.mark.parametrize("absent", ["redis", "limits.aio", "httpx"])
+@pytest.mark.parametrize("absent", ["redis", "httpx"])
 def test_works_without_extras(absent):
     """Without what only an extra installs, everything that needs no extra imports and works."""
     code = f"""
     import sys
+    sys.modules[{absent!r}] = None  # as if it were not installed
+    from resilient import Cache, CircuitBreaker, Fallback, Pipeline, RateLimiter, Retry, Timeout
 
-    class Absent:
-        def find_spec(self, name, path=None, target=None):
-            if name == {absent!r} or name.startswith({absent + "."!r}):
-                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-    sys.meta_path.insert(0, Absent())
-    from resilient import Cache, CircuitBreaker, Fallback, Pipeline, Retry, Timeout
-
+    limiter = RateLimiter("5/minute")
     guard = Pipeline(
-        Fallback(0), Cache("c", ttl=1), Retry(on=OSError), CircuitBreaker("b"), Timeout(1)
+        Fallback(0), Cache("c", ttl=1), Retry(on=OSError), CircuitBreaker("b"), limiter, Timeout(1)
     )
-    print(guard(lambda: 42)(), {absent!r} in sys.modules)
+    print(guard(lambda: 42)())
     """
-    assert python(code).split() == ["42", "False"]
+    assert python(code).split() == ["42"]
+
+
+@pytest.mark.parametrize("uri", ["redis://127.0.0.1", "valkey://127.0.0.1", "redis+cluster://127.0.0.1:1"])
+def test_shared_limit_without_its_client_says_what_to_install(uri):
+    """When the limiter is made, not when the first call comes."""
+    code = f"""
+    import sys
+    sys.modules["redis"] = None
+    from resilient import RateLimiter
+
+    try:
+        RateLimiter("5/minute", name="door", storage={uri!r})
+    except ModuleNotFoundError as exc:
+        print(exc, exc.name, sep="\\n")
+    """
+    message, name = python(code).splitlines()
+    assert message == "storage on Redis or Valkey needs the client: pip install 'resilient-py[redis]'"
+    assert name == "redis"
+
+
+def test_limiter_in_memory_loads_nothing_for_shared_limits():
+    """What speaks to a store is brought in by the first limiter on one."""
+    code = """
+    import sys
+    from resilient import RateLimiter
+
+    RateLimiter("5/minute").hit()
+    print([name for name in sys.modules if name.startswith("resilient.fleet")])
+    RateLimiter("5/minute", name="door", storage="redis://127.0.0.1:1")
+    print("resilient.fleet" in sys.modules)
+    """
+    assert python(code).split() == ["[]", "True"]
 
 
 def test_knows_its_version():

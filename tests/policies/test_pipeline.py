@@ -94,7 +94,10 @@ def test_message_says_what_to_move(outer: Maker, inner: Maker, reason: str):
     text = str(caught.value)
     assert f"{one.kind} {one.name!r} must not be outside {culprit.kind} {culprit.name!r}" in text
     assert f"put {culprit.kind} outside {one.kind}" in text
-    assert "outermost first: Fallback > Cache > deadline > Retry > CircuitBreaker > RateLimiter > Timeout" in text
+    assert (
+        "outermost first: Fallback > Cache > deadline > Retry > CircuitBreaker > RateLimiter > Timeout"
+        in text
+    )
     assert "Pipeline(..., order='as-given')" in text
 
 
