@@ -135,15 +135,15 @@ async def _enter(visit: Visit, request: HttpRequest) -> None:
     try:
         await visit.enter()
     except SynchronousOnlyOperation:
-        # A key has asked for the user, who comes from the database. Asked for once in a thread, as Django
-        # does with what is synchronous, the user is at hand.
+        # A key has asked for the user, who comes from the database. Once asked for in a thread, which is how
+        # Django calls what is synchronous, the user is at hand.
         visit.leave()
         await sync_to_async(_load_user)(request)
         await visit.enter()
 
 
 def _load_user(request: HttpRequest) -> None:
-    bool(request.user.is_authenticated)
+    bool(getattr(request, "user", None))
 
 
 def _response(answer: Answer) -> HttpResponse:
