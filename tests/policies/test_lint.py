@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 from tenacity import wait_fixed, wait_random
 
-from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, Timeout, deadline
+from resilient import (
+    Cache,
+    Calls,
+    CircuitBreaker,
+    Fallback,
+    Pipeline,
+    RateLimiter,
+    Retry,
+    Timeout,
+    deadline,
+)
 
 
 def sane() -> Pipeline:
@@ -154,3 +164,18 @@ def test_hanging_calls_that_are_never_counted(outer):
 def test_hanging_calls_that_are_counted_or_not_cut_off(policies):
     """A limit inside, `slow_after`, and nothing outside that cuts calls off are fine."""
     assert "hang-never-seen" not in found(*policies)
+
+
+def test_wait_for_a_turn_that_the_breaker_takes_for_slowness():
+    """A limiter inside a breaker may have its calls wait longer than the breaker calls slow."""
+    breaker = CircuitBreaker("rates", slow_after=1.0)
+    message = found(breaker, RateLimiter("5/second", name="quota", max_wait=2))["wait-taken-for-slowness"]
+    assert "RateLimiter 'quota' may have a call wait 2 s" in message
+    assert "CircuitBreaker 'rates' around it calls a call slow after 1 s" in message
+
+    for sane_pair in (
+        (breaker, RateLimiter("5/second", max_wait=0.9)),
+        (CircuitBreaker("untimed"), RateLimiter("5/second", max_wait=2)),
+        (RateLimiter("5/second", max_wait=2), breaker),
+    ):
+        assert "wait-taken-for-slowness" not in found(*sane_pair)

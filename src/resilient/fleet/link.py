@@ -22,6 +22,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ..engine import params
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import TaskWaiter, ThreadWaiter
 from ..engine.workers import Job, Workers
@@ -52,6 +53,21 @@ class Link:
         self._loops: dict[asyncio.AbstractEventLoop, _LoopStore] = {}
         self.after_fork()
         renew_after_fork(self)
+
+    def check(self) -> None:
+        """Refuse an address that no connection could ever be made of, as far as that can be told by itself.
+
+        Raises:
+            ValueError: an option in it is unknown to the client, or has a bad value.
+        """
+        if "+cluster:" in self._uri:
+            return  # to open one is to ask it
+        try:
+            self._open().get_connection().connection_pool.make_connection()
+        except (TypeError, ValueError) as exc:
+            rule = f"must have options that the client knows ({exc})"
+            # Without the rest: it may hold a password.
+            params.refuse(ValueError, "storage", rule, self._uri.partition("://")[0] + "://…")
 
     def hold(self, conversation: Conversation[R]) -> R:
         """Hold *conversation* with the store, from a thread."""
@@ -91,7 +107,8 @@ class Link:
             self._idle.pop()[0].disconnect()
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop."""
+        """Close the connections of the running event loop, and those of `close`."""
+        self.close()
         store = self._loops.pop(asyncio.get_running_loop(), None)
         if store is not None:
             await store.aclose()
@@ -283,7 +300,9 @@ def link_to(uri: str, timeout: float) -> Link:
     with _links_lock:
         link = _links.get((uri, timeout))
         if link is None:
-            link = _links[uri, timeout] = Link(uri, timeout)
+            link = Link(uri, timeout)
+            link.check()
+            _links[uri, timeout] = link
         return link
 
 

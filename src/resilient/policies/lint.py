@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..engine.policy import Policy
 from .backoff import longest_waits
 from .circuit_breaker.breaker import CircuitBreaker
+from .rate_limiter.limiter import RateLimiter
 from .retry import Retry
 from .timeout import Deadline, Timeout
 
@@ -39,6 +40,7 @@ def lint(layers: Sequence[Policy]) -> tuple[Finding, ...]:
         _window_below_timeout,
         _slow_never_seen,
         _hang_never_seen,
+        _wait_taken_for_slowness,
         _nested_retries,
     )
     return tuple(finding for check in checks for finding in check(layers))
@@ -112,6 +114,20 @@ def _hang_never_seen(layers: Sequence[Policy]) -> Iterator[Finding]:
                 f"{whose} ends a call that hangs after {total:g} s, which CircuitBreaker {layer.name!r} "
                 "inside it never counts; put a Timeout inside the breaker, or give it slow_after",
             )
+
+
+def _wait_taken_for_slowness(layers: Sequence[Policy]) -> Iterator[Finding]:
+    for position, layer in enumerate(layers):
+        if not isinstance(layer, CircuitBreaker) or (slow := layer.rules.slow_after) is None:
+            continue
+        for inner in layers[position + 1 :]:
+            if isinstance(inner, RateLimiter) and inner.max_wait >= slow:
+                yield Finding(
+                    "wait-taken-for-slowness",
+                    f"RateLimiter {inner.name!r} may have a call wait {inner.max_wait:g} s for its turn, "
+                    f"CircuitBreaker {layer.name!r} around it calls a call slow after {slow:g} s: it would "
+                    "open for waits that say nothing about the dependency",
+                )
 
 
 def _nested_retries(layers: Sequence[Policy]) -> Iterator[Finding]:

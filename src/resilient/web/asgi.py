@@ -53,8 +53,8 @@ class ResilienceMiddleware:
     Args:
         app: the ASGI app.
         rate_limit: a `RateLimiter`; a rate such as "100/minute"; or a mapping of path patterns to either. The
-            exact path wins, then the longest "/prefix/*", then "*"; one limit applies to each request. Nobody
-            waits: a limiter's `max_wait` and `key` are for calls. None: no limit.
+            exact path wins, then the longest `"/prefix/*"`, then `"*"`; one limit applies to each request.
+            Nobody waits: a limiter's `max_wait` and `key` are for calls. None: no limit.
         key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
         shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
             failures, and of clients that have left as abandonments. None: nothing is shed.

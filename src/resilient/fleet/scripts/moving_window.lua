@@ -53,7 +53,11 @@ end
 
 local function write(state)
   local now = string.format('%.0f', state.now)
-  for _ = 1, state.fresh do redis.call('LPUSH', state.key, now) end
+  for first = 1, state.fresh, 1000 do
+    local some = {}
+    for i = 1, math.min(state.fresh - first + 1, 1000) do some[i] = now end
+    redis.call('LPUSH', state.key, unpack(some))
+  end
   -- More than its amount a window cannot remember: then it is full until the last of them is over.
   redis.call('LTRIM', state.key, 0, state.quota.amount - 1)
   redis.call('PEXPIRE', state.key, math.ceil(state.quota.window / 1000))

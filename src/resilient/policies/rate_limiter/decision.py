@@ -40,8 +40,9 @@ class Decision(_Fields):
     Attributes:
         allowed: whether the permits were taken.
         reset_after: seconds until all permits of the tightest quota are there again.
-        retry_after: 0 where allowed; else seconds until the same call would be, if nobody else takes its
-            place; `math.inf` where it asks for more than there ever is.
+        retry_after: where denied, seconds until the same call would be allowed if nobody else takes its
+            place, `math.inf` where it asks for more than there ever is; where allowed, the seconds that
+            `acquire` has waited, or 0.
         key: whose permits they are.
         cost: how many permits were asked for; of a decision under a lease, how many were taken here.
 

@@ -79,7 +79,8 @@ class RateLimiter(Policy):
     forgotten what was used, and while it is away, the processes together let in the rate once more.
 
     Args:
-        rate: "100/minute", "5 per 10 seconds", a `limits.RateLimitItem`, or a sequence of them.
+        rate: "100/minute", "5 per 10 seconds", "10/second; 100/minute", a `limits.RateLimitItem`, or a
+            sequence of them.
         burst: permits a token bucket holds; at least 1; with one rate only. None: the amount of the rate.
         name: in errors, events, statistics, header fields and the keys of a shared store, which needs it to
             be given. None: the rate.
@@ -366,7 +367,7 @@ class RateLimiter(Policy):
         self._desk.close()
 
     async def aclose(self) -> None:
-        """Do as `close`, for the connections of the running event loop."""
+        """Do as `close`, and close the connections of the running event loop, too."""
         await self._desk.aclose()
 
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:

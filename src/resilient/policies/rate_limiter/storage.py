@@ -36,7 +36,7 @@ def storage_uri(storage: object) -> str | None:
     scheme = scheme.replace("valkeys", "rediss").replace("valkey", "redis")
     if scheme not in _SHARED or not colon:
         # The rest of it may hold a password.
-        rule = f"must be memory:// or begin with one of {', '.join(sorted(_SHARED))}"
+        rule = f"must be memory:// or begin with one of {', '.join(sorted(_SHARED))}, or the same of valkey"
         params.refuse(ValueError, "storage", rule, scheme + colon + "…" if colon else "text without ://")
     if (lacking := _lacking(scheme, rest)) is not None:
         params.refuse(ValueError, "storage", lacking, f"{scheme}://…")
