@@ -1,0 +1,1 @@
+"""The same small orders service on FastAPI, Flask and Django."""
