@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from examples.shop.figures import FAULT, Run, Span, good_answers, percentile
 from examples.shop.incident import GOOD_WITHIN, Incident, Outcome, Settings
+from examples.shop.processes import cores
 from examples.shop.report.page import Played
 from examples.shop.scenario import Tell
 from examples.shop.timing import scaled
@@ -35,6 +37,10 @@ class Display:
     def prepare(self, incident: Incident) -> None:
         """Say what is next."""
         self._console.print(f"\n[bold]Incident {incident.key.upper()}: {incident.title}[/]")
+        load, processors = os.getloadavg()[0], cores()
+        if load > processors:
+            busy = f"This machine has other things to do (load {load:.1f}, {processors:g} processors)"
+            self._console.print(f"[yellow]{busy}: what is slow may be slow for that.[/]")
 
     @contextmanager
     def playing(self, incident: Incident, settings: Settings) -> Iterator[Tell]:

@@ -33,6 +33,8 @@ from resilient.errors import RejectedError
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
 PROTECTIONS = ("calls", "door")
 _GRACE = 1
+# Longer than httpx keeps idle connections, or a call may meet one that is being closed.
+_KEEP_ALIVE = 30
 
 
 def application(routes: Sequence[BaseRoute]) -> Starlette:
@@ -77,7 +79,10 @@ async def serve(name: str, protections: Collection[str], listener: socket.socket
     async with httpx.AsyncClient(transport=transport, timeout=None) as http:
         routes = module.routes(calls_class(protections)(http, urls))
         app = behind_door(application(routes), name, protections)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE))
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=_GRACE, timeout_keep_alive=_KEEP_ALIVE
+        )
+        server = uvicorn.Server(config)
         when_parent_leaves(lambda: setattr(server, "should_exit", True))
         await server.serve(sockets=[listener])
 

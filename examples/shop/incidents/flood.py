@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -32,8 +33,8 @@ from examples.shop.words import seconds, share
 
 CALM_RATE = 200.0
 FLOOD_RATE = 2000.0
-# The flood is this many times what the shop can answer on this machine.
-OVERLOAD = 1.5
+# The flood is this many times what can be answered on this machine.
+OVERLOAD = 1.2
 
 OWN_SERVICES = ("frontend", "catalogue", "currency", "checkout")
 
@@ -162,24 +163,26 @@ class Flood(Incident):
         """Describe the door's limiter."""
         limiter = door.per_client(_scale(settings))
         [quota] = limiter.quotas
-        return [{"kind": limiter.kind, **asdict(quota)}]
+        return [{"kind": limiter.kind, **quota._asdict()}]
 
 
 async def _capacity(shop: Shop, http: httpx.AsyncClient) -> float:
-    """Return how many requests a second the shop could answer if it had the machine to itself.
+    """Return how many requests a second the machine could ask and answer if it did nothing else.
 
-    By the processor time that an answer takes of each service, a process on one core each: how many were
-    answered by the clock says at least as much of what else the machine was doing.
+    By the processor time that an answer takes of each process, and each is on one core at a time. How many
+    were answered by the clock would tell as much of what else the machine was doing.
     """
-    before = await _cpu_seconds(shop, http)
+    before = await _processor_times(shop, http)
     answers = await without_a_pause(shop.urls["frontend"], at_once=16, for_seconds=2)
-    after = await _cpu_seconds(shop, http)
-    used = [after[name] - before[name] for name in after]
+    after = await _processor_times(shop, http)
+    used = [end - start for start, end in zip(before, after, strict=True)]
     return answers / max(*used, sum(used) / cores())
 
 
-async def _cpu_seconds(shop: Shop, http: httpx.AsyncClient) -> dict[str, float]:
-    return {name: (await http.get(url + "/healthz")).json()["cpu"] for name, url in shop.urls.items()}
+async def _processor_times(shop: Shop, http: httpx.AsyncClient) -> list[float]:
+    """Return the seconds that each service has used up, and this process, which plays the customers."""
+    health = [(await http.get(url + "/healthz")).json() for url in shop.urls.values()]
+    return [*(answer["cpu"] for answer in health), time.process_time()]
 
 
 def _duration(spans: Sequence[Span]) -> tuple[float, float]:
