@@ -13,7 +13,18 @@ import pybreaker
 import pytest
 from tests.contract.forms import FORMS, STREAMS, Form
 
-from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, Timeout, deadline, time_left
+from resilient import (
+    Cache,
+    Calls,
+    CircuitBreaker,
+    Fallback,
+    Pipeline,
+    RateLimiter,
+    Retry,
+    Timeout,
+    deadline,
+    time_left,
+)
 from resilient.engine.policy import Policy
 from resilient.testing import FakeClock
 
@@ -30,6 +41,17 @@ class UnrelatedError(Exception):
 
 class HeardByPybreaker(pybreaker.CircuitBreakerListener):
     """A listener that makes a breaker take the path on which every call is announced."""
+
+
+class Ticking:
+    """A clock that moves on a little with each look."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
+    def __call__(self) -> float:
+        self._clock.advance(0.02)
+        return self._clock()
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,16 @@ class Mode:
         return not self.takes_streams
 
 
+PLENTY = "1000000/second"  # a rate that nothing here uses up
+
+
+def _waiting_limiter(clock: FakeClock) -> RateLimiter:
+    """Return a limiter that has every call wait; time passes meanwhile, and nothing is written down."""
+    limiter = RateLimiter("1/second", max_wait=10.0, clock=clock, sleep=clock.advance)
+    limiter.hit()
+    return limiter
+
+
 def _pipeline(clock: FakeClock) -> Pipeline:
     return Pipeline(
         Fallback("instead", on=KeyError),
@@ -56,6 +88,7 @@ def _pipeline(clock: FakeClock) -> Pipeline:
         deadline(60.0),
         Retry(on=UpstreamError, attempts=3, sleep=clock.sleep, clock=clock),
         CircuitBreaker("dependency", clock=clock),
+        RateLimiter(PLENTY, clock=clock),
         Timeout(30.0),
     )
 
@@ -76,8 +109,25 @@ BREAKERS = (
     ),
 )
 
+LIMITERS = (
+    *(
+        Mode(
+            f"rate-limiter-{strategy}",
+            lambda clock, strategy=strategy: RateLimiter(PLENTY, strategy=strategy, clock=clock),
+        )
+        for strategy in ("token-bucket", "fixed-window", "sliding-window-counter")
+    ),
+    # It remembers each call of its window, so that is to be over soon.
+    Mode(
+        "rate-limiter-moving-window",
+        lambda clock: RateLimiter("100/second", strategy="moving-window", clock=Ticking(clock)),
+    ),
+    Mode("rate-limiter-waiting", _waiting_limiter),
+)
+
 MODES = (
     *BREAKERS,
+    *LIMITERS,
     Mode(
         "breaker-with-fallback",
         lambda clock: CircuitBreaker("b", on=KeyError, fallback="instead", clock=clock),

@@ -11,6 +11,7 @@ import pytest
 from tests.contract.forms import COROUTINE, PLAIN, Driver, Form
 from tests.contract.policies import (
     BREAKERS,
+    LIMITERS,
     Mode,
     UnrelatedError,
     UpstreamError,
@@ -21,8 +22,8 @@ from tests.contract.policies import (
     open_circuits,
 )
 
-from resilient import Cache
-from resilient.errors import CircuitOpenError, RejectedError
+from resilient import Cache, RateLimiter
+from resilient.errors import CircuitOpenError, RateLimitedError, RejectedError
 from resilient.testing import FakeClock
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
@@ -128,13 +129,29 @@ def test_rejected_call_does_not_reach_the_function(
     guarded = form.guard(breaker, body)
     open_circuits(breaker)
 
-    errors = [_refusal(drive, form, guarded) for _ in range(2)]
+    errors = [_refusal(CircuitOpenError, drive, form, guarded) for _ in range(2)]
 
     assert not body.raised
     assert errors[0] is not errors[1]
 
 
-def _refusal(drive: Driver, form: Form, guarded: Any) -> RejectedError:
-    with pytest.raises(CircuitOpenError) as caught:
+@each_case(modes=LIMITERS)
+def test_call_over_the_limit_does_not_reach_the_function(
+    mode: Mode, form: Form, clock: FakeClock, drive: Driver
+) -> None:
+    """A limit that is used up raises a new RateLimitedError each time, at the first step of a stream."""
+    limiter, body = mode.make(clock), Raising(UpstreamError)
+    assert isinstance(limiter, RateLimiter)
+    guarded = form.guard(limiter, body)
+    limiter.settle(limiter.acquire(), 10**9)
+
+    errors = [_refusal(RateLimitedError, drive, form, guarded) for _ in range(2)]
+
+    assert not body.raised
+    assert errors[0] is not errors[1]
+
+
+def _refusal(kind: type[RejectedError], drive: Driver, form: Form, guarded: Any) -> RejectedError:
+    with pytest.raises(kind) as caught:
         drive(form, guarded, "argument")
     return caught.value

@@ -15,6 +15,7 @@ from resilient import (
     Fallback,
     Pipeline,
     PipelineOrderError,
+    RateLimiter,
     Retry,
     Timeout,
     deadline,
@@ -49,6 +50,11 @@ def breaker() -> CircuitBreaker:
     return CircuitBreaker("breaker")
 
 
+def limiter() -> RateLimiter:
+    """Return a limiter."""
+    return RateLimiter("1000/second", name="limiter")
+
+
 def timeout() -> Timeout:
     """Return a limit for one attempt."""
     return Timeout(5)
@@ -69,6 +75,7 @@ MISTAKES = [
     (breaker, answering_breaker, "would count as a success of the dependency"),
     (breaker, cache, "cached answers would count as successes"),
     (breaker, retry, "one result for several attempts"),
+    (limiter, retry, "one permit would cover several attempts"),
     (timeout, breaker, "never see that the dependency is slow"),
 ]
 Maker = Callable[[], Policy]

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -243,6 +244,15 @@ def test_settle_takes_more_than_there_is_and_later_calls_wait(clock: FakeClock, 
     assert (denied.allowed, denied.remaining) == (False, 0)
     clock.advance(denied.retry_after)
     assert limiter.hit()
+
+
+@each_strategy
+def test_dearest_of_calls_costs_no_room(clock: FakeClock, strategy: str):
+    """A mistake in a cost must not take the memory of the machine."""
+    limiter = limiter_of("10/minute", clock, strategy=strategy)
+    limiter.settle(limiter.hit(), 10**9)
+
+    assert sys.getsizeof(limiter._book.shelf.find("")) < 1_000
 
 
 def test_token_bucket_pays_every_permit_of_a_dear_call(clock: FakeClock):

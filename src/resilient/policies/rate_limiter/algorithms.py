@@ -227,8 +227,8 @@ class MovingWindow(_OneQuota):
 
     def take(self, state: list[float] | None, now: float, cost: int) -> list[float]:
         taken = self._live(state, now)
-        taken.extend([now] * cost)
         # More than its amount a window cannot remember: then it is full until the last of them is over.
+        taken.extend([now] * min(cost, self.quota.amount))
         del taken[: -self.quota.amount]
         return taken
 
