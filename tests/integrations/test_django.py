@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.utils.asyncio import async_unsafe
 from tests.integrations import django_site as site
 from tests.web.servers import connection, eventually, fetch, uvicorn_serving, wsgiref_serving
@@ -265,7 +265,7 @@ class TestKeys:
 
     def test_key_needs_a_request(self) -> None:
         """A limiter around something else says what is missing."""
-        with pytest.raises(TypeError, match="must hold an HttpRequest"):
+        with pytest.raises(TypeError, match="must hold a request"):
             request_key(client_address())(1, who="ann")
 
     def test_key_works_without_the_middleware(self) -> None:
@@ -274,6 +274,20 @@ class TestKeys:
         request.META = {"REMOTE_ADDR": "192.0.2.1", "HTTP_X_FORWARDED_FOR": "198.51.100.1"}
 
         assert request_key(client_address())(request) == "192.0.2.1"
+
+    def test_request_may_be_wrapped(self) -> None:
+        """Django REST framework hands its views a request of its own."""
+
+        class Wrapped:
+            def __init__(self, request: Any) -> None:
+                self._request = request
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._request, name)
+
+        wrapped = Wrapped(RequestFactory().get("/", REMOTE_ADDR="192.0.2.1"))
+
+        assert request_key(client_address())(object(), wrapped, pk=1) == "192.0.2.1"
 
     def test_bad_key_is_named(self) -> None:
         """At once."""

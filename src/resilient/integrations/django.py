@@ -236,17 +236,18 @@ def request_key(key: Key) -> Callable[..., str | None]:
         key: makes the key; None from it lets the call in uncounted.
 
     Returns:
-        A function for `RateLimiter(key=...)`, of arguments among which there is an `HttpRequest`.
+        A function for `RateLimiter(key=...)`, of arguments among which there is a request.
 
     Raises:
-        TypeError: *key* is no ordinary function; from the function, there is no `HttpRequest`.
+        TypeError: *key* is no ordinary function; from the function, there is no request.
     """
     params.plain_function("key", key)
 
     def of_request(*args: Any, **kwargs: Any) -> str | None:
-        request = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, HttpRequest)), None)
+        # Not by its class: that of Django REST framework stands for Django's.
+        request = next((arg for arg in (*args, *kwargs.values()) if hasattr(arg, "META")), None)
         if request is None:
-            params.refuse(TypeError, "the arguments of a call", "must hold an HttpRequest", args)
+            params.refuse(TypeError, "the arguments of a limited view", "must hold a request", args)
         return key(_facts(request, believed(_raw(request))))
 
     return of_request
@@ -265,7 +266,7 @@ class _Django(Request):
     """What a request of Django's knows beside the scope or environ, as attributes of a `Request`.
 
     Attributes:
-        django: the `HttpRequest`.
+        django: Django's own request.
     """
 
     __slots__ = ()
