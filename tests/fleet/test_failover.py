@@ -34,13 +34,6 @@ def sentinels() -> Iterator[SentinelFleet]:
         yield fleet
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[ClusterFleet]:
-    """Three nodes that share the slots."""
-    with ClusterFleet() as fleet:
-        yield fleet
-
-
 @contextmanager
 def flowing(uri: str, name: str, rate: object = f"{LIMIT}/hour") -> Iterator[tuple[RateLimiter, Traffic]]:
     """Let requests flow as long as the block lasts, at first for half a second without a fault."""

@@ -109,14 +109,14 @@ def test_keys_of_one_decision_are_on_one_node(empty_valkey: ValkeyServer, strate
 
 
 @pytest.mark.slow
-def test_cluster_takes_hostile_keys_with_several_rates():
+def test_cluster_takes_hostile_keys_with_several_rates(cluster: ClusterFleet):
     """No key's braces send the parts of a decision to different nodes."""
-    with ClusterFleet() as cluster:
-        limiter = limiter_on(cluster.uri, rate=["3/hour", "4/day"])
-        for key in HOSTILE:
-            decisions = [limiter.hit(key) for _ in range(4)]
-            assert [decision.allowed for decision in decisions] == [True, True, True, False], repr(key)
-            assert {decision.rung for decision in decisions} == {"shared"}, repr(key)
+    limiter = limiter_on(cluster.uri, rate=["3/hour", "4/day"])
+
+    for key in HOSTILE:
+        decisions = [limiter.hit(key) for _ in range(4)]
+        assert [decision.allowed for decision in decisions] == [True, True, True, False], repr(key)
+        assert {decision.rung for decision in decisions} == {"shared"}, repr(key)
 
 
 def test_two_strategies_of_one_name_and_key_do_not_collide(empty_valkey: ValkeyServer):
