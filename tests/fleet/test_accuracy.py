@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.fleet.leftovers import Keep, assert_tidy
@@ -43,6 +46,52 @@ def test_four_processes_let_through_exactly_the_limit(
     assert sums["shared"] == 4 * 8 * 25
     assert limiter_on(empty_valkey, strategy).peek().remaining == 0
     assert_tidy(empty_valkey, HOUR)
+
+
+def test_threads_and_loops_of_one_process_count_together(empty_valkey: ValkeyServer):
+    """One limiter, three event loops and three threads at once: 540 attempts, 500 are let through."""
+    limiter = limiter_on(empty_valkey, "token-bucket")
+    allowed: list[bool] = []
+
+    async def work() -> None:
+        allowed.append((await limiter.ahit()).allowed)
+
+    async def loop() -> None:
+        for _ in range(9):
+            await asyncio.gather(*(work() for _ in range(10)))
+        await limiter.aclose()
+
+    def thread() -> None:
+        allowed.extend([limiter.hit().allowed for _ in range(90)])
+
+    with ThreadPoolExecutor(6) as pool:
+        calls = [pool.submit(call) for call in [lambda: asyncio.run(loop()), thread] * 3]
+    for call in calls:
+        call.result()
+
+    assert (len(allowed), sum(allowed)) == (540, LIMIT)
+
+
+def test_forked_processes_count_together(empty_valkey: ValkeyServer):
+    """Servers load an app and fork: no child says a word on its parent's connections."""
+    program = (
+        "import os, sys\n"
+        "from resilient import RateLimiter\n"
+        f"limiter = RateLimiter({RATE!r}, name='door', storage=sys.argv[1], decision_timeout=10.0)\n"
+        "limiter.hit()\n"
+        "children = []\n"
+        "for _ in range(4):\n"
+        "    if not (child := os.fork()):\n"
+        "        decisions = [limiter.hit() for _ in range(40)]\n"
+        "        os._exit(not all(one.allowed and one.rung == 'shared' for one in decisions))\n"
+        "    children.append(child)\n"
+        "decisions = [limiter.hit() for _ in range(40)]\n"
+        "assert all(one.allowed and one.rung == 'shared' for one in decisions)\n"
+        "sys.exit(any(os.waitpid(child, 0)[1] for child in children))\n"
+    )
+    subprocess.run([sys.executable, "-c", program, empty_valkey.url], check=True, timeout=30)
+
+    assert limiter_on(empty_valkey, "token-bucket").peek().remaining == LIMIT - 1 - 5 * 40
 
 
 @each_strategy

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.fleet.leftovers import assert_tidy
+from tests.support.hammer import Hammers, Job, total
 from tests.support.tcp_proxy import Latency, ResetPeer, Slicer, TcpProxy, Timeout
 from tests.support.traffic import Traffic
 from tests.support.valkey import ValkeyServer
@@ -230,6 +231,35 @@ def test_server_that_comes_late_is_found(valkey: ValkeyServer):
     play.assert_nobody_felt_it()
     for key, admitted in play.traffic.admitted().items():
         assert LIMIT <= admitted <= LIMIT + SHARE, key
+
+
+def test_processes_without_a_server_share_the_limit(hammers: Hammers, valkey: ValkeyServer):
+    """Each has its part of it, told how many they are: together they let through the limit, exactly."""
+    valkey.kill()
+    options = {"instances": len(hammers), "decision_timeout": DECISION_TIMEOUT}
+
+    sums = total(hammers.strike(Job(valkey.url, "100/hour", "door", options=options)))
+
+    assert sums["permits"] == 100
+    assert (sums["local"], sums["shared"]) == (4 * 8 * 25, 0)
+
+
+def test_answer_that_comes_late_is_nobody_elses(valkey: ValkeyServer):
+    """Two limiters with very different counts share connections whose answers are, now and then, too late."""
+    with TcpProxy(valkey.port) as proxy:
+        uri = f"redis://{proxy.host}:{proxy.port}/0"
+        small, large = (RateLimiter(rate, name="door", storage=uri) for rate in ("10/hour", "100000/hour"))
+        with Traffic(small, KEYS) as few, Traffic(large, KEYS) as many:
+            for _ in range(4):
+                few.flow(0.4)
+                with proxy.toxic(Latency(2 * DECISION_TIMEOUT)):
+                    few.flow(DECISION_TIMEOUT)
+
+    rungs = few.rungs() + many.rungs()
+    assert min(rungs["shared"], rungs["local"]) > 100
+    assert max(sample.decision.remaining for sample in few.samples) <= 10
+    assert min(sample.decision.remaining for sample in many.samples) > 50_000
+    assert few.errors + many.errors == []
 
 
 def test_outage_after_outage_admits_one_share_only(valkey: ValkeyServer):
