@@ -15,3 +15,8 @@ def seconds(value: float) -> str:
 def share(part: float, whole: float, digits: int = 1) -> str:
     """Write a share of something as a percentage; nothing of nothing is a dash."""
     return f"{part / whole:.{digits}%}" if whole else "-"
+
+
+def times(ratio: float) -> str:
+    """Write how many times as much something is."""
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from examples.children import ROOT
 
-OPTIONS = {"warm-up": 1, "calm": 4, "fault": 4, "recovery": 0.5}
+OPTIONS = {"warm-up": 1, "calm": 3, "fault": 4, "recovery": 0.5}
 LIMIT_OF_CALM_RATE, BURST_OF_CALM_RATE, FLOOD_OF_CALM_RATE = 1 / 2, 1, 10
 
 # Twice as long as it takes: the machine may have other things to do.

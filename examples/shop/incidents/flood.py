@@ -29,7 +29,7 @@ from examples.shop.processes import Shop, cores, running_shop
 from examples.shop.report import drawings
 from examples.shop.report.plots import line_plot, linear_axis
 from examples.shop.timing import SCALE, scaled, scaled_traffic
-from examples.shop.words import seconds, share
+from examples.shop.words import seconds, share, times
 
 CALM_RATE = 200.0
 FLOOD_RATE = 2000.0
@@ -52,10 +52,10 @@ class Flood(Incident):
         Column("429", lambda row: share(row.refused, row.requests)),
         Column("failed", lambda row: share(row.errors, row.requests)),
         Column("p50", lambda row: seconds(row.p50)),
-        Column("pages p95", lambda row: seconds(row.page_p95)),
+        Column("page p95", lambda row: seconds(row.page_p95)),
         Column("checkout p95", lambda row: seconds(row.checkout_p95)),
-        Column("flood's p95", lambda row: seconds(row.flood_p95)),
-        Column("customers' good/s", lambda row: f"{row.goodput:.1f}"),
+        Column("flood p95", lambda row: seconds(row.flood_p95)),
+        Column("good/s", lambda row: f"{row.goodput:.1f}"),
     )
 
     async def prepare(self, settings: Settings, logs: Path) -> Settings:
@@ -113,7 +113,7 @@ class Flood(Incident):
         both = bare, protected
         return [
             Tile("pages p95 in flood", *(seconds(each.fault.page_p95) for each in both)),
-            Tile("slowest service, to calm", *(f"{max(_slowdowns(each).values()):.3g}x" for each in both)),
+            Tile("slowest service, to calm", *(times(max(_slowdowns(each).values())) for each in both)),
             Tile("good answers/s in flood", *(f"{each.fault.goodput:.1f}" for each in both)),
             Tile("of the flood refused", *(_flood_refused(each.run) for each in both)),
         ]
@@ -137,10 +137,10 @@ class Flood(Incident):
             "let in per client and second": LIMIT,
             "let in per client at once": BURST,
         }
-        times = {"customers give up after": PATIENCE, "a good answer takes at most": GOOD_WITHIN}
+        waits = {"customers give up after": PATIENCE, "a good answer takes at most": GOOD_WITHIN}
         return [
             *((what, f"{value:,g}", f"{value / _scale(settings):g}") for what, value in rates.items()),
-            *((what, seconds(value), seconds(scaled(value))) for what, value in times.items()),
+            *((what, seconds(value), seconds(scaled(value))) for what, value in waits.items()),
         ]
 
     def notes(self, settings: Settings) -> list[str]:
@@ -207,22 +207,22 @@ def _every_service_slows(bare: Outcome) -> Check:
     slowdowns = _slowdowns(bare)
     return Check(
         "bare: every service is at least 5x slower in the flood (p95 of what its callers wait)",
-        ", ".join(f"{service} {times:.0f}x" for service, times in slowdowns.items()),
+        ", ".join(f"{service} {times(ratio)}" for service, ratio in slowdowns.items()),
         min(slowdowns.values()) >= 5,
     )
 
 
 def _admitted_stay_fast(protected: Outcome) -> Check:
     calm, fault = protected.calm, protected.fault
-    times = {
+    ratios = {
         "pages": fault.page_p95 / calm.page_p95,
         "checkouts": fault.checkout_p95 / calm.checkout_p95,
         "the flood's pages": fault.flood_p95 / calm.page_p95,
     }
     return Check(
         "protected: p95 of what is let in stays below 2x calm, once the flood has spent its burst",
-        ", ".join(f"{what} {value:.2f}x" for what, value in times.items()),
-        max(times.values()) < 2,
+        ", ".join(f"{what} {ratio:.2f}x" for what, ratio in ratios.items()),
+        max(ratios.values()) < 2,
     )
 
 
@@ -297,7 +297,7 @@ def _services_table(bare: Outcome, protected: Outcome) -> str:
         cells = [service]
         for outcome in (bare, protected):
             cells += [seconds(_waits(phase)[service]) for phase in (outcome.calm, outcome.fault)]
-            cells += [f"{_slowdowns(outcome)[service]:.3g}x"]
+            cells += [times(_slowdowns(outcome)[service])]
         rows.append(drawings.row(cells))
     headers = [
         "waiting for, p95",
