@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 from tests.fleet.leftovers import assert_tidy
 from tests.support.hammer import Hammers, Job, total
-from tests.support.tcp_proxy import Latency, ResetPeer, Slicer, TcpProxy, Timeout
+from tests.support.tcp_proxy import Forward, Latency, ResetPeer, Slicer, TcpProxy, Timeout, Toxic
 from tests.support.traffic import Traffic
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import wait_until
@@ -275,11 +275,26 @@ def test_outage_after_outage_admits_one_share_only(valkey: ValkeyServer):
         assert LIMIT <= admitted <= LIMIT + SHARE, key
 
 
-@pytest.mark.parametrize("fault", [resetting, black_holed])
-async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: ValkeyServer, fault: Fault):
-    """The server counted the call; asking once more would count it twice."""
+@dataclass
+class Once:
+    """Do to one chunk of data what *toxic* does, and to none after it."""
+
+    toxic: Toxic
+    done: bool = False
+
+    async def __call__(self, data: bytes, forward: Forward) -> None:
+        """Pass *data* to the toxic, or on."""
+        first, self.done = not self.done, True
+        await (self.toxic(data, forward) if first else forward(data))
+
+
+@pytest.mark.parametrize(
+    "toxic", [ResetPeer(), Timeout(0.0), Timeout()], ids=["reset", "closed", "swallowed"]
+)
+async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: ValkeyServer, toxic: Toxic):
+    """The server counted the call; asking once more, on a connection that works, would count it twice."""
     direct = RateLimiter("1000/hour", name="door", storage=valkey.url, decision_timeout=5.0)
-    for times in range(1, 6):
+    for times in range(1, 7):
         with TcpProxy(valkey.port) as proxy:
             limiter = RateLimiter(
                 "1000/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", decision_timeout=0.2
@@ -287,7 +302,7 @@ async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: Valkey
             async with aclosing(limiter):
                 limiter.peek()  # connected, and the script is there
                 await limiter.apeek()
-                with fault(valkey, proxy):
+                with proxy.toxic(Once(toxic)):
                     decision = limiter.hit() if times % 2 else await limiter.ahit()
 
         assert decision.rung == "local"
