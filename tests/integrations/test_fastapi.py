@@ -452,6 +452,18 @@ class TestInstall:
         assert '"9/hour"' in told
         assert '"1/hour"' in told
 
+    @pytest.mark.parametrize("where", ["route", "door"])
+    def test_refusal_of_a_mounted_app_is_no_evidence_either(self, where: str) -> None:
+        """Whether its policies refuse or its own middleware does, the gate further outside is told so."""
+        gate, refusal = SpyGate(), CircuitOpenError("down")
+        full = SpyGate(places=0)
+        inner = app_with(("/", raising(refusal)), shed=full if where == "door" else None)
+        app = app_with(shed=gate)
+        app.mount("/shop", inner)
+
+        assert client_of(app).get("/shop/").status_code == 503
+        assert isinstance(gate.left[0], BulkheadFullError if where == "door" else CircuitOpenError)
+
     def test_limit_inside_is_no_evidence_against_the_app(self) -> None:
         """A breaker at the door is told of the refusal itself, and ignores it."""
         gate = SpyGate()

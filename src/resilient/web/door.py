@@ -213,7 +213,7 @@ class Visit:
         self._timed = timed
         self._time: RequestTime | None = None
         self._place: Block | None = None
-        request.raw[NOTES] = self._notes = Notes(door.dialect, door.proxies)
+        request.raw[NOTES] = self._notes = Notes(door.dialect, door.proxies, request.raw.get(NOTES))
 
     @property
     def fields(self) -> Fields:
@@ -278,7 +278,9 @@ class Visit:
 
     def answer(self, error: Exception) -> Answer:
         """Return the response in place of the app's: *error* is one of `REFUSALS`."""
-        maintenance = self._door.maintenance
+        maintenance, outer = self._door.maintenance, self._notes.outer
+        if outer is not None:
+            outer.refuse(error)
         if isinstance(error, MaintenanceError) and maintenance is not None:
             answer = maintenance.answer(error, self._request)
         else:

@@ -25,17 +25,19 @@ class Notes:
     Attributes:
         dialect: which fields tell of limits.
         proxies: whose word on the client is believed.
+        outer: those of another middleware of ours further outside.
         fields: what the answer, whichever it is, tells of rate limits.
         refusal: the error of which the app has made its answer; None where it has not.
 
     Concurrency: belong to their request.
     """
 
-    __slots__ = ("_told", "dialect", "fields", "proxies", "refusal")
+    __slots__ = ("_told", "dialect", "fields", "outer", "proxies", "refusal")
 
-    def __init__(self, dialect: Dialect, proxies: TrustedProxies) -> None:
+    def __init__(self, dialect: Dialect, proxies: TrustedProxies, outer: Notes | None = None) -> None:
         self.dialect: Dialect = dialect
         self.proxies = proxies
+        self.outer = outer
         self.fields: Fields = []
         self.refusal: Exception | None = None
         self._told: Decision | None = None
@@ -57,6 +59,12 @@ class Notes:
                 told[name] = value if only_one else f"{told[name]}, {value}"
             fields = list(told.items())
         self.fields = fields
+
+    def refuse(self, error: Exception) -> None:
+        """Note that the answer stands for *error*, for the gates of all middlewares around."""
+        self.refusal = error
+        if self.outer is not None:
+            self.outer.refuse(error)
 
     def tell_refusal(self, error: Exception) -> None:
         """Tell of the limit that refused with *error*, if one did and is not told of already."""
@@ -96,5 +104,5 @@ def answer_inside(error: Exception, raw: Mapping[str, Any]) -> Answer:
     around = notes_of(raw)
     notes = around or fresh_notes()
     notes.tell_refusal(error)
-    notes.refusal = error
+    notes.refuse(error)
     return problem(error, notes.fields if around is None else [])
