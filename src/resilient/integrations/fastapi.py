@@ -90,8 +90,9 @@ class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/m
         notes.tell(decision, self._fields[notes.dialect].of(decision))
         own = notes.fields if around is None else []  # what is around the app tells the rest
         if not decision.allowed:
-            notes.refusal = refusal(self._limiter.name, decision)
-            raise _http_error(notes.refusal, own, connection) from notes.refusal
+            error = refusal(self._limiter.name, decision)
+            notes.refuse(error)
+            raise _http_error(error, own, connection) from error
         for name, value in own:
             response.headers.append(name, value)
         return decision
@@ -114,18 +115,18 @@ class _Request(AsgiRequest):
 class _Denied(HTTPException):
     """A refusal in FastAPI's words, which it answers where `install` has not been called."""
 
-    def __init__(self, refusal: Exception, answer: Answer) -> None:
+    def __init__(self, error: Exception, answer: Answer) -> None:
         # The body is FastAPI's, so what tells of ours does not fit.
         fields = {name: value for name, value in answer.fields if not name.startswith("Content-")}
         super().__init__(answer.status, "There were too many requests.", fields)
-        self.refusal = refusal
+        self.refusal = error
 
 
-def _http_error(refusal: Exception, fields: Fields, connection: HTTPConnection) -> Exception:
-    answer = problem(refusal, fields)
+def _http_error(error: Exception, fields: Fields, connection: HTTPConnection) -> Exception:
+    answer = problem(error, fields)
     if isinstance(connection, WebSocket) and not _can_be_answered(connection):
         return WebSocketException(close_code(answer.status))
-    return _Denied(refusal, answer)
+    return _Denied(error, answer)
 
 
 def _can_be_answered(websocket: WebSocket) -> bool:
