@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHUTDOWN = 2.0
+_MANY = 10_000
 
 
 @asynccontextmanager
@@ -96,6 +98,14 @@ def url_of(listener: socket.socket) -> str:
 def when_parent_leaves(then: Callable[[], object]) -> None:
     """In a child: call *then*, from a thread, once the parent has let go of standard input."""
     threading.Thread(target=_wait, args=(then,), daemon=True).start()
+
+
+def allow_many_connections() -> None:
+    """In a child: raise the limit of open files, each connection being one, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MANY if hard == resource.RLIM_INFINITY else min(_MANY, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _wait(then: Callable[[], object]) -> None:

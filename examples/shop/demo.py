@@ -83,7 +83,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--incident", choices=INCIDENTS, action="append", help=f"which to play; all if not given ({titles})"
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="directory of the report")
-    parser.add_argument("--rate", type=_positive, help="customers' requests per second")
+    parser.add_argument(
+        "--rate", type=_positive, help="customers' requests per second; a7: what fits the machine"
+    )
     for phase in _SETTINGS[1:]:
         parser.add_argument(f"--{phase.replace('_', '-')}", type=_positive, help="seconds")
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from examples.children import when_parent_leaves
+from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.browser import Answer, BrokenError, Browser
 from examples.shop.crowds import CUSTOMERS, HEEDFUL, Crowd, Due, plan, sign_of_life
 from examples.shop.figures import Sample
@@ -124,6 +124,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     when_parent_leaves(lambda: os._exit(1))
+    allow_many_connections()
     asyncio.run(run(args.url, args.crowd))
 
 

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from examples.children import when_parent_leaves
+from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.calls import Calls
 from examples.shop.journal import Journal, Stopwatch
 from resilient import events
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--protect", choices=PROTECTIONS, action="append", default=[], help="what is on")
     parser.add_argument("--fd", type=int, required=True, help="a listening socket, inherited from the parent")
     args = parser.parse_args()
+    allow_many_connections()
     asyncio.run(serve(args.name, args.protect, socket.socket(fileno=args.fd)))
 
 
