@@ -20,7 +20,7 @@ from examples.shop.report.page import Played, write
 from examples.shop.scenario import VERSIONS, play
 from examples.shop.timing import scaled
 
-_SETTINGS = ("rate", "warm_up", "calm", "fault", "recovery")
+_PHASES = ("warm_up", "calm", "fault", "recovery")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _played(incident: Incident, options: argparse.Namespace, display: Display) -> Played:
-    told = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
+    told = {name: value for name in ("rate", *_PHASES) if (value := getattr(options, name)) is not None}
     logs = _empty_directories(options.out / "logs" / incident.key)
     settings, runs = asyncio.run(_play(incident, replace(incident.defaults, **told), logs, display))
     outcomes = {run.version: _outcome(run) for run in runs}
@@ -83,12 +83,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--incident", choices=INCIDENTS, action="append", help=f"which to play; all if not given ({titles})"
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="directory of the report")
-    parser.add_argument(
-        "--rate", type=_positive, help="customers' requests per second; a7: what fits the machine"
-    )
-    for phase in _SETTINGS[1:]:
-        parser.add_argument(f"--{phase.replace('_', '-')}", type=_positive, help="seconds")
+    for name, unit in {"rate": "customers' requests per second", **dict.fromkeys(_PHASES, "seconds")}.items():
+        told = f"{unit} ({_defaults(name)})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=_positive, help=told, metavar="NUMBER")
     return parser.parse_args(arguments)
+
+
+def _defaults(name: str) -> str:
+    values = {key: getattr(incident.defaults, name) for key, incident in INCIDENTS.items()}
+    return ", ".join(f"{key}: {value:g}" if value else f"{key}: measured" for key, value in values.items())
 
 
 def _positive(text: str) -> float:
