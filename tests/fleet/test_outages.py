@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
 # Seconds a server is away.
-AWAY = 5.0 if SOAK else 0.6
+AWAY = 5.0 if SOAK else 0.5
 
 HOUR = 3_600.0
 LIMIT, INSTANCES = 60, 2
@@ -121,7 +121,7 @@ class Scene:
 
 @contextmanager
 def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
-    """Let the requests flow as long as the block lasts, at first for half a second without a fault."""
+    """Let the requests flow as long as the block lasts, at first for a moment without a fault."""
     with TcpProxy(server.port) as proxy, capture_events() as events:
         options = {
             "on_outage": "local",
@@ -132,7 +132,7 @@ def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
             f"{LIMIT}/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", **options
         )
         with closing(limiter), Traffic(limiter, KEYS) as traffic:
-            traffic.flow(0.5)
+            traffic.flow(0.4)
             if server.running:  # a busy machine may be late with the first connections
                 wait_until(lambda: limiter.stats().rung == "shared", "all is well", within=BACK_WITHIN)
                 events.clear()
