@@ -43,7 +43,8 @@ class Pulse:
 
     What it is late, beyond one beat, is time in which a thread of this process that could have run was not
     let: the processor was another's, or the interpreter's lock was. It does nothing else, and so cannot be
-    held up by what it stands beside, such as an event loop that somebody blocks.
+    held up by what it stands beside, such as an event loop that somebody blocks; but it cannot tell who has
+    the lock. What a client library does in one go without letting others run counts as the machine's.
     """
 
     def __init__(self, beat: float = 0.002) -> None:
@@ -111,7 +112,7 @@ class Waits:
 
     def late(self) -> float:
         """Return the seconds by which 99 of 100 were late at most."""
-        return statistics.quantiles(self._late, n=100)[-1]
+        return statistics.quantiles(self._late, n=100, method="inclusive")[-1]
 
 
 class Traffic:
