@@ -36,6 +36,7 @@ PLUMBING = {
     "Policy": {"wrap"},
     "Fallback": {"takes", "answer", "aanswer", "after_fork"},
     "Quota": {"share"},
+    "RateLimiter": {"after_fork"},
     "Retry": {"limit", "begin", "after_fork"},
     "RetryBudget": {"enrol", "withdraw", "refund", "after_fork"},
     "SieveCache": {"keep", "drop", "after_fork"},

@@ -21,6 +21,7 @@ from resilient import (
     CircuitBreaker,
     Fallback,
     Pipeline,
+    RateLimiter,
     Retry,
     RetryBudget,
     Timeout,
@@ -50,25 +51,37 @@ class Shop:
         self.fallback = Fallback("instead")
         self.threads = Timeout(5.0, threads=2)
         self.limit = Timeout(5.0, name="limit")
-        self.all = Pipeline(self.fallback, self.cache, deadline(30.0), self.retry, self.breaker, self.limit)
+        self.rate = RateLimiter("5000/second", max_wait=60.0)
+        self.windows = [
+            RateLimiter(["100/second", "5000/hour"], strategy=strategy, max_keys=10)
+            for strategy in ("fixed-window", "sliding-window-counter", "moving-window")
+        ]
+        self.all = Pipeline(
+            self.fallback, self.cache, deadline(30.0), self.retry, self.breaker, self.rate, self.limit
+        )
         self._work = Pipeline(self.fallback, self.retry, self.breaker, self.limit)(self._fail_at_times)
         self._awork = Pipeline(self.fallback, self.retry, self.breaker, self.limit)(self._afail_at_times)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        return (*self.all.layers, self.threads, self.inner)
+        return (*self.all.layers, self.threads, self.inner, *self.windows)
 
     def use(self, number: int) -> None:
         """Make calls through every policy: good, bad, cached, in threads."""
         assert self._work(number) in {number, "instead"}
         assert self.cache.get(number % 10, lambda: self.inner.get(number, lambda: number)) is not None
         assert self.threads.call(str, number) == str(number)
+        assert self.rate.acquire()
+        for limiter in self.windows:
+            limiter.refund(limiter.hit(str(number % 20)))
 
     def use_all(self) -> None:
         """Do what a fresh process does with them, in both colours."""
         for number in range(20):
             self.use(number)
         assert asyncio.run(self._gather()) == [*range(0, 20, 3)]
+        for limiter in self.windows:
+            assert limiter.hit("of the child") or limiter.peek().retry_after < 3_600.0
         for policy in self.policies:
             assert policy.stats()
             policy.add_listener(self._listen)

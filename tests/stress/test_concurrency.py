@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 from tests.stress.crowd import CALLS, Crowd
 
-from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, RetryBudget, Timeout
+from resilient import (
+    Cache,
+    Calls,
+    CircuitBreaker,
+    Decision,
+    Fallback,
+    Pipeline,
+    RateLimiter,
+    Retry,
+    RetryBudget,
+    Timeout,
+)
 from resilient.engine.policy import Policy
 from resilient.errors import CircuitOpenError
 from resilient.testing import FakeClock
@@ -231,6 +242,89 @@ def test_timeout_counts_every_call() -> None:
 
     assert limit.stats().calls == CALLS
     assert limit.stats().timed_out == 0
+
+
+STRATEGIES = ("token-bucket", "fixed-window", "sliding-window-counter", "moving-window")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_limiter_lets_in_exactly_its_limit(strategy: Any) -> None:
+    """Of ten thousand calls on a key, in whatever form: so many, and not one more or less."""
+    limiter = RateLimiter("2500/hour", strategy=strategy, clock=FakeClock())
+    ledger = Ledger()
+
+    def note(decision: Decision) -> None:
+        ledger.note("allowed" if decision else "denied")
+
+    async def acall(number: int) -> None:
+        await asyncio.sleep(0)
+        note(await limiter.ahit("key"))
+
+    Crowd(lambda number: note(limiter.hit("key")), acall).run()
+
+    assert ledger.counts == {"allowed": 2_500, "denied": CALLS - 2_500}
+    assert (limiter.stats().allowed, limiter.stats().denied) == (2_500, CALLS - 2_500)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_limiter_of_many_keys_lets_in_exactly_its_limit_for_each(strategy: Any) -> None:
+    """A hundred keys in room for a hundred, with costs and refunds: none gets another's permits."""
+    limiter = RateLimiter("60/hour", strategy=strategy, max_keys=100, clock=FakeClock())
+    ledger = Ledger()
+
+    def use(number: int, decision: Decision) -> None:
+        if decision and number % 7 == 0:
+            limiter.refund(decision)
+        elif decision:
+            for _ in range(decision.cost):
+                ledger.note(decision.key)
+
+    def call(number: int) -> None:
+        use(number, limiter.hit(str(number % 100), 1 + number % 3))
+
+    async def acall(number: int) -> None:
+        await asyncio.sleep(0)
+        use(number, await limiter.ahit(str(number % 100), 1 + number % 3))
+
+    Crowd(call, acall).run()
+    for key in range(100):
+        while decision := limiter.hit(str(key)):
+            use(1, decision)
+
+    assert ledger.counts == {str(key): 60 for key in range(100)}
+
+
+def test_waiting_calls_each_get_a_turn_of_their_own() -> None:
+    """Nobody shares a moment with another, and none is skipped."""
+    clock = FakeClock()
+    lock, turns = threading.Lock(), []
+    limiter = RateLimiter("1/second", max_wait=CALLS, clock=clock, sleep=lambda _: None)
+
+    def take(decision: Decision) -> None:
+        with lock:
+            turns.append(round(decision.retry_after))
+
+    async def acall(number: int) -> None:
+        await asyncio.sleep(0)
+        take(await limiter.aacquire())
+
+    Crowd(lambda number: take(limiter.acquire()), acall).run()
+
+    assert sorted(turns) == [*range(CALLS)]
+
+
+def test_corrections_of_one_decision_count_once() -> None:
+    """Eight threads and two loops give the same decisions back."""
+    limiter = RateLimiter("1000/hour", clock=FakeClock())
+    limiter.hit(cost=500)
+    decisions = [limiter.hit() for _ in range(100)]
+
+    async def acall(number: int) -> None:
+        await limiter.arefund(decisions[number % 100])
+
+    Crowd(lambda number: limiter.refund(decisions[number % 100]), acall).run()
+
+    assert limiter.peek().remaining == 500
 
 
 def test_pipeline_loses_nothing_between_its_policies() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import random
 import signal
@@ -28,6 +29,7 @@ from resilient import (
     CircuitBreaker,
     Fallback,
     Pipeline,
+    RateLimiter,
     Retry,
     RetryBudget,
     Timeout,
@@ -198,6 +200,46 @@ def test_deadline_does_not_outlive_its_call(interrupter: Interrupter) -> None:
     assert time_left() is None
 
 
+@pytest.mark.parametrize(
+    "strategy", ["token-bucket", "fixed-window", "sliding-window-counter", "moving-window"]
+)
+def test_limiter_lets_in_no_more_than_its_limit(interrupter: Interrupter, strategy: Any) -> None:
+    """Interrupted decisions, with too little room: who is over the limit stays so, and others get answers."""
+    limiter = RateLimiter("50/hour", strategy=strategy, max_keys=20, clock=FakeClock())
+    abusers = [f"abuser {number}" for number in range(10)]
+    assert all(limiter.hit(abuser, cost=50) for abuser in abusers)
+    numbers, allowed = itertools.count(), []
+
+    def decide() -> None:
+        number = next(numbers)
+        limiter.hit(f"new {number}")
+        if limiter.hit(abusers[number % 10]):
+            allowed.append(number)
+
+    interrupter.storm(decide)
+
+    assert not allowed
+    assert limiter.stats().keys <= 20
+    assert not any(_within_seconds(5.0, lambda: [limiter.hit(abuser).allowed for abuser in abusers]))
+
+
+def test_interrupted_wait_for_a_turn_takes_no_turn(interrupter: Interrupter) -> None:
+    """Each wait that is cut short gives its permits back, but for those cut off on the way out or in."""
+    limiter = RateLimiter("1/second", max_wait=1e9, clock=FakeClock(), sleep=_sleep_for_long)
+    limiter.hit()
+
+    interrupter.storm(limiter.acquire)
+
+    # A signal may come before the wait begins: in that moment nobody could give anything back.
+    assert limiter.peek().reset_after < interrupter.interrupts / 2
+
+
+def _sleep_for_long(_seconds: float) -> None:
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        pass
+
+
 def test_threads_of_a_timeout_do_not_get_fewer(interrupter: Interrupter) -> None:
     """Interrupted callers leave; the threads they would have used go on serving.
 
@@ -232,6 +274,7 @@ def test_no_lock_is_left_held(interrupter: Interrupter) -> None:
         deadline(30.0),
         Retry(on=OSError, attempts=2, budget=budget, sleep=clock.sleep, clock=clock),
         CircuitBreaker("b", reset_timeout=1.0, clock=clock),
+        RateLimiter("100/second", clock=clock),
         Timeout(10.0),
     )
     pipeline.add_listener(lambda _: None)

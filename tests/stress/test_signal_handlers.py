@@ -9,7 +9,17 @@ from types import FrameType
 
 import pytest
 
-from resilient import Cache, CircuitBreaker, Fallback, Pipeline, Retry, RetryBudget, Timeout, deadline
+from resilient import (
+    Cache,
+    CircuitBreaker,
+    Fallback,
+    Pipeline,
+    RateLimiter,
+    Retry,
+    RetryBudget,
+    Timeout,
+    deadline,
+)
 from resilient.events import Event
 from resilient.testing import FakeClock
 
@@ -32,6 +42,7 @@ def work() -> Callable[[str], object]:
         deadline(30.0),
         Retry(on=OSError, attempts=2, budget=RetryBudget(clock=clock), sleep=clock.sleep, clock=clock),
         CircuitBreaker("b", fail_max=3, reset_timeout=1.0, clock=clock),
+        RateLimiter("5/second", key=lambda key: key, max_keys=1, clock=clock),
         Timeout(10.0),
     )
     pipeline.add_listener(_listen)

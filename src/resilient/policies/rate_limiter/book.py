@@ -32,7 +32,7 @@ class Book:
     no room, all new keys together have what one key has.
 
     Concurrency: safe from any thread, task and loop, under a short lock; it is re-entrant, so that a signal
-    handler may ask too.
+    handler may ask too. What it is let in for in the middle of another decision may come on top of the limit.
     """
 
     def __init__(self, algorithm: Algorithm, rung: str, max_keys: int, clock: Clock) -> None:

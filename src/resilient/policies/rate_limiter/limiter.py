@@ -10,6 +10,7 @@ from ...engine import params
 from ...engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ...engine.deadline import time_left
 from ...engine.drive.entries import entry
+from ...engine.fork import renew_after_fork
 from ...engine.policy import Policy
 from ...engine.shape import Shape
 from ...events import Announcer
@@ -142,6 +143,7 @@ class RateLimiter(Policy):
             _refuse_given("goes with strategy='token-bucket' only", burst=burst, max_wait=self.max_wait)
         self._name = ", ".join(quota.name for quota in self._quotas) if name is None else name
         self.announcer = Announcer()
+        renew_after_fork(self)
         self._entry = _Entry(self, key_maker(None if key is None else params.plain_function("key", key)))
         self._sleep = None if sleep is None else params.callback("sleep", sleep)
         outage = Outage(
@@ -373,6 +375,10 @@ class RateLimiter(Policy):
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""
         return entry(self._entry, fn, shape)
+
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""
+        self.announcer.after_fork()
 
     def stats(self) -> RateLimiterStats:
         """Return what the limiter has counted so far."""
