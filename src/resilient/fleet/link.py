@@ -16,9 +16,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import redis
-from limits.aio.storage import RedisClusterStorage as AsyncRedisClusterStorage
 from limits.storage import RedisClusterStorage, storage_from_string
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -26,8 +24,11 @@ from ..engine import params
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import TaskWaiter, ThreadWaiter
 from ..engine.workers import Job, Workers
+from ..policies.rate_limiter.ladder import StoreBusyError
 from .bounded import bound
+from .lane import Lane
 from .script import Command, Conversation, Meeting
+from .settings import TRUSTED_FOR, is_answer, settings_for
 
 __all__ = ["Link", "link_to"]
 
@@ -35,8 +36,6 @@ R = TypeVar("R")
 
 _DIALLERS: Final = 4  # threads that connect, where none is connected
 _IDLE: Final = 32  # connections kept; more threads than that at a time connect anew
-_ASYNC_CONNECTIONS: Final = 32  # for each event loop; who comes later waits for one, within its time
-_TRUSTED_FOR: Final = 0.5  # seconds since its last use for which a connection is taken to be alive
 
 
 class Link:
@@ -50,7 +49,7 @@ class Link:
         self._uri = uri
         self.timeout = timeout
         self._storage: Any = None  # of limits; it knows the topologies and their clients
-        self._loops: dict[asyncio.AbstractEventLoop, _LoopStore] = {}
+        self._lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
         self.after_fork()
         renew_after_fork(self)
 
@@ -109,9 +108,9 @@ class Link:
     async def aclose(self) -> None:
         """Close the connections of the running event loop, and those of `close`."""
         self.close()
-        store = self._loops.pop(asyncio.get_running_loop(), None)
-        if store is not None:
-            await store.aclose()
+        lane = self._lanes.pop(asyncio.get_running_loop(), None)
+        if lane is not None:
+            await lane.aclose()
 
     # From threads.
 
@@ -145,7 +144,7 @@ class Link:
                 connection, since = self._idle.pop()
             except IndexError:  # another thread took it
                 return None
-            if time.monotonic() - since < _TRUSTED_FOR:
+            if time.monotonic() - since < TRUSTED_FOR:
                 return connection
             connection.end_by(math.inf)
             if _is_alive(connection):
@@ -158,7 +157,7 @@ class Link:
             connection.send_command(*command)
             answer = connection.read_response()
         except BaseException as exc:
-            if _is_answer(exc):
+            if is_answer(exc):
                 self._keep(connection)
                 raise
             # An answer may still be on its way, and would be taken for that to the next request.
@@ -191,7 +190,7 @@ class Link:
             if self._storage is None:
                 # On a cluster, this asks the nodes already.
                 storage: Any = storage_from_string(
-                    self._uri, **_settings(self._uri, Retry(NoBackoff(), 0), self.timeout)
+                    self._uri, **settings_for(self._uri, Retry(NoBackoff(), 0), self.timeout)
                 )
                 if not isinstance(storage, RedisClusterStorage):
                     bound(storage.get_connection().connection_pool)
@@ -204,17 +203,22 @@ class Link:
         if not isinstance(command, tuple):
             waiter = TaskWaiter()
             return not command.join(waiter) or await waiter.park(due - time.monotonic())
-        async with asyncio.timeout(due - time.monotonic()):
-            loop = asyncio.get_running_loop()
-            store = self._loops.get(loop) or self._open_in(loop)
-            return await store.request(command)
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(loop) or self._open_lane(loop)
+        try:
+            async with asyncio.timeout(due - time.monotonic()):
+                return await lane.request(command)
+        except TimeoutError:
+            if lane.is_silent:
+                raise
+        raise StoreBusyError("the event loop had no time for the answer")
 
-    def _open_in(self, loop: asyncio.AbstractEventLoop) -> _LoopStore:
+    def _open_lane(self, loop: asyncio.AbstractEventLoop) -> Lane:
         with self._lock:
             # Their connections refer to them, so nobody else would ever forget those that are closed.
-            self._loops = {known: store for known, store in self._loops.items() if not known.is_closed()}
-            store = self._loops[loop] = _LoopStore(self._uri)
-            return store
+            self._lanes = {known: lane for known, lane in self._lanes.items() if not known.is_closed()}
+            lane = self._lanes[loop] = Lane(self._uri, self.timeout)
+            return lane
 
     def after_fork(self) -> None:
         """Begin with no connection in a forked child: what is said on the parent's is not for us."""
@@ -223,72 +227,7 @@ class Link:
         self._late: set[Job] = set()
         self._storage = None
         self._workers = Workers(_DIALLERS, "resilient-store")
-        self._loops = {}
-
-
-class _LoopStore:
-    """The connections of one event loop. Whoever asks limits the time.
-
-    Concurrency: belongs to its loop's thread.
-    """
-
-    def __init__(self, uri: str) -> None:
-        # No limits of the client's own: each would cost a task for every command.
-        settings = _settings(uri, AsyncRetry(NoBackoff(), 0), timeout=None)
-        storage: Any = storage_from_string(f"async+{uri}", implementation="redispy", **settings)
-        self._bridge = storage.bridge
-        self._client = storage.bridge.get_connection()
-        self._in_cluster = isinstance(storage, AsyncRedisClusterStorage)
-        self._places = asyncio.Semaphore(_ASYNC_CONNECTIONS)
-        self._idle: list[tuple[Any, float]] = []
-
-    async def request(self, command: Command) -> Any:
-        async with self._places:
-            if self._in_cluster:
-                return await self._client.execute_command(*command)
-            return await self._exchange(await self._connected(), command)
-
-    async def _connected(self) -> Any:
-        while self._idle:
-            connection, since = self._idle.pop()
-            if time.monotonic() - since < _TRUSTED_FOR or await _is_alive_async(connection):
-                return connection
-            await connection.disconnect(nowait=True)
-        connection = self._client.connection_pool.make_connection()
-        try:
-            await connection.connect()
-        except BaseException:
-            # One cancelled in the middle of its greeting is still open.
-            await connection.disconnect(nowait=True)
-            raise
-        return connection
-
-    async def _exchange(self, connection: Any, command: Command) -> Any:
-        try:
-            await connection.send_command(*command)
-            answer = await connection.read_response()
-        except BaseException as exc:
-            if _is_answer(exc):
-                self._idle.append((connection, time.monotonic()))
-                raise
-            # An answer may still be on its way, and would be taken for that to the next request.
-            await connection.disconnect(nowait=True)
-            if isinstance(exc, redis.RedisError):
-                await self.drop_idle()  # the others are from before, too
-            raise
-        self._idle.append((connection, time.monotonic()))
-        return answer
-
-    async def drop_idle(self) -> None:
-        while self._idle:
-            await self._idle.pop()[0].disconnect(nowait=True)
-
-    async def aclose(self) -> None:
-        await self.drop_idle()
-        await self._client.aclose()
-        if (sentinel := getattr(self._bridge, "sentinel", None)) is not None:
-            for client in sentinel.sentinels:
-                await client.aclose()
+        self._lanes = {}
 
 
 _links: weakref.WeakValueDictionary[tuple[str, float], Link] = weakref.WeakValueDictionary()
@@ -306,38 +245,9 @@ def link_to(uri: str, timeout: float) -> Link:
         return link
 
 
-def _settings(uri: str, retry: Retry | AsyncRetry, timeout: float | None) -> dict[str, Any]:
-    common = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "retry": retry,
-        "protocol": 2,  # a round trip less when connecting, and no messages between the answers
-    }
-    return common | {"sentinel_kwargs": common} if "+sentinel:" in uri else common
-
-
-def _is_answer(exc: BaseException) -> bool:
-    """Whether *exc* is what the server answered, so that the connection is good for the next request.
-
-    Not so where it was the primary and is no more: a new connection finds the one that is.
-    """
-    return isinstance(exc, redis.ResponseError) and not isinstance(exc, redis.ReadOnlyError)
-
-
-# Something to read, with nothing asked, is either the end or an answer to somebody else.
-
-
 def _is_alive(connection: Any) -> bool:
     try:
+        # Something to read, with nothing asked, is either the end or an answer to somebody else.
         return not connection.can_read()
-    except (redis.RedisError, OSError):
-        return False
-
-
-async def _is_alive_async(connection: Any) -> bool:
-    # redis-py renamed it in release 8, and warns of the old name.
-    can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
-    try:
-        return not await can_read()
     except (redis.RedisError, OSError):
         return False

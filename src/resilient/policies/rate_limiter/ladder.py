@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ...engine.drive.gates import GateBlock
 from ...engine.fork import renew_after_fork
@@ -16,7 +16,7 @@ from .book import Book
 from .decision import Decision, Source
 from .quota import Quota
 
-__all__ = ["LOCAL", "SHARED", "Ladder", "Outage"]
+__all__ = ["LOCAL", "SHARED", "Ladder", "Outage", "StoreBusyError"]
 
 SHARED: Final = "shared"
 LOCAL: Final = "local"
@@ -44,6 +44,10 @@ _RULES: Final = Rules(
     probe_timeout=_LONGEST_OUTAGE,
     ramp=0.0,
 )
+
+
+class StoreBusyError(Exception):
+    """Tell that a request to the shared store ran out of time, and that this says nothing about the store."""
 
 
 class Outage(NamedTuple):
@@ -136,5 +140,5 @@ class Ladder:
         self._lock = threading.RLock()
 
 
-def _is_failure(_exc: Any) -> bool:
-    return True
+def _is_failure(exc: Exception) -> bool:
+    return not isinstance(exc, StoreBusyError)
