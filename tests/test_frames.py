@@ -16,9 +16,21 @@ from typing import Any
 
 import pytest
 
-from resilient import Cache, Calls, CircuitBreaker, Fallback, Pipeline, Retry, Timeout, deadline
+from resilient import (
+    Cache,
+    Calls,
+    CircuitBreaker,
+    Fallback,
+    Pipeline,
+    RateLimiter,
+    Retry,
+    Timeout,
+    deadline,
+)
 from resilient.engine.policy import Policy
 from resilient.testing import FakeClock
+
+PLENTY = "1000000/second"
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "breaker": lambda: CircuitBreaker("b"),
@@ -30,6 +42,9 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "timeout": lambda: Timeout(5.0),
     "deadline": lambda: deadline(5.0),
     "cache": lambda: Cache("c", ttl=60.0),
+    "limiter": lambda: RateLimiter(PLENTY),
+    "limiter, fixed window": lambda: RateLimiter(PLENTY, strategy="fixed-window"),
+    "limiter, patient": lambda: RateLimiter(PLENTY, max_wait=5.0),
     "four": lambda: Pipeline(Fallback("instead"), Retry(on=OSError), CircuitBreaker("b"), Timeout(5.0)),
 }
 
@@ -44,11 +59,21 @@ FUNCTION = {
     "timeout": 5,
     "deadline": 5,
     "cache": 1,
+    "limiter": 5,
+    "limiter, fixed window": 17,
+    "limiter, patient": 18,
     "four": 10,
 }
 _CURRENT_TASK = getattr(asyncio.current_task, "__code__", None)
 
-COROUTINE = FUNCTION | {"timeout": 4, "deadline": 4, "four": 9}
+COROUTINE = FUNCTION | {
+    "timeout": 4,
+    "deadline": 4,
+    "four": 9,
+    "limiter": 6,
+    "limiter, fixed window": 18,
+    "limiter, patient": 19,
+}
 
 
 @contextlib.contextmanager
@@ -97,6 +122,19 @@ async def test_a_coroutine_function(name):
     with counted() as entered:
         await guarded()
     assert len(entered) == COROUTINE[name], entered
+
+
+@pytest.mark.parametrize("keys", [1, 1_000])
+def test_a_decision(keys):
+    """A permit of a token bucket, and its denial, cost one frame each, of one key or many; the denial two."""
+    limiter = RateLimiter("2/hour")
+    for key in range(keys):
+        limiter.hit(str(key))
+    for expected in (1, 2):
+        for key in range(keys):
+            with counted() as entered:
+                limiter.hit(str(key))
+            assert len(entered) == expected, entered
 
 
 def test_a_window_moves_on_at_a_bounded_price():

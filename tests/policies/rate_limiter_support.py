@@ -6,9 +6,10 @@ fractions, so that nothing is rounded and nothing is remembered wrongly.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
@@ -46,10 +47,21 @@ def limiter_of(rate: Any, clock: FakeClock, **options: Any) -> RateLimiter:
 
 @dataclass
 class Taken:
-    """Permits that were taken at one moment, as far as they were not given back."""
+    """Permits that were taken at one moment, and how many of them were given back in which step."""
 
     at: Fraction
     permits: int
+    step: float
+    given: list[tuple[int, int]] = field(default_factory=list)
+
+    def left(self, step: float) -> int:
+        """Return how many had not been given back by *step*."""
+        return max(0, self.permits - sum(permits for given_in, permits in self.given if given_in < step))
+
+
+def left(row: list[Taken], step: float = math.inf) -> int:
+    """Return how many permits of *row* had not been given back by *step*."""
+    return sum(taken.left(step) for taken in row)
 
 
 class Model:
@@ -58,6 +70,7 @@ class Model:
     def __init__(self, amount: int, window: int, burst: int) -> None:
         self.amount, self.window, self.burst = amount, Fraction(window), burst
         self.taken: list[Taken] = []
+        self.steps = itertools.count()
 
     def room(self, now: Fraction) -> Fraction:
         """Return how many permits could be taken now; below 0 where more were taken than there are."""
@@ -83,12 +96,12 @@ class Model:
 
     def take(self, now: Fraction, permits: int) -> Taken:
         """Take *permits*, there or not."""
-        self.taken.append(Taken(now, permits))
+        self.taken.append(Taken(now, permits, next(self.steps)))
         return self.taken[-1]
 
     def give(self, taken: Taken, permits: int, now: Fraction) -> None:
-        """Undo *permits* of *taken*, as if they had not been taken."""
-        taken.permits = max(0, taken.permits - permits)
+        """Undo *permits* of *taken*."""
+        taken.given.append((next(self.steps), permits))
 
 
 class Bucket(Model):
@@ -118,14 +131,13 @@ class Fixed(Model):
     """Windows one after the other; each begins with the first permit taken after the one before."""
 
     def opened(self, now: Fraction) -> tuple[Fraction, int]:
-        """Return when the present window began, and what was taken in it."""
-        start, count = None, 0
-        for taken in [*self.taken, Taken(now, 0)]:
-            if start is None or not count or taken.at >= start + self.window:
-                start, count = taken.at, 0
-            count += taken.permits
-        assert start is not None
-        return start, count
+        """Return when the present window began, and what is taken in it."""
+        start, row = now, list[Taken]()
+        for taken in [*self.taken, Taken(now, 0, math.inf)]:
+            if taken.at >= start + self.window or not left(row, taken.step):
+                start, row = taken.at, []
+            row.append(taken)
+        return start, left(row)
 
     def room(self, now: Fraction) -> Fraction:
         return Fraction(self.amount - self.opened(now)[1])
@@ -141,16 +153,15 @@ class Sliding(Model):
     """
 
     def opened(self, now: Fraction) -> tuple[Fraction, int, int]:
-        """Return when the present window began, what was taken in it, and in the one before."""
-        start, count, before = None, 0, 0
-        for taken in [*self.taken, Taken(now, 0)]:
-            if start is not None and taken.at >= start + self.window:
-                start, count, before = start + self.window, 0, count
-            if start is None or taken.at >= start + self.window or not count + before:
-                start, count, before = taken.at, 0, 0
-            count += taken.permits
-        assert start is not None
-        return start, count, before
+        """Return when the present window began, what is taken in it, and in the one before."""
+        start, row, before = now, list[Taken](), list[Taken]()
+        for taken in [*self.taken, Taken(now, 0, math.inf)]:
+            if taken.at >= start + self.window:
+                start, row, before = start + self.window, [], row
+            if taken.at >= start + self.window or not left([*row, *before], taken.step):
+                start, row, before = taken.at, [], []
+            row.append(taken)
+        return start, left(row), left(before)
 
     def room(self, now: Fraction) -> Fraction:
         start, count, before = self.opened(now)
@@ -169,19 +180,22 @@ class Moving(Model):
     """At any moment, the permits of the last *window* seconds count."""
 
     def room(self, now: Fraction) -> Fraction:
-        return Fraction(
-            self.amount - sum(taken.permits for taken in self.taken if taken.at > now - self.window)
-        )
+        return Fraction(self.amount - left([taken for taken in self.taken if taken.at > now - self.window]))
 
     def moments(self, now: Fraction) -> Iterator[Fraction]:
         return (taken.at + self.window for taken in self.taken if taken.at > now - self.window)
 
     def take(self, now: Fraction, permits: int) -> Taken:
-        taken = super().take(now, permits)
+        if self.taken and self.taken[-1].at == now:  # what was taken at one moment cannot be told apart
+            self.taken[-1].permits = left(self.taken[-1:]) + permits
+            self.taken[-1].given.clear()
+        else:
+            super().take(now, permits)
         # What is more than a window holds is not remembered: the oldest make room.
         for old in self.taken:
-            old.permits -= min(old.permits, max(0, -int(self.room(now))))
-        return taken
+            if (excess := -int(self.room(now))) > 0 and old.at > now - self.window:
+                old.permits -= min(left([old]), excess)
+        return self.taken[-1]
 
 
 MODELS: dict[str, type[Model]] = {

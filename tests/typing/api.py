@@ -20,8 +20,12 @@ from resilient import (
     Calls,
     CircuitBreaker,
     CircuitOpenError,
+    Decision,
     Fallback,
     Pipeline,
+    Quota,
+    RateLimitedError,
+    RateLimiter,
     RejectedError,
     Retry,
     RetryBudget,
@@ -43,7 +47,8 @@ retry = Retry(on=OSError, wait=wait_full_jitter(), budget=RetryBudget())
 timeout = Timeout(timedelta(seconds=5))
 fallback = Fallback(0.0)
 cache = Cache("rates", ttl=60, key=lambda *args: args)
-pipeline = Pipeline(fallback, cache, deadline(10), retry, breaker, timeout)
+limiter = RateLimiter("100/minute", burst=200, key=str.upper, max_wait=timedelta(seconds=1))
+pipeline = Pipeline(fallback, cache, deadline(10), retry, breaker, limiter, timeout)
 
 
 # Functions of every shape, under every policy.
@@ -75,6 +80,16 @@ def cached(currency: str) -> float:
     return float(len(currency))
 
 
+@limiter
+def limited(currency: str) -> float:
+    return float(len(currency))
+
+
+@limiter
+async def limited_stream(number: int) -> AsyncIterator[int]:
+    yield number
+
+
 @pipeline
 async def piped(currency: str, day: int = 0) -> dict[str, int]:
     return {currency: day}
@@ -85,6 +100,7 @@ async def piped(currency: str, day: int = 0) -> dict[str, int]:
 @cache
 @retry
 @breaker
+@limiter
 @timeout
 def stacked(currency: str) -> float:
     return float(len(currency))
@@ -101,6 +117,8 @@ async def results() -> None:
     assert_type(await coroutine("USD"), float)
     assert_type(generator(1), Generator[int, str, bytes])
     assert_type(cached("USD"), float)
+    assert_type(limited("USD"), float)
+    assert_type(limited_stream(1), AsyncIterator[int])
     assert_type(await piped("USD", day=3), dict[str, int])
     assert_type(stacked("USD"), float)
     assert_type(generic(1), list[int])
@@ -194,6 +212,30 @@ async def by_key() -> None:
         assert_type(fresh.age, float)
 
 
+async def by_permit() -> None:
+    decision = limiter.hit("ann", cost=2)
+    assert_type(decision, Decision)
+    assert_type(decision.allowed, bool)
+    assert_type(decision.remaining, int)
+    assert_type(decision.retry_after, float)
+    assert_type(decision.quota, str)
+    assert_type(await limiter.ahit("ann"), Decision)
+    assert_type(limiter.peek(), Decision)
+    assert_type(await limiter.aacquire(), Decision)
+    with limiter.calling("ann") as admitted:
+        assert_type(admitted, Decision)
+    async with limiter.calling(cost=3) as admitted:
+        limiter.settle(admitted, 1)
+    await limiter.arefund(decision)
+    assert_type(limiter.call(plain, "USD"), float)
+    assert_type(await limiter.acall(coroutine, "USD"), float)
+    assert_type(limiter.quotas, tuple[Quota, ...])
+    assert_type(limiter.quotas[0].window, float)
+    assert_type(limiter.stats().rung, str)
+    decision.remaining = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    limiter.hit(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def sources(first: Callable[[str], float], second: Callable[[str], float]) -> None:
     either = Fallback.chain(first, second)
     assert_type(either("USD"), float)
@@ -228,6 +270,8 @@ def caught() -> None:
     except CircuitOpenError as exc:
         assert_type(exc.retry_after, float | None)
         assert_type(exc.last_failure, str | None)
+    except RateLimitedError as exc:
+        assert_type(exc.decision, Decision | None)
     except RejectedError as exc:
         assert_type(exc.policy, str)
     except errors.CallTimeoutError as exc:
@@ -261,4 +305,7 @@ def bad_arguments() -> None:
     Retry()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Retry(on="OSError")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Timeout()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RateLimiter(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RateLimiter("5/minute", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RateLimiter("5/minute", strategy="leaky")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     CircuitBreaker("c", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
