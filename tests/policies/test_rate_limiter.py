@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from limits import RateLimitItemPerMinute
 from tests.policies.rate_limiter_support import each_strategy, limiter_of
 
@@ -575,6 +577,22 @@ def test_stats_and_repr_tell_what_was_counted(clock: FakeClock):
     assert (stats.allowed, stats.denied, stats.keys, stats.evicted) == (4, 2, 2, 0)
     assert (stats.rung, stats.fallbacks, stats.errors) == ("local", 0, 0)
     assert repr(limiter) == "<RateLimiter 'door' local, 4 allowed, 2 denied>"
+
+
+@given(
+    amount=st.integers(1, 10**6),
+    burst=st.integers(1, 10**6),
+    parts=st.integers(1, 100),
+    window=st.sampled_from([1.0, 60.0, 86_400.0]),
+)
+def test_shares_of_a_quota_add_up_to_it(amount: int, burst: int, parts: int, window: float):
+    """The rate exactly; the burst rounded down, but to one permit at least."""
+    share = Quota("door", amount, window, burst).share(parts)
+
+    assert parts * share.amount / share.window == pytest.approx(amount / window)
+    assert parts * share.burst <= max(burst, parts)
+    assert share.amount >= 1
+    assert share.name == "door"
 
 
 def test_limiter_without_a_name_is_named_after_its_rates(clock: FakeClock):

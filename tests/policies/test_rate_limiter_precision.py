@@ -149,6 +149,17 @@ def test_clock_that_stands_still_lets_in_the_limit(strategy: str, rate: str):
     assert sum(limiter.hit().allowed for _ in range(2 * limit)) == limit
 
 
+@pytest.mark.parametrize(
+    ("rate", "up"), [("10000/second", DAY), ("1000/second", 100 * DAY), ("1000/minute", 1.8e9)]
+)
+def test_limit_is_exact_however_long_the_machine_is_up(rate: str, up: float):
+    """A permit is many times what the clock can tell apart: thousands of them lose or win none."""
+    limiter = limiter_of(rate, FakeClock(up + 1 / 3))
+    limit = limiter.quotas[0].burst
+
+    assert sum(limiter.hit().allowed for _ in range(limit + 100)) == limit
+
+
 @each_strategy
 def test_clock_that_leaps_a_day_makes_it_full_once(strategy: str):
     """A laptop that slept: the limit is there again, and no more than that."""
