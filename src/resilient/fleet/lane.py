@@ -206,7 +206,9 @@ def _fail_all(batch: list[_Asked], exc: Exception) -> None:
 
 async def _is_alive(connection: Any) -> bool:
     try:
-        # Something to read, with nothing asked, is either the end or an answer to somebody else.
-        return not await connection.can_read_destructive()
+        # Something to read, with nothing asked, is either the end or an answer to somebody else. Its new name
+        # is redis-py 8's; asking by the old one warns there.
+        look = getattr(connection, "can_read", None) or connection.can_read_destructive
+        return not await look()
     except (redis.RedisError, OSError):
         return False

@@ -14,13 +14,18 @@ TRUSTED_FOR: Final = 0.5
 
 def settings_for(uri: str, retry: Any, timeout: float | None) -> dict[str, Any]:
     """Return the settings of a client that tries once, and gives up a connection after *timeout* seconds."""
-    common = {
+    common: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "retry": retry,
         "protocol": 2,  # a round trip less when connecting, and no messages between the answers
     }
-    return common | {"sentinel_kwargs": common} if "+sentinel:" in uri else common
+    if "+sentinel:" in uri:
+        return common | {"sentinel_kwargs": common}
+    if "+cluster:" in uri:
+        # A slot that moved is noted by itself. To read the whole map again holds up everybody for too long.
+        return common | {"reinitialize_steps": 0}
+    return common
 
 
 def is_answer(exc: BaseException) -> bool:

@@ -24,11 +24,11 @@ LOCAL: Final = "local"
 # A decision that fails costs its caller the whole timeout, so few are enough to go down; and coming back is
 # tried often, because what the processes let in on their own is only a share of what they may.
 _FAILURES: Final = 3
-_LONGEST_OUTAGE: Final = 2.0
+_LONGEST_PAUSE: Final = 1.0
 
 
 def _reset_timeout(times_in_a_row: int) -> float:
-    return min(_LONGEST_OUTAGE, 0.25 * 2.0 ** min(times_in_a_row - 1, 10))
+    return min(_LONGEST_PAUSE, 0.25 * 2.0 ** min(times_in_a_row - 1, 10))
 
 
 _RULES: Final = Rules(
@@ -41,7 +41,7 @@ _RULES: Final = Rules(
     reset_timeout=_reset_timeout,
     probes=1,
     success_threshold=1,
-    probe_timeout=_LONGEST_OUTAGE,
+    probe_timeout=_LONGEST_PAUSE,
     ramp=0.0,
 )
 
@@ -123,7 +123,7 @@ class Ladder:
         source, now = Source(self._below, self._quota), self._clock()
         if self._below == "allow":
             return Decision(source, True, 0.0, 0.0, self._quota.burst, key, cost, now)
-        return Decision(source, False, _LONGEST_OUTAGE, _LONGEST_OUTAGE, 0, key, cost, now)
+        return Decision(source, False, _LONGEST_PAUSE, _LONGEST_PAUSE, 0, key, cost, now)
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, CircuitOpened) and event.in_a_row == 1:
