@@ -220,6 +220,18 @@ def test_refund_restores_what_was_there(clock: FakeClock, strategy: str):
 
 
 @each_strategy
+def test_key_that_got_everything_back_is_as_good_as_new(clock: FakeClock, strategy: str):
+    """Its next window begins with its next call, and not with the one that was given back."""
+    limiter = limiter_of("2/minute", clock, strategy=strategy)
+    limiter.refund(limiter.hit(cost=2))
+    clock.advance(50.0)
+
+    limiter.hit(cost=2)
+    expected = {"token-bucket": 30.0}.get(strategy, 60.0)
+    assert limiter.peek().retry_after == pytest.approx(expected, abs=1e-6)
+
+
+@each_strategy
 def test_decision_is_corrected_once(clock: FakeClock, strategy: str):
     """Whoever gives back twice, or corrects what was given back, changes nothing."""
     limiter = limiter_of("10/minute", clock, strategy=strategy)
