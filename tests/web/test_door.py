@@ -447,7 +447,7 @@ class TestExemptions:
         assert seen == [None] * 3
         assert replies[0]["RateLimit"] is None
 
-    @pytest.mark.parametrize("path", ["/livez/", "//livez", "/LIVEZ", "/livez/../x", "/x/livez"])
+    @pytest.mark.parametrize("path", ["/livez//", "//livez", "/LIVEZ", "/livez/../x", "/x/livez"])
     def test_only_the_very_path_is_exempt(self, world: World, path: str) -> None:
         """Nothing that merely looks like an exempt path gets around the limit."""
         app = world.middleware(shed=SpyGate(places=0))
