@@ -96,6 +96,7 @@ STEPS = st.lists(
         which=st.integers(0, 100),
         patience=st.sampled_from([0.0, 0.0, 2.5, 60.0]),
     ),
+    min_size=15,
     max_size=40,
 )
 
