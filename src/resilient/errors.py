@@ -5,7 +5,8 @@ Two families. `RejectedError`: *your function was not called*, so nothing is kno
 is the call's own exception, untouched.
 
 All of them can be pickled, and each rejection is a new instance: a shared one would grow its traceback
-with every raise.
+with every raise. A subclass that has an `__init__` of its own and does not call this one's is complete all
+the same: each attribute has a default in its class.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class RejectedError(ResilientError):
         retry_after: seconds after which another try makes sense; None where that is not known.
     """
 
+    policy: str = ""
+    retry_after: float | None = None
+
     def __init__(self, message: str = "", *, policy: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.policy = policy
@@ -65,6 +69,8 @@ class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
         last_failure: the last failure it counted, as text (never the exception: that would keep frames
             and all their locals alive).
     """
+
+    last_failure: str | None = None
 
     def __init__(
         self,
@@ -91,6 +97,8 @@ class RateLimitedError(RejectedError):
             never would be.
         decision: all that the limiter knows about it.
     """
+
+    decision: Decision | None = None
 
     def __init__(
         self,
@@ -124,6 +132,9 @@ class CallTimeoutError(ResilientError, TimeoutError):
         policy: the name of the policy that set the limit.
         seconds: the limit, in seconds.
     """
+
+    policy: str = ""
+    seconds: float | None = None
 
     def __init__(self, message: str = "", *, policy: str = "", seconds: float | None = None) -> None:
         super().__init__(message)

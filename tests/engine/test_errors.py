@@ -84,6 +84,19 @@ def test_errors_can_be_made_without_arguments() -> None:
         assert str(type(error)()) == ""
 
 
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_subclass_need_not_call_the_constructor(error: Exception) -> None:
+    """What the library reads of an error, it can read of the user's own."""
+
+    class Own(type(error)):  # type: ignore[misc]
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    plain = type(error)()
+
+    assert {name: getattr(Own(5), name) for name in vars(plain)} == vars(plain)
+
+
 def test_families() -> None:
     """Code that catches the builtin or pybreaker's error catches ours."""
     assert issubclass(errors.CircuitOpenError, pybreaker.CircuitBreakerError)
