@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -125,15 +126,17 @@ class TestValues:
             (-math.inf, 0),
             (math.nan, None),
             (1e300, None),
+            ("5", None),
+            (timedelta(seconds=5), None),
         ],
     )
-    def test_seconds_are_whole_and_never_early(self, seconds: float | None, told: int | None) -> None:
-        """Rounded up; what never comes is not told."""
+    def test_seconds_are_whole_and_never_early(self, seconds: Any, told: int | None) -> None:
+        """Rounded up; what never comes, and what is no number, is not told."""
         assert whole_seconds(seconds) == told
 
     @given(st.floats(min_value=0, max_value=1e9))
     def test_pause_is_never_early_and_at_most_half_as_long_again(self, seconds: float) -> None:
-        """Whatever the dice say."""
+        """Whatever the dice say; and at most a minute more, however long it is."""
         told = pause(seconds)
         least = whole_seconds(seconds)
 
@@ -141,7 +144,12 @@ class TestValues:
             assert told is None
         else:
             assert told is not None
-            assert least <= told <= least + max(2, least // 2)
+            assert least <= told <= least + min(max(2, least // 2), 60)
+
+    @pytest.mark.parametrize("seconds", [None, "5", timedelta(seconds=5)])
+    def test_pause_that_nobody_knows_is_short(self, seconds: Any) -> None:
+        """Nobody hammers, and nobody waits for long."""
+        assert 1 <= (pause(seconds) or 0) <= 3
 
     @pytest.mark.parametrize(
         ("name", "item"),

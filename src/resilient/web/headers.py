@@ -17,7 +17,16 @@ from ..engine import params
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.quota import Quota
 
-__all__ = ["Dialect", "Fields", "RateFields", "dialect_of", "pause", "string_item", "whole_seconds"]
+__all__ = [
+    "Dialect",
+    "Fields",
+    "RateFields",
+    "dialect_of",
+    "pause",
+    "printable",
+    "string_item",
+    "whole_seconds",
+]
 
 Fields: TypeAlias = list[tuple[str, str]]
 """Header fields: names and values, both ASCII."""
@@ -26,6 +35,7 @@ Dialect: TypeAlias = Literal["ietf", "legacy", "both"] | None
 """Which fields tell of limits; None: none do."""
 
 _LONGEST: Final = 999_999_999  # seconds, some 32 years: whatever is longer is never, or a mistake
+_WIDEST: Final = 60  # seconds over which clients are spread: enough for a crowd to come one by one
 _UNPRINTABLE: Final = re.compile(r"[^ -~]")
 
 
@@ -37,8 +47,11 @@ def dialect_of(headers: Dialect) -> Dialect:
 
 
 def whole_seconds(seconds: float | None) -> int | None:
-    """Return *seconds* rounded up, so that nobody comes too early; None where there is no such time."""
-    if seconds is None or not seconds <= _LONGEST:  # not a number is not less, either
+    """Return *seconds* rounded up, so that nobody comes too early; None where there is no such time.
+
+    Errors of the user's own may have anything for a time: what is no number is not known.
+    """
+    if not isinstance(seconds, int | float) or not seconds <= _LONGEST:  # NaN is not less, either
         return None
     # Sums of seconds miss by the last digit of a float; a whole second more would be no truth either.
     return max(1, math.ceil(round(seconds, 6))) if seconds > 0 else 0
@@ -47,21 +60,28 @@ def whole_seconds(seconds: float | None) -> int | None:
 def pause(seconds: float | None) -> int | None:
     """Return how long to stay away from a service that cannot cope: *seconds*, and up to half as much more.
 
-    Clients refused at the same moment would otherwise come back at the same moment. Where nobody knows how
-    long it takes, a short pause is asked for.
+    Clients refused at the same moment would otherwise come back at the same moment. Nobody is kept away for
+    more than a minute longer, though. Where nobody knows how long it takes, a short pause is asked for.
     """
-    whole = whole_seconds(1.0 if seconds is None else seconds)
-    return None if whole is None else whole + random.randint(0, max(2, whole // 2))
+    whole = whole_seconds(seconds if isinstance(seconds, int | float) else 1.0)
+    return None if whole is None else whole + random.randint(0, min(max(2, whole // 2), _WIDEST))
+
+
+def printable(name: str) -> str:
+    """Return *name* as it can stand in a header field, and stands wherever else clients compare it."""
+    return _UNPRINTABLE.sub("?", name)
 
 
 def string_item(name: str) -> str:
     """Return *name* as a String of RFC 9651."""
-    printable = _UNPRINTABLE.sub("?", name)
-    return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + printable(name).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 class RateFields:
     """The fields that tell of the quotas of one limiter, in one dialect.
+
+    `q` and `w` tell the rate, `r` what is left of the bucket: with a burst above the rate, `r` may be greater
+    than `q`. `X-RateLimit-Limit` tells the size of the bucket, so that "remaining" is never more.
 
     Args:
         quotas: the limiter's quotas.

@@ -17,7 +17,7 @@ from ..errors import (
     RateLimitedError,
     RejectedError,
 )
-from .headers import Fields, pause, whole_seconds
+from .headers import Fields, pause, printable, whole_seconds
 
 __all__ = ["REFUSALS", "Answer", "answer", "problem"]
 
@@ -99,7 +99,8 @@ def _kind(error: Exception) -> _Kind:
 
 def _retry_after(error: Exception, status: int) -> Fields:
     told = error.retry_after if isinstance(error, RejectedError) else None
-    # A quota is the client's own: whoever waits for it waits alone, and to the second.
+    # A quota lets in as many as it has room for, however many come; so its time is told to the second, as
+    # `RateLimit` tells it. A service that cannot cope is spared the crowd.
     seconds = pause(told) if status == HTTPStatus.SERVICE_UNAVAILABLE else whole_seconds(told)
     return [] if seconds is None else [("Retry-After", str(seconds))]
 
@@ -113,5 +114,5 @@ def _document(kind: _Kind, quota: str | None) -> bytes:
         "detail": kind.detail,
     }
     if quota is not None:
-        members["violated-policies"] = [quota]
+        members["violated-policies"] = [printable(quota)]  # spelt as in `RateLimit`
     return json.dumps(members).encode("ascii")
