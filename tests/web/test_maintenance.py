@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ class TestWho:
         honest = world.get(app, peer="10.0.0.1", headers={"x-forwarded-for": "192.0.2.5"})
         assert honest.status == 200
 
+    def test_networks_may_be_objects(self, world: World) -> None:
+        """Of the standard library, beside text."""
+        app = world.middleware(
+            maintenance=closed(allow=[ip_network("192.0.2.0/28"), ip_address("192.0.2.99")])
+        )
+
+        statuses = [world.get(app, peer=peer).status for peer in ("192.0.2.1", "192.0.2.99", "192.0.2.98")]
+
+        assert statuses == [200, 200, 503]
+
     def test_predicates_let_in(self, world: World) -> None:
         """Whatever a request tells."""
 
@@ -295,7 +306,20 @@ class TestSwitch:
             (lambda: Maintenance(exempt=("login",)), ValueError, "exempt must name paths like"),
             (lambda: Maintenance(exempt="/login"), TypeError, "exempt must be several paths, not one text"),
             (lambda: Maintenance(allow=("10.0.0.0/40",)), ValueError, "allow must name networks like"),
-            (lambda: Maintenance(allow="10.0.0.0/8"), TypeError, "allow must be several, not one text"),
+            (lambda: Maintenance(exempt=None), TypeError, "exempt must be several paths, got None"),  # type: ignore[arg-type]
+            (
+                lambda: Maintenance(allow="10.0.0.0/8"),
+                TypeError,
+                "allow must be several, such as .*, not one",
+            ),
+            (lambda: Maintenance(allow=ip_network("10.0.0.0/8")), TypeError, "allow must be several"),
+            (lambda: Maintenance(allow=ip_address("10.0.0.1")), TypeError, "allow must be several"),  # type: ignore[arg-type]
+            (lambda: Maintenance(allow=None), TypeError, "allow must be several, .*, got None"),  # type: ignore[arg-type]
+            (
+                lambda: Maintenance("maintenance.html"),
+                ValueError,
+                "page must be HTML; give the file .* as a Path",
+            ),
             (lambda: Maintenance(name=""), ValueError, "name must not be empty"),
             (lambda: Maintenance(clock=5), TypeError, "clock must be callable"),  # type: ignore[arg-type]
             (lambda: Maintenance().on(0), ValueError, "for_ must be greater than 0"),

@@ -10,18 +10,19 @@ from typing import Final, Literal, TypeAlias
 
 from ..engine import params
 
-__all__ = ["Address", "Networks", "TrustedProxies", "address_of", "proxies_of"]
+__all__ = ["NETWORK_LIKE", "Address", "Networks", "TrustedProxies", "address_of", "proxies_of"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 NetworkLike: TypeAlias = str | Address | Network
-_NETWORK_LIKE: Final = (
+NETWORK_LIKE: Final = (
     str,
     ipaddress.IPv4Address,
     ipaddress.IPv6Address,
     ipaddress.IPv4Network,
     ipaddress.IPv6Network,
 )
+"""What names one network."""
 
 _LONGEST_ADDRESS: Final = 80  # the longest IPv6 address with a zone and a port is shorter
 _LONGEST_HEADER: Final = 4_096  # what a chain of proxies writes is shorter; the rest is not looked at
@@ -69,7 +70,7 @@ class Networks:
 
 
 def _network(parameter: str, network: NetworkLike) -> Network:
-    if not isinstance(network, _NETWORK_LIKE):  # a number would be taken for an address
+    if not isinstance(network, NETWORK_LIKE):  # a number would be taken for an address
         params.refuse(TypeError, parameter, "must name networks as text or ipaddress objects", network)
     try:
         found = ipaddress.ip_network(network)
@@ -145,7 +146,7 @@ def proxies_of(trusted: TrustedProxies | NetworkLike | Iterable[NetworkLike]) ->
     """Return *trusted*, whichever way it is given, as proxies."""
     if isinstance(trusted, TrustedProxies):
         return trusted
-    if isinstance(trusted, _NETWORK_LIKE):
+    if isinstance(trusted, NETWORK_LIKE):
         return TrustedProxies(trusted)
     if not isinstance(trusted, Iterable):
         params.refuse(TypeError, "trusted", "must be networks or TrustedProxies", trusted)

@@ -16,7 +16,7 @@ from ..engine.window import Tally
 from ..errors import MaintenanceError
 from ..events import Announcer, Listener, MaintenanceSwitched
 from ..typing import Clock, Seconds
-from .addresses import NetworkLike, Networks
+from .addresses import NETWORK_LIKE, NetworkLike, Networks
 from .paths import several_paths
 from .problem import Answer, answer, problem
 from .request import Request
@@ -50,10 +50,10 @@ class Maintenance:
     While it is on, requests are answered with 503: browsers get *page*, everybody else a problem document.
 
     Args:
-        page: HTML for those who accept it: text, bytes, or the path of a file, which is read at once. None:
+        page: HTML for those who accept it: text, bytes, or the `Path` of a file, which is read at once. None:
             everybody gets the problem document.
         retry_after: seconds after which clients are asked to come back where nobody said for how long it is;
-            0 or more. Clients are spread over up to half as much more.
+            0 or more. Clients are spread over up to half as much more, and no more than a minute.
         exempt: paths that stay open, such as "/login" or "/static/*".
         allow: who is let in all the same: networks as text or `ipaddress` objects, and predicates of a
             `Request`. Addresses are those of the clients, behind the middleware's `trusted` proxies.
@@ -62,7 +62,7 @@ class Maintenance:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or *page* is text without a tag.
         OSError: the file of *page* cannot be read.
 
     Concurrency: safe from any thread, task and signal handler; asking takes no lock.
@@ -81,8 +81,9 @@ class Maintenance:
         self._page = _html(page)
         self._retry_after = params.seconds("retry_after", retry_after)
         self._exempt = several_paths("exempt", exempt)
-        if isinstance(allow, str):
-            params.refuse(TypeError, "allow", "must be several, not one text", allow)
+        if isinstance(allow, NETWORK_LIKE) or not isinstance(allow, Iterable):
+            # A network can be iterated over: address by address, for hours.
+            params.refuse(TypeError, "allow", "must be several, such as ['10.0.0.0/8'], not one", allow)
         admitted = list(allow)
         self._predicates = [params.plain_function("allow", one) for one in admitted if callable(one)]
         self._networks = Networks("allow", [one for one in admitted if not callable(one)])
@@ -220,6 +221,8 @@ def _html(page: str | bytes | Path | None) -> bytes | None:
     if isinstance(page, Path):
         return page.read_bytes()
     if isinstance(page, str):
+        if "<" not in page:  # the name of a file, most likely, which browsers would be shown
+            params.refuse(ValueError, "page", "must be HTML; give the file that it is in as a Path", page)
         return page.encode()
     if page is not None and not isinstance(page, bytes):
         params.refuse(TypeError, "page", "must be HTML as text or bytes, a Path, or None", page)
