@@ -56,6 +56,13 @@ CASES: list[tuple[str | None, dict[str, str], str | None]] = [
     (PROXY, {XFF: "fe80::1%eth0"}, "fe80::1"),
     (PROXY, {XFF: "::ffff:198.51.100.1"}, "198.51.100.1"),
     (PROXY, {XFF: "198.51.100.1, ::ffff:10.9.9.9"}, "198.51.100.1"),
+    (PROXY, {XFF: "64:ff9b::808:808"}, "8.8.8.8"),
+    (PROXY, {XFF: "64:ff9b::808:808%eth0"}, "8.8.8.8"),
+    (PROXY, {FWD: 'for="[64:ff9b::808:808]:4711"'}, "8.8.8.8"),
+    # Nobody is in a private network by such an address, nor by one that only looks like it.
+    ("64:ff9b::a00:1", {XFF: "198.51.100.1"}, "64:ff9b::a00:1"),
+    ("64:ff9b:1::808:808", {}, "64:ff9b:1::808:808"),
+    ("64:ff9b::1:808:808", {}, "64:ff9b::1:808:808"),
     # A hop that cannot be read: what is left of it is nobody's word.
     (PROXY, {XFF: ""}, UNKNOWN),
     (PROXY, {XFF: "198.51.100.1, "}, UNKNOWN),
@@ -163,6 +170,13 @@ def test_networks_may_be_objects(trusted: Any) -> None:
     assert str(request_with(PROXY, {XFF: "198.51.100.1"}, trusted).client) == "198.51.100.1"
 
 
+@pytest.mark.parametrize("network", ["::ffff:10.0.0.0/104", "64:ff9b::/96", "64:ff9b::808:808"])
+def test_networks_of_ipv4_are_named_as_such(network: str) -> None:
+    """Inside IPv6 they would match nobody: such clients are known by their IPv4 address."""
+    with pytest.raises(ValueError, match="trusted must name IPv4 networks as such, not inside IPv6"):
+        TrustedProxies(network)
+
+
 def test_unknown_field_is_refused() -> None:
     """Only two fields are understood."""
     with pytest.raises(ValueError, match="header must be one of 'x-forwarded-for', 'forwarded'"):
@@ -207,7 +221,7 @@ def test_long_fields_take_time_in_proportion_and_no_more_than_what_is_read_at_mo
 
 class TestKeys:
     def test_addresses_of_one_network_are_one_client(self) -> None:
-        """IPv6 by /64, IPv4 by address, mapped or not."""
+        """IPv6 by /64, IPv4 by address, mapped and translated or not."""
         by_address = client_address()
 
         def key(peer: str) -> str | None:
@@ -217,6 +231,8 @@ class TestKeys:
         assert key("2001:db8:0:2::1") != key("2001:db8:0:1::1")
         assert key("192.0.2.1") == key("::ffff:192.0.2.1") == "192.0.2.1"
         assert key("192.0.2.1") != key("192.0.2.2")
+        assert key("64:ff9b::808:808") == key("8.8.8.8") != key("64:ff9b::808:809")
+        assert key("64:ff9b::a00:1") == key("64:ff9b::a00:2") == "64:ff9b::/64"
 
     def test_prefix_can_be_chosen(self) -> None:
         """128 bits tell every address apart."""
@@ -335,9 +351,9 @@ class TestKeys:
             make()
 
 
-@given(st.ip_addresses())
+@given(st.ip_addresses().filter(lambda address: address not in ipaddress.ip_network("64:ff9b::/96")))
 def test_every_address_reads_as_itself(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    """Bare and with a port; a mapped one is the IPv4 address."""
+    """Bare and with a port; a mapped one is the IPv4 address. Translated ones stand among the cases above."""
     bracketed = f"[{address}]" if address.version == 6 else str(address)
     expected = getattr(address, "ipv4_mapped", None) or address
 

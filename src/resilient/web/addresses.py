@@ -32,6 +32,7 @@ _PORT: Final = r"(?::(?:\d{1,5}|_[\w.-]{1,32}))?"
 _BRACKETED: Final = re.compile(rf"\[([^\[\]]+)\]{_PORT}", re.ASCII)
 _DOTTED: Final = re.compile(rf"([\d.]+){_PORT}", re.ASCII)
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @functools.lru_cache(maxsize=4_096)
@@ -44,13 +45,23 @@ def _parsed(text: str) -> Address | None:
     if isinstance(address, ipaddress.IPv4Address):
         return address
     # The zone is the server's business, and would make of one client as many as somebody cares to write.
-    return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+    return address.ipv4_mapped or _behind_nat64(address) or ipaddress.IPv6Address(int(address))
+
+
+def _behind_nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return who an IPv6-only network tells of by RFC 6052: all of IPv4 would be one /64 otherwise.
+
+    Only public addresses are told of that way (its section 3.1). A private one is nobody's, and taking it for
+    that of a proxy or an administrator would be a way in.
+    """
+    inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return inner if address in _NAT64 and inner.is_global else None
 
 
 def address_of(text: str) -> Address | None:
     """Return the address that *text* is, with or without port and brackets; None where it is none.
 
-    An IPv4 address that is mapped into IPv6 is the IPv4 address.
+    An IPv4 address that is mapped into IPv6, or translated (NAT64), is the IPv4 address.
     """
     return _parsed(text) if len(text) <= _LONGEST_ADDRESS else None
 
@@ -77,8 +88,8 @@ def _network(parameter: str, network: NetworkLike) -> Network:
     except ValueError:
         rule = "must name networks like '10.0.0.0/8', '2001:db8::/32' or '192.0.2.1'"
         params.refuse(ValueError, parameter, rule, network)
-    if isinstance(found, ipaddress.IPv6Network) and found.subnet_of(_MAPPED):
-        params.refuse(ValueError, parameter, "must name IPv4 networks as such, not mapped into IPv6", network)
+    if isinstance(found, ipaddress.IPv6Network) and (found.subnet_of(_MAPPED) or found.subnet_of(_NAT64)):
+        params.refuse(ValueError, parameter, "must name IPv4 networks as such, not inside IPv6", network)
     return found
 
 
