@@ -14,6 +14,7 @@ from tests.web.support import Ask, environ_of, http_scope
 
 from resilient.asgi import TrustedProxies, api_key, client_address, combined, route, user
 from resilient.web.addresses import address_of, proxies_of
+from resilient.web.keys import key_function
 from resilient.web.request import AsgiRequest, Request, WsgiRequest
 
 PROXIES = ("10.0.0.0/8", "2001:db8:ffff::/48")
@@ -252,6 +253,7 @@ class TestKeys:
 
         assert client_address()(request) == PROXY
         assert client_address(trusted="10.0.0.0/8")(request) == "198.51.100.1"
+        assert client_address(trusted=["10.0.0.0/8"])(request) == "198.51.100.1"
 
     def test_secrets_are_digested(self) -> None:
         """The same secret makes the same key, another one another, and it cannot be read from it."""
@@ -331,6 +333,19 @@ class TestKeys:
         """One part that lifts the limit lifts it."""
         assert combined(client_address(), api_key(otherwise=None))(request_with(PROXY, {})) is None
 
+    @pytest.mark.parametrize("make", [client_address, api_key, user, route, combined])
+    def test_what_makes_a_key_function_is_none(self, make: Any) -> None:
+        """The call that was forgotten is noticed before the first request."""
+        with pytest.raises(TypeError, match=rf"key must be a key function: write {make.__name__}\("):
+            key_function("key", make)
+
+    @pytest.mark.parametrize("name", ["x-api-key", "X_Key", "x!#$%&'*+.^`|~1"])
+    def test_any_name_of_a_field_will_do(self, name: str) -> None:
+        """All that RFC 9110 calls a token."""
+        request = request_with(PROXY, {name.lower(): "secret"})
+
+        assert str(api_key(name)(request)).startswith("key:")
+
     @pytest.mark.parametrize(
         ("make", "error", "message"),
         [
@@ -338,7 +353,20 @@ class TestKeys:
             (lambda: client_address(ipv6_prefix=129), ValueError, "ipv6_prefix must be at most 128, got 129"),
             (lambda: client_address(ipv6_prefix="64"), TypeError, "ipv6_prefix must be a whole number"),  # type: ignore[arg-type]
             (lambda: api_key(""), ValueError, "header must not be empty"),
-            (lambda: api_key("schl\u00fcssel"), ValueError, "header must be ASCII"),
+            (lambda: api_key("schl\u00fcssel"), ValueError, "header must be the name of a header field, got"),
+            (lambda: api_key("x\r\ny"), ValueError, "header must be the name of a header field, got"),
+            (lambda: api_key("x-api-key "), ValueError, "header must be the name of a header field, got"),
+            (lambda: api_key("x-api-key\n"), ValueError, "header must be the name of a header field, got"),
+            (
+                lambda: api_key(otherwise=client_address),
+                TypeError,
+                r"otherwise .*: write client_address\(...\)",
+            ),  # type: ignore[arg-type]
+            (
+                lambda: combined(user(), route),
+                TypeError,
+                r"keys must be a key function: write route\(...\), got",
+            ),  # type: ignore[arg-type]
             (lambda: api_key(otherwise="x"), TypeError, "otherwise must be callable"),  # type: ignore[arg-type]
             (lambda: user("ada"), TypeError, "find must be callable"),  # type: ignore[arg-type]
             (combined, ValueError, "keys must be at least one key function"),

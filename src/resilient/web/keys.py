@@ -9,24 +9,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from ..engine import params
 from .addresses import NetworkLike, TrustedProxies, address_of, proxies_of
 from .request import Request
 
-__all__ = ["Key", "api_key", "client_address", "combined", "route", "user"]
+__all__ = ["Key", "api_key", "client_address", "combined", "key_function", "route", "user"]
 
 Key: TypeAlias = Callable[[Request], str | None]
 """Makes the key of a request; None means that it has no limit."""
 
 _UNKNOWN: Final = "unknown"
 _IPV6_BITS: Final = 128
+_TOKEN: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, 5.6.2
 
 
 def client_address(
-    *, ipv6_prefix: int = 64, trusted: TrustedProxies | NetworkLike | tuple[NetworkLike, ...] | None = None
+    *, ipv6_prefix: int = 64, trusted: TrustedProxies | NetworkLike | Iterable[NetworkLike] | None = None
 ) -> Key:
     """Make keys of the client's address, and one common key for all whose address is not known.
 
@@ -81,11 +83,11 @@ def api_key(header: str = "x-api-key", *, otherwise: Key | None = _BY_ADDRESS) -
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: *header* is empty, or not ASCII.
+        ValueError: *header* is not the name of a header field.
     """
     name = params.named("header", header).lower()
-    if not name.isascii():
-        params.refuse(ValueError, "header", "must be ASCII", header)
+    if not _TOKEN.fullmatch(name):
+        params.refuse(ValueError, "header", "must be the name of a header field", header)
     fallback = _checked(otherwise)
 
     def by_api_key(request: Request) -> str | None:
@@ -140,7 +142,8 @@ def route() -> Key:
     """Make keys of method and route.
 
     In a middleware no framework has found the route yet, so the path stands for it. Where paths hold what
-    clients choose, such as identifiers, give `rate_limit` a mapping of patterns instead.
+    clients choose, such as identifiers, give `rate_limit` a mapping of patterns instead. The method is what
+    the client has sent: where an app answers any, an invented one has a limit of its own.
 
     Returns:
         A key function.
@@ -167,18 +170,40 @@ def combined(*keys: Key) -> Key:
     """
     if not keys:
         params.refuse(ValueError, "keys", "must be at least one key function", keys)
-    functions = [params.plain_function("keys", key) for key in keys]
+    functions = [key_function("keys", key) for key in keys]
 
     def by_all(request: Request) -> str | None:
-        parts = [key(request) for key in functions]
-        # With its length, no part can pose as two.
-        return None if None in parts else ",".join(f"{len(part)}:{part}" for part in parts)
+        parts: list[str] = []
+        for key in functions:
+            part = key(request)
+            if part is None:
+                return None
+            parts.append(f"{len(part)}:{part}")  # with its length, no part can pose as two
+        return ",".join(parts)
 
     return by_all
 
 
+_MAKERS: Final[tuple[object, ...]] = (client_address, api_key, user, route, combined)
+
+
+def key_function(parameter: str, key: Key) -> Key:
+    """Return *key* if it is a key function; what only makes one is refused, which would fail on each request.
+
+    Args:
+        parameter: the name of the argument; for error messages.
+        key: what was given for it.
+
+    Raises:
+        TypeError: *key* is none.
+    """
+    if key in _MAKERS:
+        params.refuse(TypeError, parameter, f"must be a key function: write {key.__name__}(...)", key)
+    return params.plain_function(parameter, key)
+
+
 def _checked(otherwise: Key | None) -> Key:
-    return _unlimited if otherwise is None else params.plain_function("otherwise", otherwise)
+    return _unlimited if otherwise is None else key_function("otherwise", otherwise)
 
 
 def _unlimited(_request: Request) -> None:
