@@ -10,6 +10,8 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import redis
@@ -20,14 +22,38 @@ from redis.backoff import NoBackoff
 
 from ..events import error_text
 from .script import Command
-from .settings import TRUSTED_FOR, is_answer, settings_for
+from .settings import TRUSTED_FOR, is_answer, new_connection, settings_for
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "patience"]
 
 _BATCH: Final = 500  # requests that go out together
 _CLUSTER_REQUESTS: Final = 32  # at the same time, each on a connection to its node
 _SILENCE: Final = 0.8  # of the time for a request, after which no answer means that there is none
+_DEAD: Final = 2  # times the time for a request, after which a silent connection is given up
 _CONNECT: Final = 0.5  # seconds a connection may take to come up, at least; nobody need wait for that
+
+
+@asynccontextmanager
+async def patience(seconds: float) -> AsyncGenerator[None]:
+    """End the block with `TimeoutError` after *seconds*; but not where what it waits for is there by then.
+
+    A loop that was busy with other things finds the answer and the end of the time in the same turn. As
+    `asyncio.timeout` has it, the time would win.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        done = False
+
+        def end() -> None:
+            if not done:
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(seconds, loop.call_soon, end)
+        try:
+            yield
+        finally:
+            done = True
+            timer.cancel()
 
 
 class StoreLostError(Exception):
@@ -166,7 +192,7 @@ class Lane:
         self._waiting_since = time.monotonic()
         async with asyncio.timeout(max(_CONNECT, self._timeout)):
             connection = await self._connected()
-        async with asyncio.timeout(self._timeout) as limit:
+        async with asyncio.timeout(_DEAD * self._timeout) as limit:
             self._waiting_since = time.monotonic()
             await connection.send_packed_command(connection.pack_commands([asked.command for asked in batch]))
             for asked in batch:
@@ -178,7 +204,7 @@ class Lane:
                         raise
                 # It is the silence that is limited, not how many there are to answer.
                 self._used = self._waiting_since = time.monotonic()
-                limit.reschedule(asyncio.get_running_loop().time() + self._timeout)
+                limit.reschedule(asyncio.get_running_loop().time() + _DEAD * self._timeout)
 
     def _is_stale(self) -> bool:
         return time.monotonic() - self._used > TRUSTED_FOR
@@ -189,7 +215,7 @@ class Lane:
             if not self._is_stale() or await _is_alive(connection):
                 return connection
             await self._hang_up()
-        self._connection = connection = self._client.connection_pool.make_connection()
+        self._connection = connection = new_connection(self._client)
         await connection.connect()
         return connection
 

@@ -7,6 +7,7 @@ command of redis-py blocks for a minute. Here it gets one try, for as long as th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -23,19 +24,19 @@ from redis.retry import Retry
 from ..engine import params
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import TaskWaiter, ThreadWaiter
-from ..engine.workers import Job, Workers
+from ..engine.workers import Job, Stage, Workers
 from ..policies.rate_limiter.ladder import StoreBusyError
 from .bounded import bound
-from .lane import Lane
+from .lane import Lane, patience
 from .script import Command, Conversation, Meeting
-from .settings import TRUSTED_FOR, is_answer, settings_for
+from .settings import TRUSTED_FOR, is_answer, new_connection, settings_for
 
 __all__ = ["Link", "link_to"]
 
 R = TypeVar("R")
 
-_DIALLERS: Final = 4  # threads that connect, where none is connected
-_IDLE: Final = 32  # connections kept; more threads than that at a time connect anew
+_DIALLERS: Final = 8  # threads that connect, where none is connected
+_IDLE: Final = 64  # connections kept; more threads than that at a time connect anew
 
 
 class Link:
@@ -50,6 +51,7 @@ class Link:
         self.timeout = timeout
         self._storage: Any = None  # of limits; it knows the topologies and their clients
         self._lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
+        self._inherited: object = None
         self.after_fork()
         renew_after_fork(self)
 
@@ -62,7 +64,7 @@ class Link:
         if "+cluster:" in self._uri:
             return  # to open one is to ask it
         try:
-            self._open().get_connection().connection_pool.make_connection()
+            new_connection(self._open().get_connection())
         except (TypeError, ValueError) as exc:
             rule = f"must have options that the client knows ({exc})"
             # Without the rest: it may hold a password.
@@ -102,8 +104,9 @@ class Link:
 
     def close(self) -> None:
         """Close the connections that no thread uses now; the next request connects anew."""
-        while self._idle:
-            self._idle.pop()[0].disconnect()
+        with contextlib.suppress(IndexError):  # another thread took the last one
+            while self._idle:
+                self._idle.pop()[0].disconnect()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, and those of `close`."""
@@ -129,8 +132,9 @@ class Link:
         try:
             ended = job.wait(due - time.monotonic())
         finally:
-            if not ended:
-                job.withdraw()
+            stage = Stage.DONE if ended else job.withdraw()
+        if stage is Stage.QUEUED or (not ended and time.monotonic() - self._heard < self.timeout):
+            raise StoreBusyError("too many threads wanted a connection at the same time")
         if not ended:
             raise TimeoutError("the store did not answer in time")
         if job.error is not None:
@@ -165,6 +169,7 @@ class Link:
             if isinstance(exc, redis.RedisError):
                 self.close()  # the others are from before, too
             raise
+        self._heard = time.monotonic()
         self._keep(connection)
         return answer
 
@@ -181,7 +186,7 @@ class Link:
         if isinstance(storage, RedisClusterStorage):
             # Which node, and what to do when slots move, is the client's business.
             return client.execute_command(*command)
-        connection = client.connection_pool.make_connection()
+        connection = new_connection(client)
         connection.connect()
         return self._exchange(connection, command)
 
@@ -206,7 +211,7 @@ class Link:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop) or self._open_lane(loop)
         try:
-            async with asyncio.timeout(due - time.monotonic()):
+            async with patience(due - time.monotonic()):
                 return await lane.request(command)
         except TimeoutError:
             if lane.is_silent:
@@ -224,25 +229,42 @@ class Link:
         """Begin with no connection in a forked child: what is said on the parent's is not for us."""
         self._lock = threading.RLock()
         self._idle: deque[tuple[Any, float]] = deque()
+        self._heard = -math.inf  # when a thread had an answer, last
         self._late: set[Job] = set()
         self._storage = None
         self._workers = Workers(_DIALLERS, "resilient-store")
+        # Kept: to close them here would take their sockets out of the set that the parent's loop watches.
+        self._inherited = self._lanes
         self._lanes = {}
 
 
-_links: weakref.WeakValueDictionary[tuple[str, float], Link] = weakref.WeakValueDictionary()
-_links_lock = threading.RLock()
+class _Links:
+    """The links of this process, one for each address and time.
+
+    Concurrency: safe from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakValueDictionary[tuple[str, float], Link] = weakref.WeakValueDictionary()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def to(self, uri: str, timeout: float) -> Link:
+        """Return the link to the store at *uri*: one for all who ask it for the same."""
+        with self._lock:
+            link = self._known.get((uri, timeout))
+            if link is None:
+                link = Link(uri, timeout)
+                link.check()
+                self._known[uri, timeout] = link
+            return link
+
+    def after_fork(self) -> None:
+        """Begin with a free lock in a forked child."""
+        self._lock = threading.RLock()
 
 
-def link_to(uri: str, timeout: float) -> Link:
-    """Return the link to the store at *uri*: one for all who ask it for the same."""
-    with _links_lock:
-        link = _links.get((uri, timeout))
-        if link is None:
-            link = Link(uri, timeout)
-            link.check()
-            _links[uri, timeout] = link
-        return link
+link_to: Final = _Links().to
 
 
 def _is_alive(connection: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import redis
 
-__all__ = ["TRUSTED_FOR", "is_answer", "settings_for"]
+__all__ = ["TRUSTED_FOR", "is_answer", "new_connection", "settings_for"]
 
 TRUSTED_FOR: Final = 0.5
 """Seconds since its last use for which a connection is taken to be alive."""
@@ -34,3 +34,12 @@ def is_answer(exc: BaseException) -> bool:
     Not so where it was the primary and is no more: a new connection finds the one that is.
     """
     return isinstance(exc, redis.ResponseError) and not isinstance(exc, redis.ReadOnlyError)
+
+
+def new_connection(client: Any) -> Any:
+    """Return a connection as *client* would make it, for threads or tasks, not yet connected.
+
+    Not by its pool: that makes a number of them in its life, and counts those it never sees again.
+    """
+    pool = client.connection_pool
+    return pool.connection_class(**pool.connection_kwargs)

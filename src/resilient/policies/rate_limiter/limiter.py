@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import shield
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -295,7 +296,8 @@ class RateLimiter(Policy):
             try:
                 await asleep(decision.retry_after, self._sleep)
             except BaseException:
-                await self._desk.agive(decision, decision.cost)
+                # In a task of its own: who is cancelled once may be again, as by anyio at every `await`.
+                await shield(self._desk.agive(decision, decision.cost))
                 raise
         return decision
 
