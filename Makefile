@@ -38,12 +38,16 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: $(GROUP)demo ## Play the incident of the slow rates API in a small shop, without and with resilient
+demo: $(GROUP)demo ## Play two incidents to a small shop, a slow API and a flood, without and with resilient
 	$(PY) -m examples.shop $(ARGS)
 
 .PHONY: test
 test: $(GROUP)test $(GROUP)demo ## Run every test, the code in the docs included
 	$(PY) -m pytest $(ARGS)
+
+.PHONY: soak
+soak: $(GROUP)test $(GROUP)demo ## Run the faults of shared limits at full length: servers away for longer, every strategy
+	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet $(ARGS)
 
 .PHONY: check
 check: $(GROUP)check $(GROUP)test $(GROUP)demo ## Lint, check the format and the types
