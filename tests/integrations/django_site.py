@@ -65,6 +65,7 @@ async def hang(request: HttpRequest) -> HttpResponse:
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
     def chunks() -> Iterator[bytes]:
+        orders.seen.append(time_left())
         yield b"first"
         orders.let_go.wait(5)
         if orders.error is not None:
@@ -78,6 +79,7 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 async def astream(request: HttpRequest) -> StreamingHttpResponse:
     async def chunks() -> AsyncIterator[bytes]:
+        orders.seen.append(time_left())
         yield b"first"
         await asyncio.to_thread(orders.let_go.wait, 5)
         if orders.error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,7 +22,7 @@ from tests.integrations import django_site as site
 from tests.web.servers import connection, eventually, fetch, uvicorn_serving, wsgiref_serving
 from tests.web.support import SpyGate
 
-from resilient import RateLimiter
+from resilient import RateLimiter, time_left
 from resilient.asgi import Maintenance, client_address, user
 from resilient.errors import CallTimeoutError, CircuitOpenError, RateLimitedError
 from resilient.integrations.django import ResilienceMiddleware, request_key
@@ -291,9 +292,12 @@ class TestKeys:
 
     def test_bad_key_is_named(self) -> None:
         """At once."""
-        key: Any = "ip"
-        with pytest.raises(TypeError, match="key must be callable"):
-            request_key(key)
+        keys: list[Any] = ["ip", client_address]
+        for key in keys:
+            with pytest.raises(
+                TypeError, match="key must be (callable|a key function: write client_address)"
+            ):
+                request_key(key)
 
 
 class TestSettings:
@@ -327,6 +331,14 @@ class TestSettings:
 class TestStreams:
     """The place of a streaming response: until the body ends, exactly once."""
 
+    @pytest.fixture
+    def no_collector(self) -> Iterator[None]:
+        """Free only what nothing refers to any more."""
+        gc.collect()
+        gc.disable()
+        yield
+        gc.enable()
+
     @pytest.mark.parametrize(("mode", "path"), [(Sync, "/stream"), (Async, "/astream"), (Async, "/stream")])
     @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
     def test_comes_back_at_the_end(self, mode: Any, path: str) -> None:
@@ -348,15 +360,52 @@ class TestStreams:
 
         assert gate.left == [orders.error]
 
-    def test_comes_back_from_a_response_that_is_dropped(self) -> None:
+    def test_comes_back_from_a_response_that_is_dropped(self, no_collector: None) -> None:
         """A middleware outside may answer something else; Django does not close the first response."""
         gate = SpyGate()
         with guarded("tests.integrations.django_site.replacing", shed=gate):
             assert Sync.ask(["/stream"])[0].body == b"replaced"
-        gc.collect()
 
         assert len(gate.left) == 1
         assert isinstance(gate.left[0], asyncio.CancelledError)
+
+    @pytest.mark.parametrize("path", ["/stream", "/astream"])
+    @pytest.mark.parametrize("begun", [True, False])
+    def test_response_is_no_circle(self, no_collector: None, path: str, begun: bool) -> None:
+        """It is freed at once when it is closed halfway or dropped, and not by the garbage collector."""
+
+        async def begin() -> weakref.ref[Any]:
+            handler = ASGIHandler()
+            scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+            request, _ = handler.create_request({**scope, "client": ("192.0.2.1", 1)}, None)
+            response = await handler.get_response_async(request)
+            if begun:
+                first = await anext(aiter(response)) if response.is_async else next(iter(response))
+                assert first == b"first"
+                response.close()
+            return weakref.ref(response)
+
+        with guarded(shed=SpyGate(), deadline=30):
+            assert asyncio.run(begin())() is None
+
+    @pytest.mark.parametrize(("mode", "path"), [(Sync, "/stream"), (Async, "/astream")])
+    def test_deadline_is_that_of_the_body_and_not_of_the_thread(
+        self, mode: Any, path: str, orders: site.Orders
+    ) -> None:
+        """A server may call the site again before it has sent the body."""
+
+        async def between() -> Any:
+            client = Client() if mode is Sync else AsyncClient()
+            response: Any = client.get(path)
+            response = await response if mode is Async else response
+            after_the_view = time_left()
+            body = [chunk async for chunk in response] if mode is Async else list(response)
+            return body, after_the_view, time_left()
+
+        with guarded(deadline=30):
+            assert asyncio.run(between()) == ([b"first", b"last"], None, None)
+
+        assert 0 < orders.seen[-1] <= 30
 
     async def test_comes_back_in_its_loop_when_closed_by_a_thread(self) -> None:
         """As Django's ASGI handler closes it."""

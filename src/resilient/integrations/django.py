@@ -7,15 +7,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import Any, ClassVar, Final
 
 from ..engine import params
+from ..engine.deadline import Instant, innermost
 from ..web import asgi, wsgi
 from ..web.addresses import TrustedProxies
 from ..web.door import Door, Visit, outcome, words_of
-from ..web.keys import Key
+from ..web.keys import Key, key_function
 from ..web.notes import answer_inside, believed
 from ..web.problem import REFUSALS, Answer
 from ..web.request import AsgiRequest, Request, WsgiRequest
@@ -96,6 +108,7 @@ class ResilienceMiddleware:
 
     def _served(self, request: HttpRequest, facts: Request) -> HttpResponseBase:
         visit = Visit(self._door, facts, wsgi.WAITS)
+        outside = innermost.get()
         try:
             try:
                 wsgi.at_once(visit.enter())
@@ -103,12 +116,13 @@ class ResilienceMiddleware:
             except BaseException as error:
                 visit.leave(error)
                 raise
-            return _let_out(response, visit, None)
+            return _let_out(response, visit, outside, None)
         except REFUSALS as error:
             return _response(visit.answer(error))
 
     async def _served_in_task(self, request: HttpRequest, facts: Request) -> HttpResponseBase:
         visit = Visit(self._door, facts, asgi.WAITS)
+        outside = innermost.get()
         try:
             try:
                 await _enter(visit, request)
@@ -116,7 +130,7 @@ class ResilienceMiddleware:
             except BaseException as error:
                 visit.leave(error)
                 raise
-            return _let_out(response, visit, asyncio.get_running_loop())
+            return _let_out(response, visit, outside, asyncio.get_running_loop())
         except REFUSALS as error:
             return _response(visit.answer(error))
 
@@ -154,64 +168,90 @@ def _response(answer: Answer) -> HttpResponse:
 
 
 def _let_out(
-    response: HttpResponseBase, visit: Visit, loop: asyncio.AbstractEventLoop | None
+    response: HttpResponseBase,
+    visit: Visit,
+    outside: Instant | None,
+    loop: asyncio.AbstractEventLoop | None,
 ) -> HttpResponseBase:
     for name, value in visit.fields:
         response.headers[name] = value
     if response.streaming:
-        _Stay(visit, response, loop)
+        _Stay(visit, response.status_code, loop).follow(response)
+        # This thread may serve others before the body has ended, and their deadline is another one.
+        innermost.set(outside)
     else:
         visit.leave(outcome(response.status_code, None, gone=False))
     return response
+
+
+_END: Any = object()
 
 
 class _Stay:
     """What a streaming response holds: it goes back when its body ends or is closed, whatever comes first.
 
     Django closes the responses of tasks in a thread. They leave in their loop all the same.
+
+    It refers to nothing that leads back to the response: a response that is dropped, as by a middleware that
+    answers something else, gives its place back at once and not when the garbage is collected.
     """
 
-    def __init__(
-        self, visit: Visit, response: HttpResponseBase, loop: asyncio.AbstractEventLoop | None
-    ) -> None:
+    def __init__(self, visit: Visit, status: int, loop: asyncio.AbstractEventLoop | None) -> None:
         self._visit = visit
-        self._status: int = response.status_code
+        self._status = status
         self._loop = loop
+        self._deadline = innermost.get()
+        self._is_file = False
+
+    def follow(self, response: HttpResponseBase) -> None:
+        """Stay until *response* has been sent."""
         # A file is left alone: servers send it by themselves, and only its end can be seen.
         self._is_file = getattr(response, "file_to_stream", None) is not None
         if not self._is_file:
-            content = response.streaming_content
+            # What `streaming_content` returns would refer to the response.
+            content = response._iterator  # noqa: SLF001
             response.streaming_content = (
                 self._achunks(content) if response.is_async else self._chunks(content)
             )
-        response.close = functools.partial(self._close, response.close)
+        # As Django itself has requests closed.
+        response._resource_closers.append(self._close)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
-    def _close(self, close: Callable[[], None]) -> None:
-        try:
-            close()
-        finally:
-            self._leave_soon(gone=not self._is_file)
+    def _close(self) -> None:
+        self._leave_soon(gone=not self._is_file)
 
-    def __del__(self) -> None:
-        # A response that is replaced by another one is not closed.
-        self._leave_soon(gone=True)
+    def __del__(self, _at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A response that is replaced by another one is not closed. When the interpreter exits, this module
+        # may be gone already, and nobody waits for a place any more.
+        if not _at_exit():
+            self._leave_soon(gone=True)
 
     def _chunks(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        chunks = iter(content)
         try:
-            yield from content
+            while (chunk := self._next(chunks)) is not _END:
+                yield chunk
         except BaseException as error:
             self._leave_soon(error)
             raise
         self._leave_soon()
 
     async def _achunks(self, content: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        chunks = aiter(content)
         try:
-            async for chunk in content:
+            while (chunk := await self._anext(chunks)) is not _END:
                 yield chunk
         except BaseException as error:
             self._leave(error)
             raise
         self._leave()
+
+    def _next(self, chunks: Iterator[bytes]) -> bytes:
+        with _within(self._deadline):
+            return next(chunks, _END)
+
+    async def _anext(self, chunks: AsyncIterator[bytes]) -> bytes:
+        with _within(self._deadline):
+            return await anext(chunks, _END)
 
     def _leave_soon(self, error: BaseException | None = None, *, gone: bool = False) -> None:
         leave = functools.partial(self._leave, error, gone=gone)
@@ -227,6 +267,18 @@ class _Stay:
         self._visit.leave(outcome(self._status, error, gone=gone))
 
 
+@contextlib.contextmanager
+def _within(deadline: Instant | None) -> Generator[None]:
+    """Let *deadline* hold for a part of a body, in whichever context the server asks for that."""
+    outside = innermost.get()
+    innermost.set(deadline)
+    try:
+        yield
+    finally:
+        # Without a token: what is left over may be closed from another context.
+        innermost.set(outside)
+
+
 def request_key(key: Key) -> Callable[..., str | None]:
     """Make the key of a limiter around a view of Django's request.
 
@@ -239,9 +291,9 @@ def request_key(key: Key) -> Callable[..., str | None]:
         A function for `RateLimiter(key=...)`, of arguments among which there is a request.
 
     Raises:
-        TypeError: *key* is no ordinary function; from the function, there is no request.
+        TypeError: *key* is no key function; from the function, there is no request.
     """
-    params.plain_function("key", key)
+    key_function("key", key)
 
     def of_request(*args: Any, **kwargs: Any) -> str | None:
         # Not by its class: that of Django REST framework stands for Django's.
