@@ -126,6 +126,14 @@ class TrustedProxies:
         self._networks = Networks("trusted", [network for network in networks if network != "unix"])
         self._readers = _READERS if header is None else {header: _READERS[header]}
 
+    def believe(self, peer: str | None) -> bool:
+        """Tell whether the other end of a connection is one of the proxies.
+
+        Args:
+            peer: as the server tells it; None or empty for a Unix socket.
+        """
+        return address_of(peer) in self._networks if peer else self._unix
+
     def client(self, peer: str | None, header: Callable[[str], str | None]) -> str | None:
         """Return who the client is, as text that `address_of` reads.
 
@@ -136,7 +144,7 @@ class TrustedProxies:
         Returns:
             The client as it is told; None where it is not known.
         """
-        if not (address_of(peer) in self._networks if peer else self._unix):
+        if not self.believe(peer):
             return peer
         clients = [
             self._walk(read(value) if len(value) <= _LONGEST_HEADER else [""])
