@@ -228,7 +228,7 @@ class TestRefusals:
 
     def test_deadline_is_seen_in_views(self) -> None:
         """A retry inside gives up when the client's time is up."""
-        app = app_with(deadline=30)
+        app = app_with(deadline=30, trusted="127.0.0.1")
         calls: list[float | None] = []
 
         @app.get("/late")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.web.support import Ask, Client, SpyGate, asend, http_scope
 
-from resilient import CircuitBreaker, RateLimiter, events, time_left
+from resilient import CircuitBreaker, RateLimiter, Timeout, events, time_left
 from resilient.asgi import Maintenance, ResilienceMiddleware
 from resilient.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError, RejectedError
 from resilient.testing import capture_events
@@ -329,9 +329,35 @@ class TestDeadline:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await asyncio.sleep(30)
 
-        reply = await asend(ResilienceMiddleware(app), Ask(headers={"grpc-timeout": "10m"}))
+        gate = SpyGate()
+        middleware = ResilienceMiddleware(app, shed=gate, trusted="192.0.2.1")
+        reply = await asend(middleware, Ask(headers={"grpc-timeout": "10m"}))
 
         assert reply.status == 504
+        assert [type(error) for error in gate.left] == [asyncio.CancelledError]
+
+    async def test_clients_in_a_hurry_open_no_breaker(self) -> None:
+        """Neither one that is believed, at the gate, nor one that is not, anywhere."""
+        breaker, inner = CircuitBreaker("door", min_calls=2), CircuitBreaker("inner", min_calls=2)
+
+        @inner
+        @Timeout(5)
+        async def call() -> None:
+            await asyncio.sleep(0.02)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["client"][0] != "192.0.2.1":
+                await call()
+            await asyncio.sleep(0.02)
+            await sending(START, BODY)(scope, receive, send)
+
+        middleware = ResilienceMiddleware(app, shed=breaker, trusted="192.0.2.1")
+        hurry = {"x-request-timeout-ms": "5"}
+        believed = [(await asend(middleware, Ask(headers=hurry))).status for _ in range(5)]
+        others = [(await asend(middleware, Ask(headers=hurry, peer="192.0.2.2"))).status for _ in range(5)]
+
+        assert (believed, others) == ([504] * 5, [200] * 5)
+        assert (breaker.stats().state, inner.stats().state) == ("closed", "closed")
 
     async def test_stream_that_hangs_is_cut_off_with_an_error(self) -> None:
         """The response has begun: the server is told by the error, and closes the connection."""
@@ -418,7 +444,7 @@ class TestContext:
             seen.append(time_left())
             await sending(START, BODY)(scope, receive, send)
 
-        middleware = ResilienceMiddleware(app)
+        middleware = ResilienceMiddleware(app, trusted="192.0.2.1")
         for timeout in ("1S", None, "9S"):
             headers = {"grpc-timeout": timeout} if timeout else {}
             await asend(middleware, Ask(headers=headers))
@@ -468,7 +494,7 @@ class TestWebSockets:
             seen.append((gate.held, time_left()))
 
         sent = await self.talk(
-            ResilienceMiddleware(app, shed=gate, deadline=60, rate_limit="1/hour"),
+            ResilienceMiddleware(app, shed=gate, deadline=60, rate_limit="1/hour", trusted="192.0.2.1"),
             {"type": "websocket.receive", "text": "hi"},
             headers=[(b"grpc-timeout", b"0S")],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
@@ -379,7 +380,9 @@ class TestDeadlines:
     ) -> None:
         """Malformed fields are as good as none."""
         seen: list[float] = []
-        app = world.middleware(lambda: seen.append(time_left() or -1.0) or hello(), deadline=5)
+        app = world.middleware(
+            lambda: seen.append(time_left() or -1.0) or hello(), deadline=5, trusted="192.0.2.1"
+        )
 
         assert world.get(app, headers=headers).status == 200
 
@@ -388,7 +391,7 @@ class TestDeadlines:
     def test_header_counts_without_a_setting(self, world: World) -> None:
         """`deadline=None` leaves it to the client."""
         seen: list[float | None] = []
-        app = world.middleware(lambda: seen.append(time_left()) or hello())
+        app = world.middleware(lambda: seen.append(time_left()) or hello(), trusted="192.0.2.1")
 
         world.get(app)
         world.get(app, headers={"grpc-timeout": "1M"})
@@ -406,7 +409,11 @@ class TestDeadlines:
         calls: list[int] = []
         gate, limiter = SpyGate(), RateLimiter("1/hour")
         app = world.middleware(
-            lambda: calls.append(1) or hello(), shed=gate, deadline=deadline, rate_limit=limiter
+            lambda: calls.append(1) or hello(),
+            shed=gate,
+            deadline=deadline,
+            rate_limit=limiter,
+            trusted="192.0.2.1",
         )
 
         reply = world.get(app, headers=headers)
@@ -415,9 +422,69 @@ class TestDeadlines:
         assert limiter.stats().allowed == 0
         assert time_left() is None
 
+    @pytest.mark.parametrize("peer", ["192.0.2.2", None])
+    @pytest.mark.parametrize(
+        "field", ["grpc-timeout", "x-envoy-expected-rq-timeout-ms", "x-request-timeout-ms"]
+    )
+    def test_strangers_set_no_deadline(self, world: World, field: str, peer: str | None) -> None:
+        """Whoever could would have what is inside time out for everybody: only proxies are believed."""
+        seen: list[float | None] = []
+        app = world.middleware(lambda: seen.append(time_left()) or hello(), trusted="192.0.2.1")
+        told = {field: "0n" if field == "grpc-timeout" else "0"}
+
+        assert world.get(app, headers=told, peer=peer).status == 200
+        assert seen == [None]
+        assert world.get(app, headers=told).status == 504
+
+    @pytest.mark.parametrize("handler", [raiser(CallTimeoutError("slow")), lambda: (500, b"slow")])
+    def test_time_that_the_client_has_set_is_no_evidence(self, world: World, handler: Any) -> None:
+        """What fails after it is an abandonment; after the service's own, a failure."""
+        gate = SpyGate()
+
+        def slow() -> tuple[int, bytes]:
+            while (time_left() or 0) > 0:
+                pass
+            return handler()  # type: ignore[no-any-return]
+
+        for deadline, told in ((5, "20m"), (0.02, "5S")):
+            app = world.middleware(slow, shed=gate, deadline=deadline, trusted="192.0.2.1")
+            world.get(app, headers={"grpc-timeout": told})
+
+        assert isinstance(gate.left[0], asyncio.CancelledError)
+        assert isinstance(gate.left[1], Exception)
+
+    @pytest.mark.parametrize(
+        ("inner", "outer"), [({}, {"deadline": 0.5}), ({"deadline": 9}, {"deadline": 0.5})]
+    )
+    def test_client_does_not_lengthen_the_deadline_around(self, world: World, inner: Any, outer: Any) -> None:
+        """Of two middlewares, the earliest deadline counts, whoever asks for more."""
+        seen: list[float] = []
+        app = world.app(lambda: seen.append(time_left() or -1.0) or hello())
+        for words in (inner, outer):
+            app = world.module.ResilienceMiddleware(app, **words, trusted="192.0.2.1")
+
+        assert world.get(app, headers={"x-request-timeout-ms": "5000"}).status == 200
+        assert 0 < seen[0] <= 0.5
+
+    def test_gate_of_an_inner_middleware_knows_who_gave_up(self, world: World) -> None:
+        """The outer one has set the client's deadline already."""
+        gate = SpyGate()
+
+        def slow() -> tuple[int, bytes]:
+            while (time_left() or 0) > 0:
+                pass
+            raise CallTimeoutError("slow")
+
+        app = world.module.ResilienceMiddleware(
+            world.middleware(slow, shed=gate, trusted="192.0.2.1"), trusted="192.0.2.1"
+        )
+
+        assert world.get(app, headers={"grpc-timeout": "20m"}).status == 504
+        assert [type(error) for error in gate.left] == [asyncio.CancelledError]
+
     def test_error_ends_the_deadline_too(self, world: World) -> None:
         """Neither a crash nor a refusal leaves it to whoever comes next in this thread."""
-        app = world.middleware(raiser(ValueError("bad")), deadline=5)
+        app = world.middleware(raiser(ValueError("bad")), deadline=5, trusted="192.0.2.1")
 
         with pytest.raises(ValueError, match="bad"):
             world.get(app, headers={"grpc-timeout": "3S"})
@@ -438,6 +505,7 @@ class TestExemptions:
             shed=gate,
             rate_limit=limiter,
             deadline=5,
+            trusted="192.0.2.1",
         )
 
         replies = [world.get(app, path, headers={"grpc-timeout": "0S"}) for _ in range(3)]

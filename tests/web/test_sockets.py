@@ -22,7 +22,7 @@ from tests.web.servers import connection, eventually, fetch, read, uvicorn_servi
 from tests.web.support import SpyGate
 
 from resilient import asgi, time_left, wsgi
-from resilient.errors import CallTimeoutError, CircuitOpenError
+from resilient.errors import CircuitOpenError
 
 Serve = Callable[..., AbstractContextManager[int]]
 
@@ -39,7 +39,12 @@ class Shop:
         self.seen: list[Any] = []
 
     def options(self) -> dict[str, Any]:
-        return {"shed": self.gate, "rate_limit": {"/limited": "1/hour", "*": "1000/second"}, "deadline": 30}
+        return {
+            "shed": self.gate,
+            "rate_limit": {"/limited": "1/hour", "*": "1000/second"},
+            "deadline": 30,
+            "trusted": "127.0.0.1",
+        }
 
 
 def starlette_app(shop: Shop) -> Any:  # noqa: C901 - one function for each path
@@ -293,7 +298,7 @@ class TestAsgi:
                 sock = client.sock
 
             assert client.sock is sock is not None
-        assert [type(error) for error in shop.gate.left] == [CallTimeoutError, type(None)]
+        assert [type(error) for error in shop.gate.left] == [asyncio.CancelledError, type(None)]
 
     def test_client_that_leaves_while_it_uploads_frees_its_place(self, shop: Shop) -> None:
         """A body that never ends holds a place only as long as its client is there, and blames nobody."""
@@ -318,7 +323,7 @@ class TestAsgi:
             with pytest.raises(IncompleteRead):
                 response.read()
 
-        assert [type(error) for error in shop.gate.left] == [CallTimeoutError]
+        assert [type(error) for error in shop.gate.left] == [asyncio.CancelledError]
 
 
 class TestWsgi:

@@ -144,6 +144,9 @@ def install(app: FastAPI, **words: Unpack[Words]) -> None:
     added later stands further outside. An app mounted in this one answers its own errors, so it needs an
     `install` of its own.
 
+    A `deadline` cuts off routes that are coroutine functions. Any other works on in its thread when its
+    request has been answered with 504, and *shed* does not see it.
+
     Args:
         app: the app, before its first request.
         **words: the arguments of `resilient.asgi.ResilienceMiddleware`.

@@ -50,6 +50,10 @@ class ResilienceMiddleware:
     tasks; for a WebSocket, the place when the connection ends. WebSockets have no deadline. Refused ones are
     answered before they are accepted.
 
+    The deadline cuts tasks off. A thread, in which frameworks run routes that are no coroutine functions,
+    cannot be interrupted: the client has its answer, place and deadline are given back, and the thread works
+    on. Put `Timeout(threads=...)` around such work, or make it a coroutine.
+
     Args:
         app: the ASGI app.
         rate_limit: a `RateLimiter`; a rate such as "100/minute"; or a mapping of path patterns to either. The
@@ -58,13 +62,14 @@ class ResilienceMiddleware:
         key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
         shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
             failures, and of clients that have left as abandonments. None: nothing is shed.
-        deadline: seconds a request may take; above 0. A client may ask for less by `grpc-timeout`,
-            `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`. None: only that.
+        deadline: seconds a request may take; above 0. Whoever is *trusted* may ask for less by
+            `grpc-timeout`, `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`; from anybody else the
+            fields are ignored. What fails when that time is up is an abandonment for *shed*. None: only that.
         maintenance: the switch that closes the service. None: there is none.
         exempt: paths that nothing here touches, in the patterns of *rate_limit*.
         headers: "ietf" for `RateLimit` and `RateLimit-Policy`, "legacy" for `X-RateLimit-*`, "both", or None.
-        trusted: the proxies whose `X-Forwarded-For` or `Forwarded` is believed: networks, or
-            `TrustedProxies`. None are by default.
+        trusted: the proxies and services whose `X-Forwarded-For` or `Forwarded`, and whose deadlines, are
+            believed: networks, or `TrustedProxies`. None are by default.
 
     Raises:
         TypeError: an argument has the wrong type.

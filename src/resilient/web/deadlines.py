@@ -44,8 +44,13 @@ _FIELDS: Final = frozenset({name.encode() for name, _ in _READERS}) | {
 
 
 def told_seconds(request: Request) -> float | None:
-    """Return how many seconds the client gives *request*, the least of what it says; None where nothing."""
-    if _FIELDS.isdisjoint(request.present):  # mostly so, and looked at on every request
+    """Return how many seconds the client gives *request*, the least of what it says; None where nothing.
+
+    Only a declared proxy is believed. Anybody else could have the calls inside time out, and so open the
+    breakers that all clients share.
+    """
+    # Mostly there is none, and that is looked at on every request.
+    if _FIELDS.isdisjoint(request.present) or not request.is_from_proxy:
         return None
     told = [read(value.strip()) for name, read in _READERS if (value := request.header(name)) is not None]
     return min((seconds for seconds in told if seconds is not None), default=None)
@@ -54,11 +59,18 @@ def told_seconds(request: Request) -> float | None:
 class RequestTime:
     """The deadline of one request, from `TimeLimits.begin` until `end`."""
 
-    __slots__ = ("_block", "_told")
+    __slots__ = ("_block", "_patience", "_told")
 
-    def __init__(self, block: GateBlock, told: Instant | None) -> None:
+    def __init__(self, block: GateBlock, told: _Told | None, patience: _Told | None) -> None:
         self._block = block
         self._told = told
+        self._patience = patience
+
+    @property
+    def client_gave_up(self) -> bool:
+        """Whether the client's time has run out, and was less than the service's own."""
+        patience = self._patience
+        return patience is not None and patience.when <= patience.clock()
 
     def end(self, error: BaseException | None) -> None:
         """End it; to be called once.
@@ -81,12 +93,13 @@ class TimeLimits:
     Concurrency: safe from any thread, task and loop.
     """
 
-    __slots__ = ("_deadline", "_in_tasks", "_limited")
+    __slots__ = ("_deadline", "_in_tasks", "_limited", "_seconds")
 
     def __init__(self, seconds: float | None, *, in_tasks: bool) -> None:
         self._limited = seconds is not None
         self._in_tasks = in_tasks
-        self._deadline = Deadline(_A_DAY if seconds is None else seconds, "request", MONOTONIC)
+        self._seconds = _A_DAY if seconds is None else seconds
+        self._deadline = Deadline(self._seconds, "request", MONOTONIC)
 
     def begin(self, request: Request) -> RequestTime | None:
         """Set the deadline of *request* in this context; return None where it has none.
@@ -98,6 +111,7 @@ class TimeLimits:
         if seconds is None and not self._limited:
             return None
         told = None if seconds is None else _promised(seconds)
+        patience = _patience(self._seconds)
         block = self._deadline.block(in_task=self._in_tasks, recurring=True)
         try:
             block.__enter__()
@@ -105,18 +119,35 @@ class TimeLimits:
             if told is not None:
                 told.over = True
             raise
-        return RequestTime(block, told)
+        return RequestTime(block, told, patience)
 
 
-def _promised(seconds: float) -> Instant:
-    """Set the client's deadline, in which the service's own then nests: the earliest one counts."""
-    instant = Instant()
+class _Told(Instant):
+    """A deadline that a client has set."""
+
+    __slots__ = ()
+
+
+def _promised(seconds: float) -> _Told | None:
+    """Set the client's deadline, in which the service's own then nests; None where one around is earlier."""
+    outer = current_deadline()
+    if outer is not None and outer.when - outer.clock() <= seconds:
+        return None
+    instant = _Told()
     instant.clock = MONOTONIC
     instant.when = MONOTONIC() + seconds
-    instant.outer = current_deadline()
+    instant.outer = outer
     instant.over = False
     innermost.set(instant)
     return instant
+
+
+def _patience(own: float) -> _Told | None:
+    """Return the client's deadline, by whichever middleware it was set, if it is before *own*."""
+    instant = innermost.get()
+    while instant is not None and (instant.over or not isinstance(instant, _Told)):
+        instant = instant.outer
+    return None if instant is None or instant.when - instant.clock() > own else instant
 
 
 def deadline_headers(header: str = "x-request-timeout-ms") -> dict[str, str]:

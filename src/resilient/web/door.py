@@ -271,6 +271,8 @@ class Visit:
             raise
         finally:
             if place is not None:
+                if time is not None and time.client_gave_up and isinstance(error, Exception):
+                    error = asyncio.CancelledError("the client's time has run out")
                 # A gate that refuses with hindsight, as a breaker does that the failure has opened, may do
                 # so to the next request: this one has been served.
                 with contextlib.suppress(RejectedError):

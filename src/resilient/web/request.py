@@ -38,6 +38,13 @@ class Request(metaclass=ABCMeta):
         return None if origin is None else address_of(origin)
 
     @property
+    def is_from_proxy(self) -> bool:
+        """Whether the connection comes from a declared proxy, whose word counts."""
+        asked: list[str] = []
+        self.proxies.client(self.peer, asked.append)  # looks at the fields of those only
+        return bool(asked)
+
+    @property
     @abstractmethod
     def method(self) -> str:
         """The method, such as "GET"; a WebSocket is opened by GET."""
