@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 import pytest
 from tests.web.support import Ask, Response, SpyGate, Wsgi, environ_of, once, wsend
 
-from resilient import time_left
+from resilient import deadline, time_left
 from resilient.errors import BulkheadFullError, CircuitOpenError
 from resilient.wsgi import ResilienceMiddleware
 
@@ -169,6 +169,50 @@ class TestPlace:
 
         assert seen == [False]
         assert time_left() is None
+
+    @pytest.mark.parametrize("words", [{"deadline": 0.01}, {"deadline": 60}])
+    def test_deadline_is_not_the_next_request_s(self, words: Any) -> None:
+        """Between its chunks, and when nobody closes the body, the thread has the deadline it had before."""
+        seen: list[float | None] = []
+
+        def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+            start_response("200 OK", list(PLAIN))
+            for _ in range(2):
+                seen.append(time_left())
+                yield b"x"
+
+        middleware = ResilienceMiddleware(app, **words)
+        with deadline(30):
+            bodies = [iter(middleware(environ_of(Ask()), Response().start)) for _ in range(2)]
+            for body in bodies * 2:
+                next(body)
+                seen.append(time_left())
+
+        least = min(words["deadline"], 30)
+        assert [left is not None and left <= least for left in seen[::2]] == [True] * 4
+        assert [left is not None and 29 < left <= 30 for left in seen[1::2]] == [True] * 4
+
+    def test_body_is_closed_within_the_deadline(self) -> None:
+        """What the app does at the end keeps to it as well, and it is over afterwards."""
+        seen: list[float | None] = []
+
+        class Last(Body):
+            def close(self) -> None:
+                seen.append(time_left())
+
+        wsend(ResilienceMiddleware(answering(Last(b"x")), deadline=60), Ask())
+
+        assert seen[0] is not None
+        assert time_left() is None
+
+    def test_request_whose_body_nobody_closes_leaves_no_deadline_behind(self) -> None:
+        """The next one in this thread, long after, does not inherit it."""
+        middleware = ResilienceMiddleware(answering(Body(b"x")), deadline=60)
+
+        body: Any = middleware(environ_of(Ask()), Response().start)
+
+        assert time_left() is None
+        body.close()
 
 
 class TestAnswers:

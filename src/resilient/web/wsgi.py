@@ -10,6 +10,7 @@ from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ..engine import params
+from ..engine.deadline import Instant, innermost
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..typing import Seconds
@@ -57,7 +58,8 @@ class ResilienceMiddleware:
     raised on.
 
     The place that *shed* gave and the deadline are given back when the server closes the body. A thread
-    cannot be interrupted: the deadline is obeyed by the retries, time limits and waits inside.
+    cannot be interrupted: the deadline is obeyed by the retries, time limits and waits inside. It holds while
+    the app is called and while a chunk is made; in between, the thread may serve others.
 
     Args:
         app: the WSGI app.
@@ -67,13 +69,14 @@ class ResilienceMiddleware:
         key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
         shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
             failures, and of bodies that were not sent to their end as abandonments. None: nothing is shed.
-        deadline: seconds a request may take; above 0. A client may ask for less by `grpc-timeout`,
-            `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`. None: only that.
+        deadline: seconds a request may take; above 0. Whoever is *trusted* may ask for less by
+            `grpc-timeout`, `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`; from anybody else the
+            fields are ignored. What fails when that time is up is an abandonment for *shed*. None: only that.
         maintenance: the switch that closes the service. None: there is none.
         exempt: paths that nothing here touches, in the patterns of *rate_limit*.
         headers: "ietf" for `RateLimit` and `RateLimit-Policy`, "legacy" for `X-RateLimit-*`, "both", or None.
-        trusted: the proxies whose `X-Forwarded-For` or `Forwarded` is believed: networks, or
-            `TrustedProxies`. None are by default.
+        trusted: the proxies and services whose `X-Forwarded-For` or `Forwarded`, and whose deadlines, are
+            believed: networks, or `TrustedProxies`. None are by default.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -130,7 +133,7 @@ class ResilienceMiddleware:
 class _Exchange:
     """One request and its response: knows how far it has come, and ends the visit once."""
 
-    __slots__ = ("_files", "_start_response", "_started", "_status", "_visit")
+    __slots__ = ("_files", "_start_response", "_started", "_status", "_visit", "deadline")
 
     def __init__(self, visit: Visit, start_response: StartResponse) -> None:
         self._visit = visit
@@ -138,17 +141,24 @@ class _Exchange:
         self._started = False
         self._status: int | None = None
         self._files: list[tuple[object, _File]] = []
+        self.deadline: Instant | None = None
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
         """Let the request in and call the app, or answer in its place; and not as late as the body."""
+        around = innermost.get()
         try:
             at_once(self._visit.enter())
+            within = innermost.get()
             body = self._call(app, environ)
         except BaseException as error:
             self.end(error)
             if isinstance(error, REFUSALS):
                 return [self.refuse(error)]
             raise
+        finally:
+            # The server may close the body much later, or never: until then the thread serves others.
+            innermost.set(around)
+        self.deadline = None if within is around else within
         for wrapper, file in self._files:
             if wrapper is body:
                 file.exchange = self
@@ -238,6 +248,7 @@ class _Body:
 
     def __init__(self, exchange: _Exchange, body: Iterable[bytes]) -> None:
         self._exchange = exchange
+        self._deadline = exchange.deadline
         self._body = body
         self._chunks: Iterator[bytes] | None = None
         self._begun = False
@@ -248,6 +259,8 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
+        around = innermost.get()
+        innermost.set(self._deadline or around)
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
@@ -261,6 +274,8 @@ class _Body:
                 raise
             chunk = self._exchange.refuse(error)
             self._chunks = iter(())
+        finally:
+            innermost.set(around)
         self._begun = self._begun or bool(chunk)
         return chunk
 
@@ -268,12 +283,16 @@ class _Body:
         """Close the app's body, once, and end the visit."""
         body, self._body = self._body, ()
         close = getattr(body, "close", None)
+        around = innermost.get()
+        innermost.set(self._deadline or around)
         try:
             if close is not None:
                 close()
         except BaseException as error:
             self._exchange.end(error)
             raise
+        finally:
+            innermost.set(around)
         self._exchange.end(complete=self._finished)
 
 
