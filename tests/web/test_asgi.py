@@ -113,7 +113,19 @@ class TestPlace:
         await visit(ResilienceMiddleware(sending(*messages), shed=gate))
 
         assert (gate.entered, gate.held) == (1, 0)
-        assert (gate.left[0] is None) == bool(messages)  # no answer at all is a failure of the app
+        assert isinstance(gate.left[0], Exception)  # no answer, or part of one, is a failure of the app
+
+    async def test_app_that_stops_since_its_client_has_left_is_not_to_blame(self) -> None:
+        """It may return in the middle of its answer."""
+        gate = SpyGate()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await sending(START, CHUNK)(scope, receive, send)
+            await receive()
+
+        await visit(ResilienceMiddleware(app, shed=gate), Client(DISCONNECT))
+
+        assert [type(error) for error in gate.left] == [asyncio.CancelledError]
 
     @pytest.mark.parametrize("messages", [(), (START,), (START, CHUNK), (START, BODY)], ids=len)
     @pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError(), KeyboardInterrupt()])
@@ -565,6 +577,84 @@ class TestWebSockets:
             await self.talk(ResilienceMiddleware(app, shed=gate))
 
         assert gate.held == 0
+
+    @pytest.mark.parametrize("accepts", [True, False])
+    async def test_client_that_leaves_is_an_abandonment(self, accepts: bool) -> None:
+        """Frameworks raise an error then; it opens no breaker."""
+        gate, breaker = SpyGate(), CircuitBreaker("app", min_calls=2)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            if accepts:
+                await send({"type": "websocket.accept"})
+            assert (await receive())["type"] == "websocket.disconnect"
+            raise RuntimeError("WebSocketDisconnect")
+
+        guarded = ResilienceMiddleware(ResilienceMiddleware(app, shed=gate), shed=breaker)
+        for _ in range(5):
+            with pytest.raises(RuntimeError):
+                await self.talk(guarded)
+
+        assert [type(error) for error in gate.left] == [asyncio.CancelledError] * 5
+        assert breaker.stats().state == "closed"
+
+    async def test_client_that_is_found_gone_when_sending_is_an_abandonment(self) -> None:
+        """Servers raise an OSError then."""
+        gate = SpyGate()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "websocket.send":
+                raise OSError("gone")
+
+        messages = [CONNECT, {"type": "websocket.receive", "text": "hi"}]
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        with pytest.raises(OSError, match="gone"):
+            await ResilienceMiddleware(self.echo, shed=gate)(self.scope(), receive, send)
+
+        assert [type(error) for error in gate.left] == [asyncio.CancelledError]
+
+    @pytest.mark.parametrize(
+        ("messages", "failed"),
+        [
+            ([], True),
+            ([{"type": "websocket.close", "code": 1000}], False),
+            ([{"type": "websocket.accept"}, {"type": "websocket.close", "code": 1000}], False),
+            *(
+                (
+                    [
+                        {"type": "websocket.http.response.start", "status": status, "headers": []},
+                        {"type": "websocket.http.response.body", "body": b""},
+                    ],
+                    status == 500,
+                )
+                for status in (403, 500)
+            ),
+        ],
+    )
+    async def test_gate_is_told_what_the_app_has_answered(self, messages: Any, failed: bool) -> None:
+        """No answer and one of 500 and above are failures; a connection taken or declined is none."""
+        gate = SpyGate()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await sending(*messages)(scope, receive, send)
+
+        await self.talk(ResilienceMiddleware(app, shed=gate))
+
+        assert [isinstance(error, Exception) for error in gate.left] == [failed]
+
+    async def test_client_that_leaves_before_the_app_refuses_is_sent_nothing(self) -> None:
+        """The app has heard that it is gone, and refuses all the same."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await receive()
+            raise CircuitOpenError("down")
+
+        assert await self.talk(ResilienceMiddleware(app)) == []
 
     async def test_client_that_left_before_it_was_refused_is_sent_nothing(self) -> None:
         """There is nobody to refuse."""

@@ -172,13 +172,18 @@ class _Exchange:
         return {**message, "headers": [*message.get("headers", ()), *_wire(self._visit.fields)]}
 
     def _outcome(self, error: BaseException | None) -> BaseException | None:
-        return error
+        """Return what a gate is told where the app has ended; see `outcome`."""
+        raise NotImplementedError
 
 
 class _Http(_Exchange):
     """A request and its response."""
 
-    __slots__ = ()
+    __slots__ = ("_complete",)
+
+    def __init__(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(visit, scope, receive, send)
+        self._complete = False
 
     async def receive(self) -> Message:
         message = await self._raw_receive()
@@ -198,6 +203,7 @@ class _Http(_Exchange):
             self._gone = True
             raise
         if kind in _BODIES and not message.get("more_body", False):
+            self._complete = True
             # Here, not when the app returns: its background tasks run after the answer and are no part of it.
             self._visit.leave(outcome(self._status, None, gone=False))
 
@@ -206,7 +212,8 @@ class _Http(_Exchange):
         await self._raw_send({"type": "http.response.body", "body": answer.body})
 
     def _outcome(self, error: BaseException | None) -> BaseException | None:
-        return outcome(self._status, error, gone=self._gone)
+        # An answer that was begun and not ended is none.
+        return outcome(self._status if self._complete else None, error, gone=self._gone)
 
 
 class _WebSocket(_Exchange):
@@ -220,25 +227,48 @@ class _WebSocket(_Exchange):
 
     async def receive(self) -> Message:
         self._connected = True
-        return await self._raw_receive()
+        message = await self._raw_receive()
+        if message["type"] == "websocket.disconnect":
+            self._gone = True
+        return message
 
     async def send(self, message: Message) -> None:
         self.begun = True  # whatever an app sends accepts the connection or ends it
-        if message["type"] == "websocket.http.response.start":
+        kind = message["type"]
+        if self._status is None:
+            self._status = message["status"] if kind == _DENIAL else _ANSWERED_BY.get(kind)
+        if kind == _DENIAL:
             message = self._telling(message)
-        await self._raw_send(message)
+        try:
+            await self._raw_send(message)
+        except OSError:  # what servers raise when the client has gone
+            self._gone = True
+            raise
 
     async def refuse(self, answer: Answer) -> None:
         # The answer is one to the client's "connect", so that comes first; it may have gone instead.
-        if not self._connected and (await self._raw_receive())["type"] != "websocket.connect":
+        if not self._connected:
+            await self.receive()
+        if self._gone:
             return
         if deniable(self._scope):
-            await self._raw_send(_start("websocket.http.response.start", answer))
+            await self._raw_send(_start(_DENIAL, answer))
             await self._raw_send({"type": "websocket.http.response.body", "body": answer.body})
         else:
             await self._raw_send({"type": "websocket.close", "code": close_code(answer.status)})
 
+    def _outcome(self, error: BaseException | None) -> BaseException | None:
+        # Every connection ends by somebody's leaving: an app that takes it well has done its work.
+        gone = self._gone and (error is not None or self._status is None)
+        return outcome(self._status, error, gone=gone)
 
+
+_DENIAL: Final = "websocket.http.response.start"
+# The answer to the handshake that these messages stand for.
+_ANSWERED_BY: Final[dict[str, int]] = {
+    "websocket.accept": HTTPStatus.SWITCHING_PROTOCOLS,
+    "websocket.close": HTTPStatus.FORBIDDEN,
+}
 _EXCHANGES: Final[dict[str, type[_Exchange]]] = {"http": _Http, "websocket": _WebSocket}
 _BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 _POLICY_VIOLATION: Final = 1008  # RFC 6455

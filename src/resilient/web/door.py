@@ -115,14 +115,14 @@ def outcome(status: int | None, error: BaseException | None, *, gone: bool) -> B
     """Return what a gate is told of a request: None for a success.
 
     Args:
-        status: of the app's answer; None where it gave none.
+        status: of the app's answer; None where it gave none, or none to its end.
         error: what left the app, if anything did.
         gone: whether the client has left, which is an abandonment and no evidence against the app.
     """
     if gone and (error is None or isinstance(error, Exception)):
         return asyncio.CancelledError("the client has gone")
     if error is None and (status is None or status >= 500):  # noqa: PLR2004 - a server error
-        return FaultyAnswerError("no answer" if status is None else f"answered {status}")
+        return FaultyAnswerError("no whole answer" if status is None else f"answered {status}")
     return error
 
 
