@@ -14,6 +14,7 @@ from tests.support.waiting import wait_until
 
 from resilient import RateLimitedError, RateLimiter
 from resilient.events import RungChanged
+from resilient.policies.rate_limiter.keys import compact, digest
 from resilient.testing import capture_events
 
 pytestmark = pytest.mark.faults
@@ -96,6 +97,15 @@ def test_long_key_is_kept_as_a_digest(empty_valkey: ValkeyServer):
     assert max(map(len, keys_of(empty_valkey))) < 200
 
 
+def test_digest_of_a_long_key_is_a_key_of_its_own(empty_valkey: ValkeyServer):
+    """Whoever sends it as a key does not get the long one's permits, nor use them up."""
+    limiter = limiter_on(empty_valkey.url)
+    for long in ("k" * 100, "a b"):
+        assert limiter.hit(digest(long), cost=3).allowed
+        assert limiter.hit(compact(digest(long)), cost=3).allowed
+        assert limiter.hit(long, cost=3).allowed
+
+
 @each_strategy
 def test_keys_of_one_decision_are_on_one_node(empty_valkey: ValkeyServer, strategy: str):
     """Three rates are three keys with one hash tag; two users have two."""
@@ -137,6 +147,13 @@ def test_two_rates_of_one_name_and_key_do_not_collide(empty_valkey: ValkeyServer
     decision = limiter_on(empty_valkey.url, rate="5/minute").hit(cost=5)
 
     assert (decision.allowed, decision.rung) == (True, "shared")
+
+
+def test_two_long_windows_of_one_name_and_key_do_not_collide(empty_valkey: ValkeyServer):
+    """Every digit of them is in the key."""
+    for window in (1_234_567, 1_234_568, 10**11, 10**11 + 1):
+        decision = limiter_on(empty_valkey.url, rate=f"3 per {window} seconds").hit("ann", cost=3)
+        assert (decision.allowed, decision.rung) == (True, "shared")
 
 
 @each_strategy

@@ -14,6 +14,7 @@ from limits import RateLimitItemPerMinute
 from tests.policies.rate_limiter_support import each_strategy, limiter_of
 
 from resilient import Decision, Quota, RateLimitedError
+from resilient.policies.rate_limiter.keys import compact, digest
 from resilient.testing import FakeClock
 
 
@@ -107,6 +108,8 @@ def test_bad_key_or_cost_is_refused_by_name(clock: FakeClock, strategy: str, met
     for cost in (0, -1):
         with pytest.raises(ValueError, match=f"cost must be at least 1, got {cost}"):
             ask(key="ann", cost=cost)
+    with pytest.raises(ValueError, match="cost must be at most 1000000000, got 1000000001"):
+        ask(key="ann", cost=10**9 + 1)
     assert limiter.peek("ann").remaining == 9
 
 
@@ -130,6 +133,20 @@ def test_long_keys_are_told_apart_and_kept_as_digests(clock: FakeClock):
     assert not limiter.hit(first)
     assert len(decision.key) < 64
     assert limiter.hit("\udc80" * 100), "text that is no UTF-8 is text"
+
+
+@each_strategy
+def test_nobody_has_the_permits_of_a_long_key_by_its_digest(clock: FakeClock, strategy: str):
+    """Whoever can guess what another one's long key is may send its digest as a key."""
+    limiter = limiter_of("1/minute", clock, strategy=strategy)
+    long = "k" * 80
+    for key in (digest(long), compact(digest(long)), digest(digest(long))):
+        limiter.hit(key)
+        assert limiter.peek(long), "used up by a stranger"
+    limiter.hit(long)
+
+    assert limiter.hit("#" + "0" * 32)
+    assert not limiter.hit(long)
 
 
 @each_strategy
@@ -185,7 +202,8 @@ def test_peek_takes_nothing(clock: FakeClock, strategy: str):
 
 @each_strategy
 @pytest.mark.parametrize(
-    ("cost", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)]
+    ("cost", "error"),
+    [(-1, ValueError), (10**16, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)],
 )
 def test_bad_actual_cost_is_refused_by_name(
     clock: FakeClock, strategy: str, cost: Any, error: type[Exception]

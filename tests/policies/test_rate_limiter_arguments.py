@@ -61,6 +61,8 @@ BAD_ARGUMENTS: list[tuple[str, object, type[Exception], str]] = [
     ("rate", "100/minute please", ValueError, "must read like '100/minute'"),
     ("rate", "0/minute", ValueError, "must allow at least 1 in at least 1 unit of time"),
     ("rate", "1/second;0/minute", ValueError, "must allow at least 1 in at least 1 unit of time"),
+    ("rate", "5 per 0 minutes", ValueError, "must allow at least 1 in at least 1 unit of time"),
+    ("rate", "1/second; 5/00 Hour", ValueError, "must allow at least 1 in at least 1 unit of time"),
     ("rate", RateLimitItemPerSecond(0), ValueError, "must allow at least 1"),
     ("rate", RateLimitItemPerSecond(10**400), ValueError, "must be at most 1000000000000 in at most"),
     ("rate", RateLimitItemPerSecond(1, 10**400), ValueError, "must be at most 1000000000000 in at most"),

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from ..engine import params
 from ..errors import CircuitOpenError
 from ..policies.rate_limiter.decision import Decision, Source
-from ..policies.rate_limiter.keys import compact, digest
+from ..policies.rate_limiter.keys import checked, compact, digest
 from ..policies.rate_limiter.ladder import SHARED, Ladder
 from ..policies.rate_limiter.quota import Quota
 from .link import Link
@@ -33,7 +32,7 @@ class SharedRates:
         self._script = load(file, "decide")
         self._sources = [Source(SHARED, quota) for quota in quotas]
         self._name = _plain(compact(name))
-        self._endings = [f":{file}:{quota.amount}:{quota.window:g}:{quota.burst}" for quota in quotas]
+        self._endings = [f":{file}:{quota.amount}:{quota.window:.0f}:{quota.burst}" for quota in quotas]
         self._numbers = tuple(
             number
             for quota in quotas
@@ -71,10 +70,10 @@ class SharedDesk:
         self.ladder = ladder
 
     def decide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision:
-        return self.link.hold(self.decision(key, cost, patience, spend=spend))
+        return self.link.hold(self.decision(checked(key, cost), cost, patience, spend=spend))
 
     async def adecide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision:
-        return await self.link.ahold(self.decision(key, cost, patience, spend=spend))
+        return await self.link.ahold(self.decision(checked(key, cost), cost, patience, spend=spend))
 
     def give(self, decision: Decision, amount: int) -> None:
         self.link.hold(self.correction(decision, amount))
@@ -89,9 +88,7 @@ class SharedDesk:
         await self.link.aclose()
 
     def decision(self, key: str, cost: int, patience: float, *, spend: bool) -> Conversation[Decision]:
-        """Decide, whatever becomes of the store."""
-        key = compact(key)
-        params.count("cost", cost)
+        """Decide about what is checked already, whatever becomes of the store."""
         asked = self.rates.ask("hit" if spend else "peek", key, cost, patience * _SECOND)
         decision = yield from self.guarded(asked, key, cost)
         if decision is None:

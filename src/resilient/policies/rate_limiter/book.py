@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
-from ...engine import params
 from ...engine.fork import renew_after_fork
 from ...typing import Clock
 from .algorithms import STRATEGIES, Algorithm, AllOf, TokenBucket
 from .decision import Decision, Source
 from .keys import compact
-from .quota import Quota
+from .quota import Quota, permits
 from .shelf import Shelf
 
 __all__ = ["Book", "BucketBook", "open_book"]
@@ -22,6 +22,8 @@ Counts: TypeAlias = tuple[int, int, int, int]
 
 _new: Final = tuple.__new__
 _ONE: Final = 1  # compared by identity: True and 1.0 are equal to it, and no whole numbers here
+# A key is looked up as it comes before it is checked; so nobody may know the digest of another one.
+_SECRET: Final = os.urandom(16)
 
 
 class Book:
@@ -55,9 +57,9 @@ class Book:
 
         The decision's `retry_after` is how long to wait, before the call or before asking again.
         """
-        key = compact(key)
+        key = compact(key, _SECRET)
         if cost is not _ONE:
-            params.count("cost", cost)
+            permits("cost", cost)
         algorithm = self.algorithm
         with self._lock:
             now = self.clock()

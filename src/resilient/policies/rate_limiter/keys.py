@@ -8,23 +8,34 @@ from typing import Any, Final
 
 from ...engine import params
 from ...engine.policy import callee_of
+from .quota import permits
 
-__all__ = ["compact", "key_maker"]
+__all__ = ["checked", "compact", "digest", "key_maker"]
 
 _LONGEST: Final = 64  # characters; a digest is shorter
+_ONE: Final = 1  # compared by identity: True and 1.0 are equal to it, and no whole numbers here
 
 
-def compact(key: str) -> str:
+def checked(key: str, cost: int) -> str:
+    """Return *key* as it is kept in a store; refuse what is no key, and a *cost* that is none."""
+    if cost is not _ONE:
+        permits("cost", cost)
+    return compact(key)
+
+
+def compact(key: str, secret: bytes = b"") -> str:
     """Return *key*, or a digest of it if it is long: a store is bounded in bytes, not only in keys."""
     if not isinstance(key, str):
         params.refuse(TypeError, "key", "must be text", key)
-    return key if len(key) <= _LONGEST else digest(key)
+    # What looks like a digest becomes one, or whoever sends it would have the permits of a long key.
+    return key if len(key) <= _LONGEST and not key.startswith("#") else digest(key, secret)
 
 
-def digest(key: str) -> str:
-    """Return a digest of *key* that no other key has, nor is."""
+def digest(key: str, secret: bytes = b"") -> str:
+    """Return a digest of *key* that no other key has; with a *secret*, one that nobody else can know."""
     # Lone surrogates, as they come from file names and environments, are text too.
-    return "#" + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    text = key.encode("utf-8", "surrogatepass")
+    return "#" + hashlib.blake2b(text, digest_size=16, key=secret).hexdigest()
 
 
 def key_maker(key: Callable[..., str | None] | None) -> Callable[[Any, Any, Any], str | None] | None:

@@ -21,7 +21,7 @@ from .book import Book, open_book
 from .decision import Decision, refusal
 from .keys import key_maker
 from .ladder import LOCAL, Ladder, Outage
-from .quota import Quota, Rate, quotas_of
+from .quota import Quota, Rate, permits, quotas_of
 from .storage import open_shared, storage_uri
 
 __all__ = ["RateLimiter", "RateLimiterStats"]
@@ -458,7 +458,7 @@ def _check_lease(lease: int | None, quotas: Sequence[Quota], max_wait: float) ->
 
 def _correction(decision: Decision, actual_cost: int) -> int:
     """Return how many permits to give back, once: the second correction of a decision is 0."""
-    actual = params.count("actual_cost", actual_cost, least=0)
+    actual = permits("actual_cost", actual_cost, least=0)
     if not isinstance(decision, Decision):
         params.refuse(TypeError, "decision", "must be a Decision of this limiter", decision)
     # `setdefault` is one step: of two threads with the same decision, one corrects it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -9,12 +10,14 @@ from limits import RateLimitItem, parse_many
 
 from ...engine import params
 
-__all__ = ["Quota", "Rate", "quotas_of"]
+__all__ = ["Quota", "Rate", "permits", "quotas_of"]
 
 Rate: TypeAlias = str | RateLimitItem
 """A rate: `"100/minute"`, `"5 per 10 seconds"`, `"10/second; 100/minute"`, or a `limits.RateLimitItem`."""
 
 _MOST: Final = 10**12  # of permits and seconds; far beyond, neither floats nor a store could count them
+_MOST_AT_ONCE: Final = 10**9  # permits of one call: a mistake in a cost must not block a key for ever
+_NO_UNITS: Final = re.compile(r"(?:/|per)\s*0+\s*[a-z]", re.IGNORECASE)  # limits reads it as 1
 _LONGEST_TEXT: Final = 200  # more than any rate needs; what reads it is not written for hostile text
 
 
@@ -61,6 +64,14 @@ def quotas_of(rate: Rate | Sequence[Rate], burst: int | None, name: str | None) 
     )
 
 
+def permits(parameter: str, value: object, *, least: int = 1) -> int:
+    """Return a number of permits that one call may be about."""
+    number = params.count(parameter, value, least=least)
+    if number > _MOST_AT_ONCE:
+        params.refuse(ValueError, parameter, f"must be at most {_MOST_AT_ONCE}", value)
+    return number
+
+
 def _items(rate: Any) -> list[RateLimitItem]:
     if isinstance(rate, RateLimitItem):
         items = [rate]
@@ -73,7 +84,8 @@ def _items(rate: Any) -> list[RateLimitItem]:
             items = parse_many(rate)
         except ValueError:
             params.refuse(ValueError, "rate", "must read like '100/minute' or '5 per 10 seconds'", rate)
-    if any(item.amount < 1 or item.multiples < 1 for item in items):
+    no_units = isinstance(rate, str) and _NO_UNITS.search(rate)
+    if no_units or any(item.amount < 1 or item.multiples < 1 for item in items):
         params.refuse(ValueError, "rate", "must allow at least 1 in at least 1 unit of time", rate)
     if any(max(item.amount, item.get_expiry()) > _MOST for item in items):
         params.refuse(ValueError, "rate", f"must be at most {_MOST} in at most {_MOST} seconds", rate)
