@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fleet.leftovers import Keep, assert_tidy
@@ -125,3 +126,50 @@ def test_lease_survives_a_server_that_comes_back_empty(valkey: ValkeyServer):
     assert LIMIT <= taken <= LIMIT + LIMIT + LEASE
     wait_until(lambda: limiter_on(valkey, lease=None).peek().rung == "shared", "the server is back")
     assert limiter_on(valkey, lease=None).peek().remaining <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("cost", "error"),
+    [
+        (0, ValueError),
+        (-1_000, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        ("1", TypeError),
+        ([], TypeError),
+    ],
+)
+async def test_bad_cost_is_refused_and_mints_nothing(
+    empty_valkey: ValkeyServer, keep: Keep, cost: Any, error: type[Exception]
+):
+    """Also where permits are at hand that it could be taken from."""
+    limiter = keep(limiter_on(empty_valkey))
+    limiter.hit()
+    for _ in range(3):
+        with pytest.raises(error, match="cost must be"):
+            limiter.hit(cost=cost)
+        with pytest.raises(error, match="cost must be"):
+            await limiter.ahit(cost=cost)
+
+    assert sum(limiter.hit().allowed for _ in range(2 * LIMIT)) == LIMIT - 1
+
+
+def test_bad_key_is_refused(empty_valkey: ValkeyServer):
+    """Before it is looked up."""
+    limiter = limiter_on(empty_valkey)
+    for key in (None, [], b"ann"):
+        with pytest.raises(TypeError, match="key must be text"):
+            limiter.hit(key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["k" * 100, "#ann"])
+def test_key_that_is_kept_as_a_digest_is_leased_like_others(empty_valkey: ValkeyServer, key: str):
+    """Its permits are found where they were put: a round trip for a handful, and none beyond the limit."""
+    limiter, other = limiter_on(empty_valkey), limiter_on(empty_valkey, lease=None)
+    with empty_valkey.client() as client:
+        before = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+        assert all(limiter.hit(key).allowed for _ in range(200))
+        asked = client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+
+    assert asked <= 200 // LEASE + 2
+    assert other.peek(key).remaining == LIMIT - 200

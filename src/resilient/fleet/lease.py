@@ -13,11 +13,11 @@ import threading
 import time
 from typing import Final, NamedTuple
 
-from ..engine import params
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import Waiter
 from ..policies.rate_limiter.decision import Decision
-from ..policies.rate_limiter.keys import compact
+from ..policies.rate_limiter.keys import checked
+from ..policies.rate_limiter.ladder import SHARED
 from .rates import SharedDesk
 from .script import Conversation
 
@@ -30,10 +30,11 @@ _MOST: Final = 10_000  # leases held at a time; keys beyond them are decided one
 class _Lease:
     """What this process holds of one key, and what it knows of the rest. Guarded by the lock of its desk."""
 
-    __slots__ = ("answer", "fetch", "left", "stamp", "until")
+    __slots__ = ("answer", "bought", "fetch", "left", "stamp", "until")
 
     def __init__(self) -> None:
         self.left = 0
+        self.bought: Decision | None = None  # the last answer that brought permits
         self.answer: Decision | None = None  # the store's last one
         self.stamp = 0.0  # when that was
         self.until = 0.0  # up to when permits may be spent; or, where they were denied, need not be asked for
@@ -59,14 +60,23 @@ class _Lease:
     def learn(self, answer: Decision, cost: int, now: float) -> None:
         """Take over what the store answered to one who needs *cost* of it at once."""
         self.answer, self.stamp = answer, now
-        self.left += answer.cost - cost if answer.allowed else 0
-        self.until = now + (_LIFETIME if answer.allowed else min(_LIFETIME, answer.retry_after))
+        until = now + (_LIFETIME if answer.allowed else min(_LIFETIME, answer.retry_after))
+        # What an older fetch has left keeps its end, and so has what comes on top of it.
+        self.until = min(self.until, until) if self.left else until
+        if answer.allowed:
+            self.bought = answer
+            self.left += answer.cost - cost
+
+    def rest(self) -> list[_Rest]:
+        """Take what is left, if anything is: it is to be given back."""
+        left, self.left = self.left, 0
+        return [_Rest(self.bought, left)] if self.bought is not None and left else []
 
 
 class _Rest(NamedTuple):
-    """What is left of a lease: `amount` permits of those that `answer` brought."""
+    """What is left of a lease: `amount` permits of those that `bought` brought."""
 
-    answer: Decision
+    bought: Decision
     amount: int
 
 
@@ -115,11 +125,13 @@ class LeaseDesk:
         renew_after_fork(self)
 
     def decide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision:
+        key = checked(key, cost)
         if spend and (decision := self._spend(key, cost)) is not None:
             return decision
         return self._desk.link.hold(self._decision(key, cost, patience, spend=spend))
 
     async def adecide(self, key: str, cost: int, patience: float = 0.0, *, spend: bool = True) -> Decision:
+        key = checked(key, cost)
         if spend and (decision := self._spend(key, cost)) is not None:
             return decision
         return await self._desk.link.ahold(self._decision(key, cost, patience, spend=spend))
@@ -150,23 +162,23 @@ class LeaseDesk:
         return None if decision is None else self._desk.ladder.made(decision)
 
     def _decision(self, key: str, cost: int, patience: float, *, spend: bool) -> Conversation[Decision]:
-        key = compact(key)
-        params.count("cost", cost)
         ladder = self._desk.ladder
-        while spend and (turn := self._turn(key)) is not None:
+        while spend and (turn := self._turn(key, cost)) is not None:
+            if isinstance(turn, Decision):
+                return ladder.made(turn)
             fetch, is_mine = turn
             if is_mine:
                 return (yield from self._fetched(fetch, key, cost))
-            if not (yield fetch):
+            # While the store is away, one tries whether it is back; the others need not wait for that.
+            if ladder.rung != SHARED or not (yield fetch):
                 return ladder.fall_back(key, cost, patience, spend=spend)
-            if (decision := self._spend(key, cost)) is not None:
-                return decision
         return (yield from self._desk.decision(key, cost, patience, spend=spend))
 
-    def _turn(self, key: str) -> tuple[Fetch, bool] | None:
+    def _turn(self, key: str, cost: int) -> Decision | tuple[Fetch, bool] | None:
         """Return the fetch that is under way for *key*, or a new one, and whether it is new.
 
-        None where *key* has no lease and there are too many already.
+        A decision, where permits have arrived since they were missed. None where *key* has no lease and there
+        are too many already.
         """
         now = time.monotonic()
         with self._lock:
@@ -176,10 +188,14 @@ class LeaseDesk:
                     return None
                 lease = self._leases[key] = _Lease()
                 self._start_upkeep()
+            if (decision := lease.decide(key, cost, now)) is not None:
+                return decision
             fetch = lease.fetch
             # An interrupt may have ended whoever made the last one, before the `try` that would have told.
             if fetch is not None and now < fetch.due:
                 return fetch, False
+            if now >= lease.until:
+                self._rests += lease.rest()
             # With a fetch, it is not dropped: what the fetch brings has a place.
             lease.fetch = fetch = Fetch(lease, now + self._desk.link.timeout)
             return fetch, True
@@ -196,21 +212,17 @@ class LeaseDesk:
                 left = (answer.left or 0) + lease.left
             return ladder.made(answer._replace(cost=cost, left=left))
         finally:
-            lease.fetch = None
+            with self._lock:
+                if lease.fetch is fetch:  # or it was late, and another one is under way
+                    lease.fetch = None
             fetch.finish()
 
     def _take_back(self, decision: Decision, amount: int) -> bool:
         """Put permits back on the lease they came from, if it can still be spent."""
         with self._lock:
             lease = self._leases.get(decision.key)
-            answer = None if lease is None else lease.answer
-            if (
-                amount < 0
-                or lease is None
-                or answer is None
-                or not answer.allowed
-                or answer.at != decision.at
-            ):
+            bought = None if lease is None else lease.bought
+            if amount < 0 or lease is None or bought is None or bought.at != decision.at:
                 return False
             lease.left += amount
             return True
@@ -245,13 +257,14 @@ class LeaseDesk:
             ended = [
                 key for key, lease in self._leases.items() if lease.until <= ended_by and not lease.fetch
             ]
-            leases = [self._leases.pop(key) for key in ended]
-        return [
-            _Rest(lease.answer, lease.left) for lease in leases if lease.answer is not None and lease.left
-        ]
+            rests, self._rests = self._rests, []
+            for key in ended:
+                rests += self._leases.pop(key).rest()
+        return rests
 
     def after_fork(self) -> None:
         """Begin with no lease in a forked child."""
         self._lock = threading.RLock()
         self._leases: dict[str, _Lease] = {}
+        self._rests: list[_Rest] = []  # of leases that have ended and are fetched anew
         self._upkeep = None
