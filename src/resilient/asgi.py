@@ -5,13 +5,21 @@ from __future__ import annotations
 from .web.addresses import TrustedProxies
 from .web.asgi import ResilienceMiddleware
 from .web.deadlines import deadline_headers
-from .web.keys import api_key, client_address, combined, route, user
+from .web.door import Block, FaultyAnswerError, Gate, RateLimit
+from .web.headers import Dialect
+from .web.keys import Key, api_key, client_address, combined, route, user
 from .web.maintenance import Maintenance, MaintenanceStats
 from .web.request import Request
 
 __all__ = [
+    "Block",
+    "Dialect",
+    "FaultyAnswerError",
+    "Gate",
+    "Key",
     "Maintenance",
     "MaintenanceStats",
+    "RateLimit",
     "Request",
     "ResilienceMiddleware",
     "TrustedProxies",
