@@ -295,7 +295,7 @@ class TestKeys:
         keys: list[Any] = ["ip", client_address]
         for key in keys:
             with pytest.raises(
-                TypeError, match="key must be (callable|a key function: write client_address)"
+                TypeError, match=r"key must be (callable|a key function: write client_address)"
             ):
                 request_key(key)
 
