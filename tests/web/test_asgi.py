@@ -434,6 +434,40 @@ class TestDeadline:
         assert task is not None
         assert not task.cancelling()
 
+    @pytest.mark.parametrize(("cancelled", "raised"), [(0, CallTimeoutError), (1, asyncio.CancelledError)])
+    async def test_cut_at_the_moment_of_the_answer_is_no_bare_cancellation(
+        self, cancelled: int, raised: type[BaseException]
+    ) -> None:
+        """A task of the app's ends the answer while the app is being cut off; a server's cancel stays one."""
+        gate = SpyGate()
+        followed: list[bool] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            request = asyncio.current_task()
+            assert request is not None
+
+            async def answer() -> None:
+                await send(START)
+                while (time_left() or 0) > 0:  # the loop is busy, and then the timer is due
+                    pass
+                for _ in range(2):
+                    await asyncio.sleep(0)  # and this task has its turn before the app
+                assert request.cancelling() == 1
+                for _ in range(cancelled):
+                    request.cancel()
+                await send(BODY)
+
+            task = asyncio.create_task(answer())
+            await asyncio.shield(task)
+            followed.append(True)
+
+        client = Client()
+        with pytest.raises(raised):
+            await asyncio.create_task(visit(ResilienceMiddleware(app, shed=gate, deadline=0.01), client))
+
+        assert client.reply.body == b"x"
+        assert (gate.left, followed) == ([None], [])
+
 
 class TestContext:
     async def test_what_the_app_sets_is_seen_outside(self) -> None:

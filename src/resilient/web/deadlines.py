@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from typing import Final
 
 from ..engine import params
 from ..engine.clock import MONOTONIC
+from ..engine.cutoff import Cutoff
 from ..engine.deadline import Instant, current_deadline, innermost, time_left
 from ..engine.drive.gates import GateBlock
+from ..errors import CallTimeoutError
 from ..policies.timeout import Deadline
 from .request import Request
 
@@ -59,10 +62,11 @@ def told_seconds(request: Request) -> float | None:
 class RequestTime:
     """The deadline of one request, from `TimeLimits.begin` until `end`."""
 
-    __slots__ = ("_block", "_patience", "_told")
+    __slots__ = ("_block", "_instant", "_patience", "_told")
 
     def __init__(self, block: GateBlock, told: _Told | None, patience: _Told | None) -> None:
         self._block = block
+        self._instant = innermost.get()  # the block's
         self._told = told
         self._patience = patience
 
@@ -81,6 +85,23 @@ class RequestTime:
         if self._told is not None:
             self._told.over = True
         self._block.__exit__(None, error, None)
+
+    def check(self, error: BaseException | None) -> None:
+        """Look at how the app has ended, where that was after `end`.
+
+        A task of the app's may complete the answer in the very moment in which the deadline cuts off the one
+        that the request runs in. The cancellation is on its way then, and cannot be taken back.
+
+        Raises:
+            CallTimeoutError: *error* is that cancellation: no server expects one that it has not asked for.
+        """
+        cut = self._instant
+        if not (isinstance(cut, Cutoff) and cut.fired and isinstance(error, asyncio.CancelledError)):
+            return
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() <= cut.cancelling:
+            reason = "the deadline passed as the answer was completed; what was to follow it is lost"
+            raise CallTimeoutError(f"request: {reason}", policy="request", seconds=cut.seconds) from error
 
 
 class TimeLimits:

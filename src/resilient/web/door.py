@@ -204,7 +204,7 @@ class Visit:
     Concurrency: belongs to its request, and to the tasks of it in one event loop.
     """
 
-    __slots__ = ("_door", "_notes", "_place", "_request", "_time", "_timed", "_waits")
+    __slots__ = ("_door", "_ended", "_notes", "_place", "_request", "_time", "_timed", "_waits")
 
     def __init__(self, door: Door, request: Request, waits: Waits, *, timed: bool = True) -> None:
         self._door = door
@@ -212,6 +212,7 @@ class Visit:
         self._waits = waits
         self._timed = timed
         self._time: RequestTime | None = None
+        self._ended: RequestTime | None = None
         self._place: Block | None = None
         request.raw[NOTES] = self._notes = Notes(door.dialect, door.proxies, request.raw.get(NOTES))
 
@@ -255,9 +256,15 @@ class Visit:
             error: how it ended; see `outcome`.
 
         Raises:
-            CallTimeoutError: *error* is the cancellation by which the request's deadline cut the app off.
+            CallTimeoutError: *error* is the cancellation by which the request's deadline cut the app off,
+                at this call or at an earlier one.
         """
         time, self._time = self._time, None
+        if time is None:
+            if self._ended is not None:
+                self._ended.check(error)
+        else:
+            self._ended = time
         place, self._place = self._place, None
         # Not kept there: its traceback leads back to the scope.
         refusal, self._notes.refusal = self._notes.refusal, None
