@@ -63,6 +63,12 @@ async def hang(request: HttpRequest) -> HttpResponse:
     return HttpResponse("never")
 
 
+def wait(request: HttpRequest) -> HttpResponse:
+    orders.let_go.wait(5)
+    orders.seen.append("worked on")
+    return HttpResponse("too late")
+
+
 def stream(request: HttpRequest) -> StreamingHttpResponse:
     def chunks() -> Iterator[bytes]:
         orders.seen.append(time_left())
@@ -114,6 +120,7 @@ urlpatterns = [
     path("livez", hello),
     path("async", ahello),
     path("hang", hang),
+    path("wait", wait),
     path("stream", stream),
     path("astream", astream),
     path("file", file),

@@ -195,6 +195,17 @@ class TestMiddleware:
 
         assert (reply.status, reply.headers["Content-Type"]) == (504, PROBLEM)
 
+    def test_thread_of_a_synchronous_view_works_on(self, orders: site.Orders) -> None:
+        """Under ASGI its client has an answer, and its place is free, while it does."""
+        gate = SpyGate()
+        orders.let_go.clear()
+        with guarded(deadline=0.05, shed=gate):
+            reply = Async.ask(["/wait"])[0]
+
+        assert (reply.status, gate.held, orders.seen) == (504, 0, [])
+        orders.let_go.set()
+        assert eventually(lambda: orders.seen == ["worked on"])
+
     def test_limit_of_a_view_is_told_of_beside_that_of_the_door(self, mode: Any) -> None:
         """One field, two items; `legacy` fields tell of the inner limit."""
         with guarded("tests.integrations.django_site.knowing_users", rate_limit="9/hour", headers="both"):

@@ -58,7 +58,7 @@ class ResilienceMiddleware:
 
     The place that *shed* gave and the deadline are given back when Django has made the response; if it
     streams, when the body ends or is closed. Only asynchronous views are cut off at the deadline: a thread
-    cannot be interrupted.
+    cannot be interrupted, and under ASGI works on when the client has had its 504 and the place is free.
 
     Args:
         get_response: what Django calls next, a function or a coroutine function.
