@@ -28,9 +28,11 @@ HOUR = 3_600.0
 PATIENT = {"decision_timeout": 10.0}
 
 
-def limiter_on(server: ValkeyServer, strategy: str, name: str = "door", rate: object = RATE) -> RateLimiter:
+def limiter_on(
+    server: ValkeyServer, strategy: str, name: str = "door", rate: object = RATE, lease: int | None = None
+) -> RateLimiter:
     """Make one more limiter of the same name."""
-    return RateLimiter(rate, name=name, storage=server.url, strategy=strategy, **PATIENT)
+    return RateLimiter(rate, name=name, storage=server.url, strategy=strategy, lease=lease, **PATIENT)
 
 
 @each_strategy
@@ -197,3 +199,19 @@ def test_time_is_the_servers(empty_valkey: ValkeyServer, strategy: str):
 
     assert sum(one.hit().allowed for one in [odd, plain] * 10) == 10
     assert abs(odd.hit().retry_after - plain.hit().retry_after) < 1.0
+
+
+@each_strategy
+@pytest.mark.parametrize("lease", [None, 10])
+def test_only_what_was_taken_here_is_given_back(empty_valkey: ValkeyServer, strategy: str, lease: int | None):
+    """Not what was peeked at, and not what the same limit of another process has taken."""
+    limiter = limiter_on(empty_valkey, strategy, rate="20/hour", lease=lease)
+    other = limiter_on(empty_valkey, strategy, rate="20/hour")
+    decision = limiter.hit(cost=5)
+    with pytest.raises(ValueError, match="decision must be a Decision of this limiter"):
+        other.refund(decision)
+    limiter.refund(limiter.peek(cost=5))
+    limiter.refund(decision)
+    limiter.close()
+
+    assert other.peek().remaining == 20

@@ -333,6 +333,47 @@ async def test_asynchronous_forms_do_the_same(clock: FakeClock, strategy: str):
         await limiter.aacquire(cost=10)
 
 
+@each_strategy
+@pytest.mark.parametrize("several", [False, True])
+def test_peeked_decision_gives_nothing_back(clock: FakeClock, strategy: str, several: bool):
+    """It took nothing."""
+    limiter = limiter_of(["3/hour", "9/day"] if several else "3/hour", clock, strategy=strategy)
+    peeked = limiter.peek()
+    for _ in range(9):
+        limiter.hit()
+        limiter.refund(peeked)
+        limiter.settle(limiter.peek(), 0)
+
+    assert (limiter.stats().allowed, limiter.peek().remaining) == (3, 0)
+
+
+async def test_asynchronously_peeked_decision_gives_nothing_back(clock: FakeClock):
+    """As `peek`."""
+    limiter = limiter_of("3/hour", clock)
+    peeked = await limiter.apeek()
+    limiter.hit(cost=3)
+    await limiter.arefund(peeked)
+
+    assert not limiter.peek()
+
+
+@each_strategy
+@pytest.mark.parametrize("several", [False, True])
+def test_decision_of_another_limiter_is_refused(clock: FakeClock, strategy: str, several: bool):
+    """Of one that looks the same, too; and it can still be given back where it was taken."""
+    rate = ["9/hour", "90/day"] if several else "9/hour"
+    limiter, other = (limiter_of(rate, clock, strategy=strategy) for _ in range(2))
+    limiter.hit(cost=9)
+    decision = other.hit(cost=9)
+    for correct in (limiter.refund, lambda one: limiter.settle(one, 1)):
+        with pytest.raises(ValueError, match="decision must be a Decision of this limiter, got <Decision"):
+            correct(decision)
+
+    assert not limiter.peek()
+    other.refund(decision)
+    assert other.peek(cost=9)
+
+
 # The decision as an object
 
 
@@ -371,18 +412,26 @@ def test_decisions_are_equal_to_themselves_only(clock: FakeClock):
     assert len({first, second, twin}) == 3
 
 
-@pytest.mark.parametrize("travel", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_decision_travels(clock: FakeClock, travel: Callable[[Decision], Decision]):
-    """To another process, with all it tells; and what was given back stays so."""
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_decision_is_its_own_copy(clock: FakeClock, duplicate: Callable[[Decision], Decision]):
+    """Its permits were taken once."""
+    decision = limiter_of("9/minute", clock).hit("ann")
+    assert duplicate(decision) is decision
+
+
+def test_decision_travels(clock: FakeClock):
+    """To another process, with all it tells; what it took is given back where it was taken."""
     limiter = limiter_of("9/minute", clock, name="door")
     decision = limiter.hit("ann", cost=2)
-    arrived = travel(decision)
+    arrived = pickle.loads(pickle.dumps(decision))
 
     assert type(arrived) is Decision
     assert tuple(arrived) == tuple(decision)
     assert (arrived.limit, arrived.remaining, arrived.quota, arrived.rung) == (9, 7, "door", "local")
 
     limiter.hit("ann", cost=5)
+    limiter.refund(arrived)
+    assert limiter.peek("ann").remaining == 2
     limiter.refund(decision)
-    limiter.refund(travel(decision))
+    limiter.refund(pickle.loads(pickle.dumps(decision)))
     assert limiter.peek("ann").remaining == 4

@@ -53,6 +53,10 @@ BAD_ARGUMENTS: list[tuple[str, object, type[Exception], str]] = [
         )
     ],
     ("decision_timeout", 0, ValueError, "must be greater than 0"),
+    ("decision_timeout", 60.5, ValueError, "must be at most 60 seconds"),
+    ("decision_timeout", 1e18, ValueError, "must be at most 60 seconds"),
+    ("max_wait", 86_401.0, ValueError, "must be at most 86400 seconds"),
+    ("max_wait", 1e303, ValueError, "must be at most 86400 seconds"),
     ("rate", "", ValueError, "must read like '100/minute' or '5 per 10 seconds'"),
     ("rate", "often", ValueError, "must read like '100/minute' or '5 per 10 seconds'"),
     ("rate", "100/fortnight", ValueError, "must read like '100/minute'"),

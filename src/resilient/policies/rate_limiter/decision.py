@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
+from ...engine import params
 from ...errors import RateLimitedError
-from .quota import Quota
+from .quota import Quota, permits
 
-__all__ = ["ROUNDING", "Decision", "Source", "refusal"]
+__all__ = ["ROUNDING", "Decision", "Source", "correction", "refusal", "settled"]
+
+_MARK: Final = "_settled"
+_RULE: Final = "must be a Decision of this limiter"
 
 ROUNDING: Final = 1e-3
 """The part of a permit by which sums of seconds may miss it, so that the last of a bucket is not lost."""
@@ -95,12 +100,45 @@ class Decision(_Fields):
         verdict = "allowed" if self.allowed else f"denied for {self.retry_after:.3g} s"
         return f"<Decision {verdict}, {self.remaining} of {self.limit} left, {self.rung}>"
 
+    # What was taken once is given back once: a copy is the same decision, and what travels only tells.
+
+    def __copy__(self) -> Decision:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decision:
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, tuple(self), vars(self) or None  # what was given back stays so
+        return _restored, tuple(self)
 
 
 def _restored(*fields: Any) -> Decision:
-    return Decision(*fields)
+    return settled(Decision(*fields))
+
+
+def settled(decision: Decision) -> Decision:
+    """Return *decision*, which has nothing to give back from now on."""
+    vars(decision)[_MARK] = True
+    return decision
+
+
+def correction(decision: Decision, actual_cost: int, quotas: Collection[Quota]) -> int:
+    """Return how many permits to give back, once: the second correction of a decision is 0.
+
+    Refuse one that was not made under *quotas*, these very objects: another limiter has what it took.
+    """
+    actual = permits("actual_cost", actual_cost, least=0)
+    if not isinstance(decision, Decision):
+        params.refuse(TypeError, "decision", _RULE, decision)
+    if _MARK in vars(decision):
+        return 0
+    if not any(decision.source.quota is quota for quota in quotas):
+        params.refuse(ValueError, "decision", _RULE, decision)
+    # `setdefault` is one step: of two threads with the same decision, one corrects it.
+    mine = object()
+    if not decision.allowed or vars(decision).setdefault(_MARK, mine) is not mine:
+        return 0
+    return decision.cost - actual
 
 
 def refusal(policy: str, decision: Decision) -> RateLimitedError:

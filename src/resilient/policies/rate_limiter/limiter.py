@@ -18,15 +18,16 @@ from ...events import Announcer
 from ...typing import Clock, Seconds
 from .algorithms import STRATEGIES
 from .book import Book, open_book
-from .decision import Decision, refusal
+from .decision import Decision, correction, refusal, settled
 from .keys import key_maker
 from .ladder import LOCAL, Ladder, Outage
-from .quota import Quota, Rate, permits, quotas_of
+from .quota import Quota, Rate, quotas_of
 from .storage import open_shared, storage_uri
 
 __all__ = ["RateLimiter", "RateLimiterStats"]
 
-_MARK: Final = "_settled"
+_LONGEST_WAIT: Final = 86_400.0  # seconds
+_LONGEST_DECISION: Final = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,11 @@ class RateLimiter(Policy):
             redis+sentinel://, redis+cluster://, and the same with valkey. The server must know the script
             effects of Redis 5.
         strategy: "token-bucket", "fixed-window", "sliding-window-counter" or "moving-window".
-        max_wait: seconds a call may wait for its turn, 0 or more; only with the token bucket. 0: none.
+        max_wait: seconds a call may wait for its turn, 0 to a day; only with the token bucket. 0: none.
         on_outage: what to do without the shared store: "local" counts in this process, up to the rate divided
             by *instances*; "allow" lets every call in; "deny" none.
         instances: how many processes share the store; at least 1.
-        decision_timeout: seconds a decision of the shared store may take; greater than 0.
+        decision_timeout: seconds a decision of the shared store may take; greater than 0, at most 60.
         max_keys: the most keys kept in this process; at least 1.
         lease: permits fetched from the shared store at a time, to be spent in this process; at least 2. Up to
             *lease* permits for each process and key may be used later than they were counted. None: each
@@ -139,7 +140,8 @@ class RateLimiter(Policy):
         params.one_of("strategy", strategy, STRATEGIES)
         uri = storage_uri(storage)
         self._quotas = quotas_of(rate, burst, None if name is None else params.named("name", name))
-        self.max_wait = params.seconds("max_wait", max_wait)
+        self._decided = self._quotas  # under which its decisions are made
+        self.max_wait = _at_most(_LONGEST_WAIT, "max_wait", params.seconds("max_wait", max_wait))
         if strategy != "token-bucket":
             _refuse_given("goes with strategy='token-bucket' only", burst=burst, max_wait=self.max_wait)
         self._name = ", ".join(quota.name for quota in self._quotas) if name is None else name
@@ -152,6 +154,7 @@ class RateLimiter(Policy):
             params.count("instances", instances),
         )
         timeout = params.seconds("decision_timeout", decision_timeout, above=True)
+        _at_most(_LONGEST_DECISION, "decision_timeout", timeout)
         leased = None if lease is None else params.count("lease", lease, least=2)
 
         def new_book(quotas: Sequence[Quota]) -> Book:
@@ -169,7 +172,9 @@ class RateLimiter(Policy):
         if name is None:
             params.refuse(ValueError, "name", "must be given where the storage is shared", name)
         _check_lease(leased, self._quotas, self.max_wait)
-        self._book = new_book([quota.share(outage.instances) for quota in self._quotas])
+        shares = tuple(quota.share(outage.instances) for quota in self._quotas)
+        self._book = new_book(shares)
+        self._decided += shares
         self._ladder = Ladder(
             name, self._quotas, self._book, outage=outage, clock=clock, announcer=self.announcer
         )
@@ -192,14 +197,14 @@ class RateLimiter(Policy):
 
         Args:
             key: whose permits; calls with the same key share them. What is long is kept as a digest.
-            cost: how many; at least 1.
+            cost: how many; 1 to 10**9.
 
         Returns:
             The decision, which is true where the permits were taken.
 
         Raises:
             TypeError: *key* is no text, or *cost* no whole number.
-            ValueError: *cost* is below 1.
+            ValueError: *cost* is out of range.
 
         Concurrency: on "memory://" it does no I/O and may be called in tasks; on a shared store, `ahit` may.
         """
@@ -229,7 +234,7 @@ class RateLimiter(Policy):
         Returns:
             The decision; its `remaining` is what is left now, with nothing taken.
         """
-        return self._desk.decide(key, cost, spend=False)
+        return settled(self._desk.decide(key, cost, spend=False))
 
     async def apeek(self, key: str = "", cost: int = 1) -> Decision:
         """Do as `peek`, without blocking the event loop.
@@ -241,7 +246,7 @@ class RateLimiter(Policy):
         Returns:
             The decision.
         """
-        return await self._desk.adecide(key, cost, spend=False)
+        return settled(await self._desk.adecide(key, cost, spend=False))
 
     def acquire(self, key: str = "", cost: int = 1) -> Decision:
         """Take permits, if need be after a wait of up to *max_wait* and the caller's deadline.
@@ -305,8 +310,12 @@ class RateLimiter(Policy):
         """Give back what *decision* took: the call was not made, or cost nothing.
 
         Args:
-            decision: an answer of this limiter. One that was denied, refunded or settled already gives
-                nothing.
+            decision: an answer of this limiter. One that was denied, refunded or settled already, that of a
+                `peek`, and one that was pickled give nothing.
+
+        Raises:
+            TypeError: *decision* is none.
+            ValueError: *decision* is another limiter's.
 
         Concurrency: as `hit`. A store that cannot be reached keeps the permits.
         """
@@ -324,18 +333,18 @@ class RateLimiter(Policy):
         """Correct what *decision* took, now that the real cost is known.
 
         Args:
-            decision: an answer of this limiter. One that was denied, refunded or settled already is left as
-                it is.
-            actual_cost: permits; 0 or more. More than were taken are taken now, there or not, and later
+            decision: an answer of this limiter. One that was denied, refunded or settled already, that of a
+                `peek`, and one that was pickled change nothing.
+            actual_cost: permits; 0 to 10**9. More than were taken are taken now, there or not, and later
                 calls wait for them.
 
         Raises:
-            TypeError: *actual_cost* is no whole number.
-            ValueError: *actual_cost* is below 0.
+            TypeError: *actual_cost* is no whole number, or *decision* is none.
+            ValueError: *actual_cost* is out of range, or *decision* is another limiter's.
 
         Concurrency: as `hit`.
         """
-        if (amount := _correction(decision, actual_cost)) != 0:
+        if (amount := correction(decision, actual_cost, self._decided)) != 0:
             self._desk.give(decision, amount)
 
     async def asettle(self, decision: Decision, actual_cost: int) -> None:
@@ -343,9 +352,9 @@ class RateLimiter(Policy):
 
         Args:
             decision: an answer of this limiter.
-            actual_cost: permits; 0 or more.
+            actual_cost: permits; 0 to 10**9.
         """
-        if (amount := _correction(decision, actual_cost)) != 0:
+        if (amount := correction(decision, actual_cost, self._decided)) != 0:
             await self._desk.agive(decision, amount)
 
     def calling(self, key: str = "", cost: int = 1) -> Admission:
@@ -447,6 +456,12 @@ def _refuse_given(rule: str, **arguments: float | None) -> None:
             params.refuse(ValueError, name, rule, value)
 
 
+def _at_most(most: float, name: str, value: float) -> float:
+    if value > most:
+        params.refuse(ValueError, name, f"must be at most {most:g} seconds", value)
+    return value
+
+
 def _check_lease(lease: int | None, quotas: Sequence[Quota], max_wait: float) -> None:
     if lease is None:
         return
@@ -454,15 +469,3 @@ def _check_lease(lease: int | None, quotas: Sequence[Quota], max_wait: float) ->
         params.refuse(ValueError, "lease", "does not go with max_wait", lease)
     if lease > (most := min(quota.burst for quota in quotas)):
         params.refuse(ValueError, "lease", f"must be at most {most}, all that can be had at once", lease)
-
-
-def _correction(decision: Decision, actual_cost: int) -> int:
-    """Return how many permits to give back, once: the second correction of a decision is 0."""
-    actual = permits("actual_cost", actual_cost, least=0)
-    if not isinstance(decision, Decision):
-        params.refuse(TypeError, "decision", "must be a Decision of this limiter", decision)
-    # `setdefault` is one step: of two threads with the same decision, one corrects it.
-    mine = object()
-    if not decision.allowed or vars(decision).setdefault(_MARK, mine) is not mine:
-        return 0
-    return decision.cost - actual
