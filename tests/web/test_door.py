@@ -12,7 +12,7 @@ import pytest
 from tests.web.support import WORLDS, Asgi, SpyGate, World, Wsgi, hello
 
 from resilient import CircuitBreaker, RateLimiter, errors, time_left
-from resilient.asgi import Maintenance, api_key
+from resilient.asgi import Maintenance, api_key, client_address, user
 from resilient.errors import (
     BulkheadFullError,
     CallTimeoutError,
@@ -38,6 +38,11 @@ def raiser(error: BaseException) -> Any:
         raise error
 
     return handler
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 class TestRateLimits:
@@ -301,8 +306,22 @@ class TestShedding:
         assert [world.get(app).status for _ in range(3)] == [200, 429, 429]
         assert gate.entered == 1
 
+    def test_shed_request_gets_its_permit_back(self, world: World) -> None:
+        """A client that was refused for want of room has used nothing of its limit."""
+        limiter = RateLimiter("2/hour")
+        app = world.middleware(rate_limit=limiter, shed=SpyGate(places=0), key=lambda request: "k")
+
+        assert [world.get(app).status for _ in range(4)] == [503] * 4
+        assert limiter.peek("k").remaining == 2
+
+    def test_shed_request_without_a_limit_has_nothing_to_get_back(self, world: World) -> None:
+        """A key of None lifts the limit."""
+        app = world.middleware(rate_limit="2/hour", shed=SpyGate(places=0), key=lambda request: None)
+
+        assert world.get(app).status == 503
+
     def test_shed_request_keeps_the_fields_of_its_limit(self, world: World) -> None:
-        """A 503 tells of the limit too, which it has used."""
+        """A 503 tells of the limit too, as it was decided."""
         reply = world.get(world.middleware(rate_limit="5/hour", shed=SpyGate(places=0)))
 
         assert reply.status == 503
@@ -329,6 +348,32 @@ class TestShedding:
 
         assert world.get(world.middleware(raiser(error), shed=gate)).status == 503
         assert gate.left == [error]
+
+    @pytest.mark.parametrize(
+        ("error", "told"),
+        [
+            (caused(RuntimeError("response already started"), CircuitOpenError("a")), CircuitOpenError),
+            (caused(ValueError("a bug"), CircuitOpenError("a")), ValueError),
+            (caused(RuntimeError("a bug"), ValueError("a")), RuntimeError),
+            (ExceptionGroup("tasks", [CircuitOpenError("a"), BulkheadFullError("b")]), CircuitOpenError),
+            (ExceptionGroup("tasks", [ExceptionGroup("more", [CircuitOpenError("a")])]), CircuitOpenError),
+            (ExceptionGroup("tasks", [CircuitOpenError("a"), CallTimeoutError("b")]), CallTimeoutError),
+            (ExceptionGroup("tasks", [CircuitOpenError("a"), ValueError("b")]), ExceptionGroup),
+            (ExceptionGroup("tasks", [ValueError("b")]), ExceptionGroup),
+        ],
+        ids=repr,
+    )
+    def test_refusal_in_the_guise_of_another_error_is_none_of_its_faults(
+        self, world: World, error: Exception, told: type[Exception]
+    ) -> None:
+        """Frameworks and task groups wrap refusals; the error itself is the app's, and passes."""
+        gate = SpyGate()
+
+        with pytest.raises(type(error)) as caught:
+            world.get(world.middleware(raiser(error), shed=gate))
+
+        assert caught.value is error
+        assert [type(one) for one in gate.left] == [told]
 
     def test_gate_that_refuses_with_hindsight_changes_nothing(self, world: World) -> None:
         """A breaker that raises on the call that trips it does so to the next request."""
@@ -493,7 +538,7 @@ class TestDeadlines:
 
 
 class TestExemptions:
-    @pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health"])
+    @pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health", "/healthz", "/healthz/"])
     def test_probes_pass_whatever_happens(self, world: World, path: str) -> None:
         """Neither maintenance nor a limit, a gate or a deadline touches them."""
         maintenance, gate, limiter = Maintenance(), SpyGate(places=0), RateLimiter("1/hour")
@@ -566,7 +611,13 @@ class TestArguments:
             ({"rate_limit": {"/a*b": "1/hour"}}, ValueError, "rate_limit must name paths like"),
             ({"rate_limit": {5: "1/hour"}}, TypeError, "rate_limit must name paths as text, got 5"),
             ({"key": "address"}, TypeError, "key must be callable, got 'address'"),
+            ({"key": client_address}, TypeError, "key must be what the function returns: call it"),
+            ({"key": user}, TypeError, "key must be what the function returns: call it"),
             ({"shed": object()}, TypeError, "shed must be a gate"),
+            ({"shed": CircuitBreaker}, TypeError, "shed must be a gate itself, not its class"),
+            ({"exempt": None}, TypeError, "exempt must be several paths, .*got None"),
+            ({"exempt": 5}, TypeError, "exempt must be several paths, .*got 5"),
+            ({"exempt": [["/x"]]}, TypeError, r"exempt must name paths as text, got \['/x'\]"),
             ({"deadline": 0}, ValueError, "deadline must be greater than 0, got 0"),
             ({"deadline": "5"}, TypeError, "deadline must be a number of seconds"),
             ({"maintenance": True}, TypeError, "maintenance must be a Maintenance or None, got True"),

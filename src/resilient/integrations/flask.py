@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Unpack
 
 from ..engine import params
-from ..web.door import Words, words_of
+from ..web.door import Words, key_of, words_of
 from ..web.keys import Key
 from ..web.notes import answer_inside, believed
 from ..web.problem import REFUSALS
@@ -92,10 +92,10 @@ def request_key(key: Key) -> Callable[..., str | None]:
         TypeError: *key* is no ordinary function.
         RuntimeError: from the function, where there is no request.
     """
-    params.plain_function("key", key)
+    checked = key_of(params.callback("key", key))
 
     def of_current_request(*_args: Any, **_kwargs: Any) -> str | None:
-        return key(_Request(request.environ, believed(request.environ)))
+        return checked(_Request(request.environ, believed(request.environ)))
 
     return of_current_request
 

@@ -30,11 +30,15 @@ def _hit(limiter: RateLimiter, key: str) -> Awaitable[Decision]:
     return limiter.ahit(key)
 
 
+def _refund(limiter: RateLimiter, decision: Decision) -> Awaitable[None]:
+    return limiter.arefund(decision)
+
+
 def _enter(place: Block) -> Awaitable[object]:
     return place.__aenter__()
 
 
-WAITS: Final = Waits(_hit, _enter)
+WAITS: Final = Waits(_hit, _refund, _enter)
 """How a task waits."""
 
 

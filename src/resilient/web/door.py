@@ -13,18 +13,18 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 from ..engine import params
-from ..errors import MaintenanceError, RejectedError, ResilientError
+from ..errors import CallTimeoutError, MaintenanceError, RejectedError, ResilientError
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..typing import Seconds
 from .addresses import NetworkLike, TrustedProxies, proxies_of
 from .deadlines import RequestTime, TimeLimits
 from .headers import Dialect, Fields, RateFields, dialect_of
-from .keys import Key, client_address
+from .keys import Key, api_key, client_address, combined, route, user
 from .maintenance import Maintenance
 from .notes import NOTES, Notes
 from .paths import Paths, check_pattern, several_paths
-from .problem import Answer, problem
+from .problem import REFUSALS, Answer, problem
 from .request import Request
 
 __all__ = [
@@ -37,11 +37,12 @@ __all__ = [
     "Visit",
     "Waits",
     "Words",
+    "key_of",
     "outcome",
     "words_of",
 ]
 
-PROBES: Final = ("/livez", "/readyz", "/startupz", "/health")
+PROBES: Final = ("/livez", "/readyz", "/startupz", "/health", "/healthz")
 """The paths that are exempt by default: an orchestrator that is refused would restart the service."""
 
 RateLimit: TypeAlias = RateLimiter | str | Mapping[str, RateLimiter | str]
@@ -123,13 +124,32 @@ def outcome(status: int | None, error: BaseException | None, *, gone: bool) -> B
         return asyncio.CancelledError("the client has gone")
     if error is None and (status is None or status >= 500):  # noqa: PLR2004 - a server error
         return FaultyAnswerError("no whole answer" if status is None else f"answered {status}")
-    return error
+    return _refusal_behind(error) if isinstance(error, Exception) else error
+
+
+def _refusal_behind(error: Exception) -> Exception:
+    """Return the refusal of which *error* was made, or *error* where it is one, or something else.
+
+    Starlette raises an error of its own from one that it cannot answer any more, and task groups wrap what
+    their tasks raise. A timeout among refusals counts: it is the one that may be evidence.
+    """
+    if isinstance(error, ExceptionGroup):
+        late, others = error.split(CallTimeoutError)
+        if others is not None and others.split(REFUSALS)[1] is not None:
+            return error
+        found: Exception = late or error
+        while isinstance(found, ExceptionGroup):
+            found = found.exceptions[0]
+        return found
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, REFUSALS) else error
 
 
 class Waits(NamedTuple):
     """How one world waits for a limiter and at a gate."""
 
     hit: Callable[[RateLimiter, str], Awaitable[Decision]]
+    refund: Callable[[RateLimiter, Decision], Awaitable[None]]
     enter: Callable[[Block], Awaitable[object]]
 
 
@@ -159,8 +179,10 @@ class Door:
     ) -> None:
         self.dialect: Dialect = dialect_of(headers)
         self.limits = _limits(rate_limit, headers)
-        self.key = client_address() if key is None else params.plain_function("key", key)
+        self.key = key_of(key)
         self.shed = shed
+        if isinstance(shed, type):
+            params.refuse(TypeError, "shed", "must be a gate itself, not its class", shed)
         if shed is not None and not callable(getattr(shed, "calling", None)):
             params.refuse(TypeError, "shed", "must be a gate, with a method calling()", shed)
         self.time_limits = TimeLimits(params.optional_seconds("deadline", deadline), in_tasks=in_tasks)
@@ -173,6 +195,18 @@ class Door:
     def exempts(self, request: Request) -> bool:
         """Tell whether *request* is none of our business."""
         return self._exempt.find(request.path) is not None
+
+
+_MAKERS: Final[tuple[object, ...]] = (api_key, client_address, combined, route, user)
+
+
+def key_of(key: Key | None) -> Key:
+    """Return *key* if it is a key function, and the client's address for None."""
+    if key is None:
+        return client_address()
+    if key in _MAKERS:  # as a key function, one of them would give the same answer for all, or none
+        params.refuse(TypeError, "key", "must be what the function returns: call it, as in user()", key)
+    return params.plain_function("key", key)
 
 
 def _limits(rate_limit: Any, headers: Dialect) -> Paths[_Limit] | None:
@@ -238,6 +272,7 @@ class Visit:
         if self._timed:
             self._time = door.time_limits.begin(request)
         limit = None if door.limits is None else door.limits.find(request.path)
+        decision: Decision | None = None
         # A key function is the user's: it is asked only where there is a limit to apply.
         if limit is not None and (key := door.key(request)) is not None:
             decision = await self._waits.hit(limit.limiter, key)
@@ -246,7 +281,12 @@ class Visit:
                 raise refusal(limit.limiter.name, decision)
         if door.shed is not None:
             place = door.shed.calling()
-            await self._waits.enter(place)
+            try:
+                await self._waits.enter(place)
+            except RejectedError:
+                if limit is not None and decision is not None:
+                    await self._waits.refund(limit.limiter, decision)
+                raise
             self._place = place
 
     def leave(self, error: BaseException | None = None) -> None:

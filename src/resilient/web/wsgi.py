@@ -30,11 +30,15 @@ async def _hit(limiter: RateLimiter, key: str) -> Decision:
     return limiter.hit(key)
 
 
+async def _refund(limiter: RateLimiter, decision: Decision) -> None:
+    limiter.refund(decision)
+
+
 async def _enter(place: Block) -> None:
     place.__enter__()
 
 
-WAITS: Final = Waits(_hit, _enter)
+WAITS: Final = Waits(_hit, _refund, _enter)
 """How a thread waits."""
 
 
