@@ -249,6 +249,7 @@ class TestDependency:
             ({"rate": "often"}, ValueError, "rate"),
             ({"rate": "1/hour", "cost": 0}, ValueError, "cost must be at least 1"),
             ({"rate": "1/hour", "key": "ip"}, TypeError, "key must be callable"),
+            ({"rate": "1/hour", "key": route}, TypeError, "key must be what the function returns"),
         ],
     )
     def test_bad_arguments_are_named(self, arguments: Any, error: Any, message: str) -> None:
@@ -334,6 +335,42 @@ class TestInstall:
                 names = [item.strip().partition(";")[0] for item in reply.headers["RateLimit"].split(",")]
                 assert names == ['"7/hour"', '"5/hour"']
         assert reply.status_code == 429
+
+    def test_exempt_path_has_the_words_of_install_too(self) -> None:
+        """A limit inside believes whom the door believes, and tells of itself."""
+        app = FastAPI()
+        for path in ("/", "/exempt"):
+            app.get(path, dependencies=[Depends(rate_limit("1/hour"))])(lambda: None)
+        install(app, trusted="192.0.2.0/24", exempt=["/exempt"], headers="legacy")
+        client = client_of(app, client=("192.0.2.1", 1))
+
+        for path in ("/", "/exempt"):
+            replies = [client.get(path, headers={"X-Forwarded-For": f"198.51.100.{n % 2}"}) for n in range(3)]
+            assert [reply.status_code for reply in replies] == [200, 200, 429]
+            assert [reply.headers.get_list("X-RateLimit-Limit") for reply in replies] == [["1"]] * 3
+
+    def test_app_is_guarded_once(self) -> None:
+        """A second time would count each request twice."""
+        app = app_with()
+
+        with pytest.raises(RuntimeError, match="guarded already"):
+            install(app)
+
+    def test_refusal_in_a_stream_is_no_evidence_against_the_app(self) -> None:
+        """Starlette raises an error of its own then."""
+        gate = SpyGate()
+
+        async def stream() -> StreamingResponse:
+            async def chunks() -> AsyncIterator[bytes]:
+                yield b"first"
+                raise CircuitOpenError("down")
+
+            return StreamingResponse(chunks())
+
+        app = app_with(("/", stream), shed=gate)
+        client_of(app, raise_server_exceptions=False).get("/")
+
+        assert [type(error) for error in gate.left] == [CircuitOpenError]
 
     @pytest.mark.parametrize("where", ["before", "teardown"])
     def test_refusals_in_yield_dependencies_are_answered(self, where: str) -> None:

@@ -278,6 +278,34 @@ class TestRefusals:
             assert gate.left == [error]
 
 
+class TestSeveral:
+    """Middlewares of ours in one another, as where an app is mounted in an app."""
+
+    @pytest.mark.parametrize("headers", ["ietf", "legacy", "both", None])
+    @pytest.mark.parametrize("inner", ["9/hour", "1/hour"])
+    def test_limits_of_both_are_told_of_once(self, world: World, headers: Any, inner: str) -> None:
+        """By the outer one: lists hold both; of the older fields there is one each, about the inner."""
+        app = world.middleware(rate_limit=inner, headers=headers)
+        app = world.module.ResilienceMiddleware(app, rate_limit="7/hour", headers=headers)
+
+        for status in (200, 200 if inner == "9/hour" else 429):
+            reply = world.get(app)
+            assert reply.status == status
+            ietf, legacy = headers in {"ietf", "both"}, headers in {"legacy", "both"}
+            assert reply["X-RateLimit-Limit"] == (inner.partition("/")[0] if legacy else None)
+            names = [item.strip().partition(";")[0] for item in (reply["RateLimit"] or "").split(",")]
+            assert names == (['"7/hour"', f'"{inner}"'] if ietf else [""])
+
+    def test_limit_of_the_inner_one_alone_is_told(self, world: World) -> None:
+        """In its own words, and also where the outer one is not asked."""
+        inner = world.middleware(rate_limit="9/hour", headers="legacy", exempt=())
+        app = world.module.ResilienceMiddleware(inner, exempt=["/exempt"])
+
+        for path in ("/", "/exempt"):
+            reply = world.get(app, path)
+            assert (reply["X-RateLimit-Limit"], reply["RateLimit"]) == ("9", None)
+
+
 class TestShedding:
     def test_full_gate_is_answered_with_503(self, world: World) -> None:
         """A gate's refusal is an answer; the app is not called."""

@@ -12,9 +12,9 @@ from ..engine import params
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..web.asgi import ResilienceMiddleware, close_code, deniable
-from ..web.door import Words
+from ..web.door import Words, key_of
 from ..web.headers import Dialect, Fields, RateFields
-from ..web.keys import Key, client_address
+from ..web.keys import Key
 from ..web.notes import answer_inside, fresh_notes, notes_of
 from ..web.problem import REFUSALS, Answer, problem
 from ..web.request import AsgiRequest
@@ -58,7 +58,7 @@ class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/m
         if not isinstance(rate, RateLimiter | str):
             params.refuse(TypeError, "rate", "must be a RateLimiter or a rate such as '100/minute'", rate)
         self._limiter = RateLimiter(rate) if isinstance(rate, str) else rate
-        self._key = client_address() if key is None else params.plain_function("key", key)
+        self._key = key_of(key)
         self._cost = params.count("cost", cost)
         self._fields = {dialect: RateFields(self._limiter.quotas, dialect) for dialect in _DIALECTS}
 
@@ -81,14 +81,13 @@ class rate_limit:  # noqa: N801 - reads as a function: Depends(rate_limit("100/m
             HTTPException: the limit is used up.
             WebSocketException: so it is, and the server can give a WebSocket no response.
         """
-        around = notes_of(connection.scope)
-        notes = around or fresh_notes()
+        notes = notes_of(connection.scope) or fresh_notes()
         key = self._key(_Request(connection.scope, notes.proxies))
         if key is None:
             return None
         decision = await self._limiter.ahit(key, self._cost)
         notes.tell(decision, self._fields[notes.dialect].of(decision))
-        own = notes.fields if around is None else []  # what is around the app tells the rest
+        own = [] if notes.is_told else notes.fields  # else a middleware around the app tells them
         if not decision.allowed:
             error = refusal(self._limiter.name, decision)
             notes.refuse(error)
@@ -154,8 +153,10 @@ def install(app: FastAPI, **words: Unpack[Words]) -> None:
     Raises:
         TypeError: an argument has the wrong type, or an unknown name.
         ValueError: an argument is out of range.
-        RuntimeError: the app serves requests already.
+        RuntimeError: the app is guarded already, or serves requests.
     """
+    if _Denied in app.exception_handlers:  # by `install`: nobody else knows the class
+        raise RuntimeError(f"{app!r} is guarded already: install was called before")
     # Made now, so that a bad word fails here and not at the start.
     app.add_middleware(_placed(ResilienceMiddleware(app, **words)))
     for error in REFUSALS:

@@ -22,22 +22,35 @@ class Notes:
 
     They refer to nothing of the request: the scope that holds them would be a circle.
 
+    Args:
+        dialect: an attribute, too.
+        proxies: an attribute, too.
+        outer: an attribute, too.
+        exempt: whether the middleware lets the request pass by, and adds nothing to its answer.
+
     Attributes:
         dialect: which fields tell of limits.
         proxies: whose word on the client is believed.
         outer: those of another middleware of ours further outside.
-        fields: what the answer, whichever it is, tells of rate limits.
+        fields: what the answer, whichever it is, tells of rate limits; none where *teller* has them.
+        is_told: whether a middleware adds the fields to the answer.
+        teller: those of *outer* and its like whose middleware tells all there is; None where that is here.
         refusal: the error of which the app has made its answer; None where it has not.
 
     Concurrency: belong to their request.
     """
 
-    __slots__ = ("_told", "dialect", "fields", "outer", "proxies", "refusal")
+    __slots__ = ("_told", "dialect", "fields", "is_told", "outer", "proxies", "refusal", "teller")
 
-    def __init__(self, dialect: Dialect, proxies: TrustedProxies, outer: Notes | None = None) -> None:
+    def __init__(
+        self, dialect: Dialect, proxies: TrustedProxies, outer: Notes | None = None, *, exempt: bool = False
+    ) -> None:
         self.dialect: Dialect = dialect
         self.proxies = proxies
         self.outer = outer
+        # The outermost that adds fields adds them all, or some would stand there twice.
+        self.teller: Notes | None = None if outer is None or not outer.is_told else outer.teller or outer
+        self.is_told: bool = not exempt or self.teller is not None
         self.fields: Fields = []
         self.refusal: Exception | None = None
         self._told: Decision | None = None
@@ -52,6 +65,9 @@ class Notes:
             fields: what there is to tell of it.
         """
         self._told = decision
+        if self.teller is not None:
+            self.teller.tell(decision, fields)
+            return
         if self.fields:
             told = dict(self.fields)
             for name, value in fields:
@@ -89,7 +105,7 @@ def believed(raw: Mapping[str, Any]) -> TrustedProxies:
 
 def fresh_notes() -> Notes:
     """Return notes as they are where no middleware of ours is around: nobody is believed."""
-    return Notes("ietf", _NOBODY)
+    return Notes("ietf", _NOBODY, exempt=True)
 
 
 def answer_inside(error: Exception, raw: Mapping[str, Any]) -> Answer:
@@ -101,8 +117,7 @@ def answer_inside(error: Exception, raw: Mapping[str, Any]) -> Answer:
         error: one of `REFUSALS`.
         raw: the scope or the environ.
     """
-    around = notes_of(raw)
-    notes = around or fresh_notes()
+    notes = notes_of(raw) or fresh_notes()
     notes.tell_refusal(error)
     notes.refuse(error)
-    return problem(error, notes.fields if around is None else [])
+    return problem(error, [] if notes.is_told else notes.fields)
