@@ -23,6 +23,7 @@ def none_is_kept(_state: Any, _now: float) -> bool:
 def use(shelf: Shelf, key: str, state: Any = True, now: float = 0.0) -> bool:
     """Do what a decision does; return whether the key is on the shelf now."""
     if shelf.find(key) is None and not shelf.has_room(now):
+        shelf.pass_over()
         return False
     return shelf.put(key, state, now)
 
@@ -166,6 +167,38 @@ def test_crowd_without_room_has_together_what_one_key_has(strategy: str):
 
     clock.advance(2 * 3_600.0)
     assert all(limiter.hit(key).allowed for key in newcomers[:20])
+
+
+@each_strategy
+def test_nobody_is_forgotten_where_nothing_is_stored(strategy: str):
+    """A look, and a call that is denied, take no room."""
+    limiter = limiter_of("5/hour", FakeClock(), strategy=strategy, max_keys=10)
+    for number in range(10):
+        limiter.hit(str(number), cost=3)
+
+    for number in range(100):
+        assert limiter.peek(f"peeked {number}").remaining == 5
+        assert not limiter.hit(f"denied {number}", cost=6)
+        limiter.refund(limiter.peek(f"peeked {number}"))
+
+    assert limiter.stats().evicted == 0
+    assert all(limiter.peek(str(number)).remaining == 2 for number in range(10))
+
+
+@each_strategy
+def test_peek_of_a_new_key_tells_what_the_crowd_has(strategy: str):
+    """Where all who are kept have to stay; and the next call is told the same, however often one looks."""
+    limiter = limiter_of("5/hour", FakeClock(), strategy=strategy, max_keys=16)
+    for number in range(8):
+        limiter.hit(f"used up {number}", cost=5)
+    for number in range(8):
+        limiter.hit(f"idle {number}", cost=3)
+    for number in range(3):
+        assert limiter.peek(f"new {number}").remaining == 5
+
+    assert limiter.hit("new", cost=4).remaining == 1
+    assert limiter.stats().keys == 16
+    assert limiter.stats().evicted == 0, "it joined the crowd"
 
 
 @each_strategy

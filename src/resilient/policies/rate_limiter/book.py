@@ -67,6 +67,8 @@ class Book:
             crowded = state is None and not self.shelf.has_room(now)
             if crowded:
                 state = self._crowd
+                if spend:
+                    self.shelf.pass_over()
             wait = algorithm.wait(state, now, cost)
             allowed = wait <= patience
             if allowed and spend:

@@ -41,24 +41,44 @@ class Shelf:
         states = self.states
         if key in states:
             del states[key]
-        elif not self.has_room(now):
+        elif not self._shrink_to(self._size - 1, now):
             return False
         states[key] = state
-        return True
+        # A signal's handler may have taken the room in the meantime.
+        return self._shrink_to(self._size, now)
 
     def has_room(self, now: float) -> bool:
-        """Return whether there is room for one more key, and make it if need be."""
+        """Return whether there is room for one more key, or could be made; nobody goes for the asking."""
         states = self.states
-        if len(states) < self._size:
+        return len(states) < self._size or not all(
+            self._keep(state, now) for state in [*islice(states.values(), _LOOKS)]
+        )
+
+    def pass_over(self) -> None:
+        """Look at others next time: those looked at now had to stay."""
+        states = self.states
+        for key in [*islice(states, _LOOKS)]:
+            self._renew(key)
+
+    def _renew(self, key: str) -> None:
+        """Make *key* the one used last."""
+        states = self.states
+        if key in states:
+            state = states[key]
+            del states[key]
+            states[key] = state
+
+    def _shrink_to(self, size: int, now: float) -> bool:
+        """Have some go if there are more than *size*; return whether there are no more than that."""
+        states = self.states
+        if len(states) <= size:
             return True
         # Of a copy: *keep* is called in between, and a signal's handler may use the shelf then.
         for key, state in [*islice(states.items(), _LOOKS)]:
             if self._keep(state, now):
-                if key in states:
-                    state = states[key]  # noqa: PLW2901 - as of now
-                    del states[key]
-                    states[key] = state
+                self._renew(key)
             elif states.pop(key, None) is not None:
                 self.evicted += 1
-                return True
-        return len(states) < self._size
+                if len(states) <= size:
+                    return True
+        return len(states) <= size
