@@ -133,7 +133,7 @@ class ResilienceMiddleware:
 class _Exchange:
     """One connection: passes messages on, and knows how far it has come."""
 
-    __slots__ = ("_gone", "_raw_receive", "_raw_send", "_scope", "_status", "_visit", "begun")
+    __slots__ = ("_complete", "_gone", "_raw_receive", "_raw_send", "_scope", "_status", "_visit", "begun")
 
     def __init__(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         self._visit = visit
@@ -142,6 +142,7 @@ class _Exchange:
         self._raw_send = send
         self._status: int | None = None
         self._gone = False
+        self._complete = False
         self.begun = False
 
     async def run(self, app: App) -> None:
@@ -183,11 +184,7 @@ class _Exchange:
 class _Http(_Exchange):
     """A request and its response."""
 
-    __slots__ = ("_complete",)
-
-    def __init__(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(visit, scope, receive, send)
-        self._complete = False
+    __slots__ = ()
 
     async def receive(self) -> Message:
         message = await self._raw_receive()
