@@ -225,7 +225,7 @@ def test_limiter_lets_in_no_more_than_its_limit(interrupter: Interrupter, strate
 
 def test_interrupted_wait_for_a_turn_takes_no_turn(interrupter: Interrupter) -> None:
     """Each wait that is cut short gives its permits back, but for those cut off on the way out or in."""
-    limiter = RateLimiter("1/second", max_wait=1e9, clock=FakeClock(), sleep=_sleep_for_long)
+    limiter = RateLimiter("1/second", max_wait=86_400, clock=FakeClock(), sleep=_sleep_for_long)
     limiter.hit()
 
     interrupter.storm(limiter.acquire)
