@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -158,25 +159,65 @@ def test_two_long_windows_of_one_name_and_key_do_not_collide(empty_valkey: Valke
 
 @each_strategy
 def test_foreign_or_broken_values_are_survived(empty_valkey: ValkeyServer, strategy: str):
-    """Bytes that somebody else wrote, of any type, raise nothing; the server goes on deciding or is left."""
+    """What somebody else wrote, of any type, is as good as unseen, and is written over."""
     limiter = limiter_on(empty_valkey.url, strategy=strategy)
     limiter.hit("ann")
     (key,) = keys_of(empty_valkey)
+    now = time.time_ns() // 1_000
     with empty_valkey.client() as client:
         for spoil in (
             lambda: client.set(key, b"\x00\xff not a number"),
             lambda: client.set(key, b"-1 -1"),
             lambda: client.set(key, b"9" * 400),
+            lambda: client.set(key, f"{now} {'9' * 30}"),
+            lambda: client.set(key, f"{'9' * 400} {'9' * 400}"),
+            lambda: client.set(key, f"{now} {'9' * 30} {'9' * 30}"),
             lambda: client.hset(key, "field", "value"),
             lambda: client.rpush(key, "one", "nan", "-inf"),
+            lambda: client.rpush(key, "1" * 400, "2"),
+            lambda: client.rpush(key, str(now), "one", "two", str(now)),
         ):
             client.delete(key)
             spoil()
+            limiter.peek("ann", cost=3)
+            decisions = [limiter.hit("ann") for _ in range(5)]
+            assert {decision.rung for decision in decisions} == {"shared"}
+            assert decisions[0].allowed
+            assert not decisions[-1].allowed
+            assert 0.0 < decisions[-1].retry_after <= HOUR
+            assert_tidy(empty_valkey, HOUR)
+    assert limiter.stats().errors == 0
+
+
+@each_strategy
+def test_dearest_call_is_no_error_of_the_store(empty_valkey: ValkeyServer, strategy: str):
+    """However long the window, and however often: every key expires, and every answer can be read."""
+    for rate in ("3/hour", "1 per 100000000000 seconds"):
+        limiter = limiter_on(empty_valkey.url, rate=rate, strategy=strategy)
+        for _ in range(3):
             decision = limiter.hit("ann")
-            assert decision.rung in {"shared", "local"}
-            assert 0 <= decision.remaining <= 3
-            assert decision.retry_after >= 0
-            assert decision.reset_after >= 0
+            limiter.settle(decision, 10**9)
+        assert (decision.rung, limiter.stats().errors) == ("shared", 0)
+        assert decision.retry_after > 0.0
+    with empty_valkey.client() as client:
+        assert all(client.pttl(key) > 0 for key in keys_of(empty_valkey))
+
+
+def test_command_that_is_not_permitted_is_an_outage(empty_valkey: ValkeyServer):
+    """And not a key without a count: else a wrong permission would let everybody in."""
+    with empty_valkey.client() as client:
+        client.acl_setuser(
+            "blind",
+            enabled=True,
+            passwords=["+secret"],
+            keys=["resilient:*"],
+            commands=["+eval", "+evalsha", "+time", "+set"],
+        )
+        try:
+            uri = f"redis://blind:secret@{empty_valkey.host}:{empty_valkey.port}/0"
+            assert [limiter_on(uri).hit("ann").rung for _ in range(3)] == ["local"] * 3
+        finally:
+            client.acl_deluser("blind")
 
 
 @each_strategy

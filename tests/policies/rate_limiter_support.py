@@ -50,7 +50,7 @@ class Taken:
     """Permits that were taken at one moment, and how many of them were given back in which step."""
 
     at: Fraction
-    permits: int
+    permits: int | Fraction
     step: float
     given: list[tuple[int, int]] = field(default_factory=list)
 
@@ -105,7 +105,7 @@ class Model:
 
 
 class Bucket(Model):
-    """A bucket that leaks evenly; what is given back now was poured in until now."""
+    """A bucket that leaks evenly; what is given back now was poured in until now, and may have leaked."""
 
     def debt(self, now: Fraction) -> Fraction:
         """Return how many permits are not back yet."""
@@ -124,7 +124,8 @@ class Bucket(Model):
         return max(Fraction(0), cost - self.room(now)) * self.window / self.amount
 
     def give(self, taken: Taken, permits: int, now: Fraction) -> None:
-        self.take(now, -permits)
+        leaked = (now - taken.at) * self.amount / self.window
+        self.take(now, min(Fraction(0), leaked - permits))
 
 
 class Fixed(Model):

@@ -317,7 +317,33 @@ def test_refund_that_comes_when_the_window_is_over_gives_nothing_on_top(clock: F
     limiter.refund(decision)
 
     assert limiter.peek().remaining <= 5
-    assert sum(limiter.hit().allowed for _ in range(20)) == (5 if strategy == "token-bucket" else 3)
+    assert sum(limiter.hit().allowed for _ in range(20)) == 3
+
+
+@each_strategy
+@pytest.mark.parametrize("after", [1.0, 30.0, 59.0, 60.0, 90.0])
+def test_late_refund_lets_in_no_more_than_the_limit_at_once(clock: FakeClock, strategy: str, after: float):
+    """What has come back by itself is not given back once more."""
+    limiter = limiter_of("100/minute", clock, strategy=strategy)
+    first = limiter.hit(cost=100)
+    clock.advance(after)
+    kept = sum(limiter.hit().allowed for _ in range(100))
+    limiter.refund(first)
+
+    kept += sum(limiter.hit().allowed for _ in range(200))
+    assert kept <= 100
+
+
+def test_refund_of_a_bucket_is_less_what_has_come_back_since(clock: FakeClock):
+    """Six a minute, and one of ten is back after ten seconds."""
+    limiter = limiter_of("6/minute", clock, burst=100)
+    limiter.hit(cost=50)
+    decision = limiter.hit(cost=10)
+    clock.advance(10.0)
+    assert limiter.peek().remaining == 41
+
+    limiter.refund(decision)
+    assert limiter.peek().remaining == 50
 
 
 @each_strategy

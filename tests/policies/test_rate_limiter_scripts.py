@@ -32,7 +32,7 @@ local server = redis
 local redis = {call = function(command, ...)
   if command == 'TIME' then return {ARGV[#ARGV - 1], ARGV[#ARGV]} end
   return server.call(command, ...)
-end}
+end, pcall = server.pcall}
 """
 NEARLY = 2e-3  # of a permit: by this much, sums of quotients may miss one in memory
 AS_GOOD_AS = 1e-5  # seconds
@@ -53,7 +53,7 @@ class Store:
 
     def give(self, decision: Decision, amount: int) -> None:
         """Correct as a limiter does."""
-        self.ask("give", decision.key, amount, decision.at)
+        self.ask("give", decision.key, amount, decision.at + decision.retry_after * SECOND)
 
     def ask(self, what: str, key: str, cost: int, extra: float) -> Decision:
         """Have the script run, and return what its answer means."""
@@ -65,6 +65,10 @@ class Store:
         with pytest.raises(StopIteration) as done:
             asked.send(answer)
         return self.rates.decision(done.value.value, key, cost)
+
+    def hit(self, cost: int = 1) -> Decision:
+        """Take permits of the only key."""
+        return self.decide("", cost, 0.0, spend=True)
 
     def seconds_kept(self, key: str) -> float:
         """Return for how long the server keeps the last of what *key* has used."""
@@ -181,3 +185,21 @@ def test_script_says_what_the_strategy_in_memory_says(
             clock.advance(step.ticks * TICK)
             if not twins.take(step):
                 return
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("windows", [[60.0], [60.0, 3_600.0]])
+def test_refund_after_the_clock_of_the_server_was_set_back(
+    shared_valkey: ValkeyServer, strategy: str, windows: list[float]
+):
+    """It is by the time under which the permits are kept."""
+    quotas = [Quota(f"9/{window}", 9, window, 9) for window in windows]
+    with shared_valkey.client() as client:
+        store = Store(client, FakeClock(2.0**20), strategy, quotas)
+        store.hit(2)
+        store.clock = FakeClock(2.0**20 - 30.0)
+        decision = store.hit(3)
+        assert decision.remaining == 4
+        store.give(decision, 3)
+
+        assert store.decide("", 1, 0.0, spend=False).remaining == 7

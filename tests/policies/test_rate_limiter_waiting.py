@@ -207,6 +207,24 @@ def test_interrupted_wait_gives_its_permits_back(clock: FakeClock, error: type[B
     assert limiter.acquire().retry_after == pytest.approx(1.0)
 
 
+def test_wait_that_ends_halfway_gives_everything_back(clock: FakeClock):
+    """Its permits were for later: none of them has come back yet."""
+    halfway = False
+
+    def sleep(seconds: float) -> None:
+        clock.advance(seconds / 2 if halfway else seconds)
+        if halfway:
+            raise Interrupted
+
+    limiter = patient(clock, "1/second", burst=4, sleep=sleep)
+    limiter.acquire(cost=4)
+    halfway = True
+    with pytest.raises(Interrupted):
+        limiter.acquire(cost=4)
+
+    assert limiter.peek().reset_after == pytest.approx(2.0)
+
+
 async def test_cancelled_wait_gives_its_permits_back(clock: FakeClock):
     """A task that is cancelled while it waits, in every form."""
     gate = Gate()

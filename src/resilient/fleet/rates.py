@@ -29,7 +29,7 @@ class SharedRates:
 
     def __init__(self, name: str, strategy: str, quotas: Sequence[Quota]) -> None:
         file = strategy.replace("-", "_")
-        self._script = load(file, "decide")
+        self._script = load("values", file, "decide")
         self._sources = [Source(SHARED, quota) for quota in quotas]
         self._name = _plain(compact(name))
         self._endings = [f":{file}:{quota.amount}:{quota.window:.0f}:{quota.burst}" for quota in quotas]
@@ -98,7 +98,8 @@ class SharedDesk:
     def correction(self, decision: Decision, amount: int) -> Conversation[None]:
         """Give *amount* permits back to whoever made *decision*; the store may be away, and that is all."""
         if decision.rung == SHARED:
-            asked = self.rates.ask("give", decision.key, amount, decision.at)
+            used_at = decision.at + decision.retry_after * _SECOND
+            asked = self.rates.ask("give", decision.key, amount, used_at)
             yield from self.guarded(asked, decision.key, decision.cost)
         elif decision.rung == self.ladder.book.rung:
             self.ladder.book.give(decision, amount)

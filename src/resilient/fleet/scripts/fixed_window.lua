@@ -1,9 +1,9 @@
 -- A count that begins anew with each window; a window begins with the first permit taken after the one before.
 
 local function read(key, quota, now)
-  local start, count = string.match(redis.call('GET', key) or '', '^(%d+) (%d+)$')
+  local start, count = string.match(ask('GET', key) or '', '^(%d+) (%d+)$')
   -- A window cannot begin in the future, unless the clock was set back.
-  start, count = math.min(tonumber(start) or now, now), tonumber(count) or 0
+  start, count = math.min(tonumber(start) or now, now), counted(count, quota.amount)
   if count == 0 or now >= start + quota.window then start, count = now, 0 end
   return {key = key, quota = quota, now = now, start = start, count = count}
 end
@@ -16,11 +16,15 @@ local function wait(state, cost)
 end
 
 local function take(state, cost)
-  state.count = state.count + cost
+  state.count = plus(state.count, cost, state.quota.amount)
 end
 
 local function give(state, amount, at)
-  if amount < 0 or at >= state.start then state.count = math.max(0, state.count - amount) end
+  if amount < 0 then
+    take(state, -amount)
+  elseif at >= state.start then
+    state.count = math.max(0, state.count - amount)
+  end
 end
 
 local function level(state)
@@ -29,6 +33,6 @@ local function level(state)
 end
 
 local function write(state)
-  local ttl = math.ceil((state.start + state.quota.window - state.now) / 1000)
+  local ttl = milliseconds(state.start + state.quota.window - state.now)
   redis.call('SET', state.key, string.format('%.0f %.0f', state.start, state.count), 'PX', ttl)
 end

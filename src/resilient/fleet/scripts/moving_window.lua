@@ -1,9 +1,15 @@
 -- The exact one: a list with the time of each permit taken in the last window, newest first.
 
+-- What is no time is long over.
+local function time_at(key, index)
+  return whole(redis.call('LINDEX', key, index)) or 0
+end
+
 local function read(key, quota, now)
-  local newest = tonumber(redis.call('LINDEX', key, 0) or '')
   local state = {key = key, quota = quota, now = now, count = 0, fresh = 0}
+  local newest = ask('LINDEX', key, 0)
   if not newest then return state end
+  newest = whole(newest) or 0
   if newest <= now - quota.window or newest > now + quota.window then
     redis.call('DEL', key)  -- all over; or of a clock that has since been set back
     return state
@@ -13,7 +19,7 @@ local function read(key, quota, now)
   local low, high = 1, redis.call('LLEN', key)
   while low < high do  -- how many are in the window: the first of them that is not ends them
     local middle = math.floor((low + high) / 2)
-    if tonumber(redis.call('LINDEX', key, middle)) > state.now - quota.window then
+    if time_at(key, middle) > state.now - quota.window then
       low = middle + 1
     else
       high = middle
@@ -29,7 +35,7 @@ local function wait(state, cost)
   if cost > quota.amount then return nil end
   local excess = state.count + cost - quota.amount
   if excess <= 0 then return 0 end
-  return tonumber(redis.call('LINDEX', state.key, -excess)) + quota.window - state.now
+  return math.max(0, time_at(state.key, -excess) + quota.window - state.now)
 end
 
 local function take(state, cost)
@@ -60,5 +66,5 @@ local function write(state)
   end
   -- More than its amount a window cannot remember: then it is full until the last of them is over.
   redis.call('LTRIM', state.key, 0, state.quota.amount - 1)
-  redis.call('PEXPIRE', state.key, math.ceil(state.quota.window / 1000))
+  redis.call('PEXPIRE', state.key, milliseconds(state.quota.window))
 end

@@ -1,14 +1,13 @@
 -- Two counts: what was taken in the window before fades away while this one passes.
 
 local function read(key, quota, now)
-  local value = redis.call('GET', key) or ''
-  local start, count, before = string.match(value, '^(%d+) (%d+) (%d+)$')
+  local start, count, before = string.match(ask('GET', key) or '', '^(%d+) (%d+) (%d+)$')
   start = math.min(tonumber(start) or now, now)
-  count, before = tonumber(count) or 0, tonumber(before) or 0
+  count, before = counted(count, quota.amount), counted(before, quota.amount)
   if now >= start + quota.window then start, count, before = start + quota.window, 0, count end
   if now >= start + quota.window or count + before == 0 then start, count, before = now, 0, 0 end
   local ahead = start + quota.window - now
-  return {key = key, quota = quota, start = start, count = count, before = before, ahead = ahead}
+  return {key = key, quota = quota, now = now, start = start, count = count, before = before, ahead = ahead}
 end
 
 local function faded(state)
@@ -35,11 +34,13 @@ local function wait(state, cost)
 end
 
 local function take(state, cost)
-  state.count = state.count + cost
+  state.count = plus(state.count, cost, state.quota.amount)
 end
 
 local function give(state, amount, at)
-  if amount < 0 or at >= state.start then
+  if amount < 0 then
+    take(state, -amount)
+  elseif at >= state.start then
     state.count = math.max(0, state.count - amount)
   elseif at >= state.start - state.quota.window then
     state.before = math.max(0, state.before - amount)
@@ -53,5 +54,5 @@ end
 
 local function write(state)
   local value = string.format('%.0f %.0f %.0f', state.start, state.count, state.before)
-  redis.call('SET', state.key, value, 'PX', math.ceil((state.ahead + state.quota.window) / 1000))
+  redis.call('SET', state.key, value, 'PX', milliseconds(state.ahead + state.quota.window))
 end

@@ -2,14 +2,11 @@
 -- pays back the quota's amount, each permit costs its window, and a whole number stays exact.
 
 local function read(key, quota, now)
-  local last, debt = string.match(redis.call('GET', key) or '', '^(%d+) (%d+)$')
-  local state = {key = key, quota = quota, now = now, debt = tonumber(debt) or 0}
-  if last then
-    -- A clock that was set back stands still for this key until it has caught up.
-    local elapsed = math.max(0, now - tonumber(last))
-    state.debt = math.max(0, state.debt - elapsed * quota.amount)
-  end
-  return state
+  local last, debt = string.match(ask('GET', key) or '', '^(%d+) (%d+)$')
+  -- What a clock that was set back would give again has been given.
+  local elapsed = math.max(0, now - (tonumber(last) or now))
+  debt = counted(debt, quota.burst, quota.window)
+  return {key = key, quota = quota, now = now, debt = math.max(0, debt - elapsed * quota.amount)}
 end
 
 local function wait(state, cost)
@@ -20,11 +17,16 @@ local function wait(state, cost)
 end
 
 local function take(state, cost)
-  state.debt = state.debt + cost * state.quota.window
+  local quota = state.quota
+  state.debt = plus(state.debt, cost, quota.burst, quota.window)
 end
 
 local function give(state, amount, at)
-  state.debt = math.max(0, state.debt - amount * state.quota.window)
+  if amount < 0 then return take(state, -amount) end
+  local quota = state.quota
+  -- What has come back since, in whosever place, is not given once more: or the bucket would be more than full.
+  local back = math.max(0, state.now - at) * quota.amount
+  state.debt = math.max(0, state.debt - math.max(0, amount * quota.window - back))
 end
 
 local function level(state)
@@ -39,6 +41,6 @@ local function write(state)
     redis.call('DEL', state.key)
   else
     local value = string.format('%.0f %.0f', state.now, state.debt)
-    redis.call('SET', state.key, value, 'PX', math.ceil(reset / 1000))
+    redis.call('SET', state.key, value, 'PX', milliseconds(reset))
   end
 end

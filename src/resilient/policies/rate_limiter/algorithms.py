@@ -44,7 +44,7 @@ class Algorithm(Protocol):
     """Counts for one key.
 
     `wait` answers with the seconds until *cost* permits could be taken, infinity for never; `take` takes them
-    whatever it answers. `give` puts back *amount* of what was taken at *at*; below 0, it takes more.
+    whatever it answers. `give` puts back *amount* of what was taken for use at *at*; below 0, it takes more.
     `level` is that of the tightest quota, `denial` that of the one for which *cost* has to wait longest.
     """
 
@@ -99,8 +99,13 @@ class TokenBucket(_OneQuota):
     def take(self, state: float | None, now: float, cost: int) -> float:
         return (now if state is None else max(now, state)) + cost * self.interval
 
-    def give(self, state: float | None, now: float, amount: int, at: float) -> float:  # noqa: ARG002
-        return max(now, (now if state is None else max(now, state)) - amount * self.interval)
+    def give(self, state: float | None, now: float, amount: int, at: float) -> float:
+        if amount < 0:
+            return self.take(state, now, -amount)
+        # What has come back since, in whosever place, is not given once more: or the bucket would be more
+        # than full.
+        given = max(0.0, amount * self.interval - max(0.0, now - at))
+        return now if state is None else max(now, state - given)
 
     def level(self, state: float | None, now: float) -> Level:
         ahead = 0.0 if state is None else max(0.0, state - now)

@@ -87,13 +87,14 @@ class Book:
         """Put back *amount* of the permits that *decision* took; below 0, take more, there or not."""
         with self._lock:
             now = self.clock()
+            used_at = decision.at + decision.retry_after
             state = self.shelf.find(decision.key)
             if state is None and amount > 0:
                 return  # it has them all, or shares them with a crowd
-            state = self.algorithm.give(state, now, amount, decision.at)
+            state = self.algorithm.give(state, now, amount, used_at)
             self._latest = None
             if not self.shelf.put(decision.key, state, now):
-                self._crowd = self.algorithm.give(self._crowd, now, amount, decision.at)
+                self._crowd = self.algorithm.give(self._crowd, now, amount, used_at)
 
     # Nothing here waits: the asynchronous forms are for those who ask every kind of desk alike.
 
