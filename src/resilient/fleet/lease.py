@@ -257,9 +257,10 @@ class LeaseDesk:
             ended = [
                 key for key, lease in self._leases.items() if lease.until <= ended_by and not lease.fetch
             ]
-            rests, self._rests = self._rests, []
             for key in ended:
-                rests += self._leases.pop(key).rest()
+                self._rests += self._leases.pop(key).rest()
+            rests = self._rests.copy()
+            self._rests.clear()
         return rests
 
     def after_fork(self) -> None:
