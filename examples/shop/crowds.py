@@ -70,8 +70,8 @@ def plan(crowd: Crowd, seed: int = 4) -> Iterator[Due]:
 
 
 def sign_of_life(at: float, action: str) -> Due:
-    """Return a request of the heedful client; nothing is cheaper to answer."""
-    return Due(at, action, "GET", "/healthz", HEEDFUL, "198.19.0.2")
+    """Return a request of the heedful client: cheap to answer as a probe is, and limited as that is not."""
+    return Due(at, action, "GET", "/ping", HEEDFUL, "198.19.0.2")
 
 
 def _flood(times: Iterator[float], dice: random.Random) -> Iterator[Due]:

@@ -15,7 +15,7 @@ LIMIT = 100.0
 BURST = 200.0
 
 # To close the shop while it runs: `maintenance.on(for_=600, reason="stocktaking")`.
-maintenance = Maintenance("<h1>We are counting our mugs and shall be back soon</h1>", exempt=["/healthz"])
+maintenance = Maintenance("<h1>We are counting our mugs and shall be back soon</h1>")
 
 
 def per_client(scale: float) -> RateLimiter:

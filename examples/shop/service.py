@@ -40,7 +40,7 @@ _KEEP_ALIVE = 30
 def application(routes: Sequence[BaseRoute]) -> Starlette:
     """Return a service as an application: its routes, a sign of life, and how errors are told."""
     return Starlette(
-        routes=[Route("/healthz", _healthy), *routes],
+        routes=[Route("/healthz", _healthy), Route("/ping", _healthy), *routes],
         exception_handlers={
             httpx.HTTPStatusError: _wrong_answer,
             httpx.TransportError: _no_answer,

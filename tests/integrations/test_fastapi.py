@@ -249,7 +249,7 @@ class TestDependency:
             ({"rate": "often"}, ValueError, "rate"),
             ({"rate": "1/hour", "cost": 0}, ValueError, "cost must be at least 1"),
             ({"rate": "1/hour", "key": "ip"}, TypeError, "key must be callable"),
-            ({"rate": "1/hour", "key": route}, TypeError, "key must be what the function returns"),
+            ({"rate": "1/hour", "key": route}, TypeError, "key must be a key function: write"),
         ],
     )
     def test_bad_arguments_are_named(self, arguments: Any, error: Any, message: str) -> None:

@@ -20,7 +20,7 @@ from ..typing import Seconds
 from .addresses import NetworkLike, TrustedProxies, proxies_of
 from .deadlines import RequestTime, TimeLimits
 from .headers import Dialect, Fields, RateFields, dialect_of
-from .keys import Key, api_key, client_address, combined, route, user
+from .keys import Key, client_address, key_function
 from .maintenance import Maintenance
 from .notes import NOTES, Notes
 from .paths import Paths, check_pattern, several_paths
@@ -204,16 +204,9 @@ class Door:
         return True
 
 
-_MAKERS: Final[tuple[object, ...]] = (api_key, client_address, combined, route, user)
-
-
 def key_of(key: Key | None) -> Key:
     """Return *key* if it is a key function, and the client's address for None."""
-    if key is None:
-        return client_address()
-    if key in _MAKERS:  # as a key function, one of them would give the same answer for all, or none
-        params.refuse(TypeError, "key", "must be what the function returns: call it, as in user()", key)
-    return params.plain_function("key", key)
+    return client_address() if key is None else key_function("key", key)
 
 
 def _limits(rate_limit: Any, headers: Dialect) -> Paths[_Limit] | None:

@@ -40,9 +40,7 @@ class Request(metaclass=ABCMeta):
     @property
     def is_from_proxy(self) -> bool:
         """Whether the connection comes from a declared proxy, whose word counts."""
-        asked: list[str] = []
-        self.proxies.client(self.peer, asked.append)  # looks at the fields of those only
-        return bool(asked)
+        return self.proxies.believe(self.peer)
 
     @property
     @abstractmethod
