@@ -105,7 +105,7 @@ class Model:
 
 
 class Bucket(Model):
-    """A bucket that leaks evenly; what is given back now was poured in until now, and may have leaked."""
+    """A bucket that leaks evenly; what is given back now was poured in until now."""
 
     def debt(self, now: Fraction) -> Fraction:
         """Return how many permits are not back yet."""
@@ -124,8 +124,8 @@ class Bucket(Model):
         return max(Fraction(0), cost - self.room(now)) * self.window / self.amount
 
     def give(self, taken: Taken, permits: int, now: Fraction) -> None:
-        leaked = (now - taken.at) * self.amount / self.window
-        self.take(now, min(Fraction(0), leaked - permits))
+        if (now - taken.at) * self.amount <= self.burst * self.window:
+            self.take(now, -permits)
 
 
 class Fixed(Model):

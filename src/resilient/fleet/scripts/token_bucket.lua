@@ -24,9 +24,9 @@ end
 local function give(state, amount, at)
   if amount < 0 then return take(state, -amount) end
   local quota = state.quota
-  -- What has come back since, in whosever place, is not given once more: or the bucket would be more than full.
-  local back = math.max(0, state.now - at) * quota.amount
-  state.debt = math.max(0, state.debt - math.max(0, amount * quota.window - back))
+  -- In that time a bucket may have been full: then it has them already.
+  if (state.now - at) * quota.amount > quota.burst * quota.window then return end
+  state.debt = math.max(0, state.debt - amount * quota.window)
 end
 
 local function level(state)

@@ -102,10 +102,11 @@ class TokenBucket(_OneQuota):
     def give(self, state: float | None, now: float, amount: int, at: float) -> float:
         if amount < 0:
             return self.take(state, now, -amount)
-        # What has come back since, in whosever place, is not given once more: or the bucket would be more
-        # than full.
-        given = max(0.0, amount * self.interval - max(0.0, now - at))
-        return now if state is None else max(now, state - given)
+        if state is None or now - at > self.quota.burst * self.interval:
+            return (
+                now if state is None else state
+            )  # a bucket may have been full since: then it has them already
+        return max(now, state - amount * self.interval)
 
     def level(self, state: float | None, now: float) -> Level:
         ahead = 0.0 if state is None else max(0.0, state - now)
