@@ -60,8 +60,8 @@ FUNCTION = {
     "deadline": 5,
     "cache": 1,
     "limiter": 5,
-    "limiter, fixed window": 18,
-    "limiter, patient": 19,
+    "limiter, fixed window": 17,
+    "limiter, patient": 18,
     "four": 10,
 }
 _CURRENT_TASK = getattr(asyncio.current_task, "__code__", None)
@@ -71,8 +71,8 @@ COROUTINE = FUNCTION | {
     "deadline": 4,
     "four": 9,
     "limiter": 6,
-    "limiter, fixed window": 19,
-    "limiter, patient": 20,
+    "limiter, fixed window": 18,
+    "limiter, patient": 19,
 }
 
 

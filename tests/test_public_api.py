@@ -289,7 +289,7 @@ def snapshot() -> Iterator[str]:
             inherited = not (inspect.isfunction(value.__init__) or issubclass(value, BaseException | tuple))
             yield f"class {name}{_bases(value)}{'' if inherited else _signature(value)}"
             for member_name, member in sorted(members(value).items()):
-                yield f"    {_member(member_name, member)}"
+                yield f"    {_member(value, member_name, member)}"
         elif inspect.isfunction(value):
             yield f"{name}{_signature(value)}"
         elif inspect.ismodule(value):
@@ -302,9 +302,11 @@ def _bases(cls: type) -> str:
     return "[" + ", ".join(base.__name__ for base in cls.__bases__ if base is not object) + "]"
 
 
-def _member(name: str, member: Any) -> str:
+def _member(cls: type, name: str, member: Any) -> str:
     if isinstance(member, property):
         settable = " (can be set)" if member.fset else ""
+        if not inspect.isfunction(member.fget):  # read in C, and annotated in the class
+            return f"{name}: {cls.__annotations__[name]}{settable}"
         return f"{name}: {inspect.signature(member.fget).return_annotation}{settable}"
     prefix = {classmethod: "classmethod ", staticmethod: "staticmethod "}.get(type(member), "")
     if inspect.iscoroutinefunction(member):

@@ -27,7 +27,7 @@ def limiter() -> RateLimiter:
 
 def answer(cost: int, at: float = 0.0, *, allowed: bool = True) -> Decision:
     """Return what the store says to one who is let in, or is not, for *cost* permits."""
-    return Decision(SOURCE, allowed, 60.0, 0.0 if allowed else 9.0, 400, "", cost, at)
+    return Decision((SOURCE, allowed, 60.0, 0.0 if allowed else 9.0, 400, "", cost, at))
 
 
 def ask(limiter: RateLimiter, cost: int = 1) -> Conversation[Decision]:

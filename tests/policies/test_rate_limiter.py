@@ -431,7 +431,7 @@ def test_decisions_are_equal_to_themselves_only(clock: FakeClock):
     limiter = limiter_of("9/minute", clock)
     limiter.hit(cost=3)
     first, second = limiter.hit("a"), limiter.hit("a")
-    twin = first._replace()
+    twin = Decision(first)
 
     assert first == first  # noqa: PLR0124
     assert first != twin

@@ -50,12 +50,11 @@ class _Lease:
         if self.left >= cost:
             self.left -= cost
             left = (answer.left or 0) + self.left
-            return Decision(answer.source, True, reset_after, 0.0, left, key, cost, answer.at)
+            return Decision((answer.source, True, reset_after, 0.0, left, key, cost, answer.at))
         if answer.allowed or cost < answer.cost:
             return None  # the store may have more; or less than what was denied
-        return Decision(
-            answer.source, False, reset_after, answer.retry_after - age, answer.left, key, cost, answer.at
-        )
+        wait = answer.retry_after - age
+        return Decision((answer.source, False, reset_after, wait, answer.left, key, cost, answer.at))
 
     def learn(self, answer: Decision, cost: int, now: float) -> None:
         """Take over what the store answered to one who needs *cost* of it at once."""
@@ -78,6 +77,12 @@ class _Rest(NamedTuple):
 
     bought: Decision
     amount: int
+
+
+def _for_one(answer: Decision, cost: int, left: int) -> Decision:
+    """Return what *answer*, which brought more, means to whoever asked for *cost* of it."""
+    reset_after, wait = answer.reset_after, answer.retry_after
+    return Decision((answer.source, answer.allowed, reset_after, wait, left, answer.key, cost, answer.at))
 
 
 class Fetch:
@@ -210,7 +215,7 @@ class LeaseDesk:
             with self._lock:
                 lease.learn(answer, cost, time.monotonic())
                 left = (answer.left or 0) + lease.left
-            return ladder.made(answer._replace(cost=cost, left=left))
+            return ladder.made(_for_one(answer, cost, left))
         finally:
             with self._lock:
                 if lease.fetch is fetch:  # or it was late, and another one is under way

@@ -55,7 +55,9 @@ class SharedRates:
         taken, which, left, reset, delay, now = answer
         retry_after = delay / _SECOND if delay >= 0 else float("inf")
         source = self._sources[which - 1]
-        return Decision(source, taken > 0, reset / _SECOND, retry_after, left, key, taken or cost, float(now))
+        return Decision(
+            (source, taken > 0, reset / _SECOND, retry_after, left, key, taken or cost, float(now))
+        )
 
 
 class SharedDesk:

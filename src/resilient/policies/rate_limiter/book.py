@@ -20,7 +20,6 @@ __all__ = ["Book", "BucketBook", "open_book"]
 Counts: TypeAlias = tuple[int, int, int, int]
 """Calls allowed, calls denied, keys kept, keys evicted."""
 
-_new: Final = tuple.__new__
 _ONE: Final = 1  # compared by identity: True and 1.0 are equal to it, and no whole numbers here
 # A key is looked up as it comes before it is checked; so nobody may know the digest of another one.
 _SECRET: Final = os.urandom(16)
@@ -81,7 +80,7 @@ class Book:
             self._count(allowed=allowed, spend=spend)
             level = algorithm.level(state, now) if allowed else algorithm.denial(state, now, cost)
         source = Source(self.rung, level.quota)
-        return Decision(source, allowed, level.reset_after, wait, level.left, key, cost, now)
+        return Decision((source, allowed, level.reset_after, wait, level.left, key, cost, now))
 
     def give(self, decision: Decision, amount: int) -> None:
         """Put back *amount* of the permits that *decision* took; below 0, take more, there or not."""
@@ -156,13 +155,13 @@ class BucketBook(Book):
             if after > tolerance:
                 self.denied += 1
                 wait = self._bucket.wait(now + ahead, now, 1)
-                return _new(Decision, (source, False, ahead, wait, None, key, 1, now))
+                return Decision((source, False, ahead, wait, None, key, 1, now))
             if key is not self._latest:
                 self._latest = key
                 del states[key]  # stored again, it is the one used last
             states[key] = now + after
             self.allowed += 1
-        return _new(Decision, (source, True, after, 0.0, None, key, 1, now))
+        return Decision((source, True, after, 0.0, None, key, 1, now))
 
     def after_fork(self) -> None:
         """Begin with a free lock in a forked child."""

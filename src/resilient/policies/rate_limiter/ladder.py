@@ -122,8 +122,8 @@ class Ladder:
             return self.book.decide(key, cost, patience, spend=spend)
         source, now = Source(self._below, self._quota), self._clock()
         if self._below == "allow":
-            return Decision(source, True, 0.0, 0.0, self._quota.burst, key, cost, now)
-        return Decision(source, False, _LONGEST_PAUSE, _LONGEST_PAUSE, 0, key, cost, now)
+            return Decision((source, True, 0.0, 0.0, self._quota.burst, key, cost, now))
+        return Decision((source, False, _LONGEST_PAUSE, _LONGEST_PAUSE, 0, key, cost, now))
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, CircuitOpened) and event.in_a_row == 1:
