@@ -48,9 +48,9 @@ class Decision(tuple[Any, ...]):  # noqa: SLOT001 - see below
     Concurrency: immutable. Of several threads that give back the same one, one does.
     """
 
-    # What a decision costs is mostly making it. So it is a tuple, made of one in one step (a named tuple takes a
-    # fifth longer), and what can be worked out from the rest is worked out when asked for. No __slots__: a
-    # refund leaves a mark on it.
+    # What a decision costs is mostly making it. So it is a tuple, made of one in one step (a named tuple
+    # takes a fifth longer), and what can be worked out from the rest is worked out when asked for. It has no
+    # __slots__: a refund leaves a mark on it.
 
     source: Source = _field(0, "Who decided, and under which quota.")
     allowed: bool = _field(1, "Whether the permits were taken.")
