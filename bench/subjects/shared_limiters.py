@@ -48,11 +48,10 @@ def _as_ours(setting: Setting) -> dict[str, Any]:
 def _what_ours_sends(limit: Limit) -> tuple[Any, ...]:
     """Return the arguments of EVALSHA for our token bucket, whose script the server then knows."""
     from resilient.fleet.rates import SharedRates
-    from resilient.fleet.script import load
     from resilient.policies.rate_limiter.quota import quotas_of
 
-    redis_client(CALLED).script_load(load("token_bucket", "decide").source)
     rates = SharedRates("bench", "token-bucket", quotas_of(str(limit), None, "bench"))
+    redis_client(CALLED).script_load(rates.script.source)
     command: Any = next(rates.ask("hit", KEY, 1))
     return tuple(command[1:])
 

@@ -61,7 +61,7 @@ class Store:
         command, _digest, *rest = next(asked)
         assert command == "EVALSHA"
         moment = divmod(round(self.clock() * SECOND), SECOND)
-        answer = self.client.execute_command("EVAL", CLOCK + self.rates._script.source, *rest, *moment)
+        answer = self.client.execute_command("EVAL", CLOCK + self.rates.script.source, *rest, *moment)
         with pytest.raises(StopIteration) as done:
             asked.send(answer)
         return self.rates.decision(done.value.value, key, cost)

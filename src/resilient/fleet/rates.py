@@ -29,7 +29,7 @@ class SharedRates:
 
     def __init__(self, name: str, strategy: str, quotas: Sequence[Quota]) -> None:
         file = strategy.replace("-", "_")
-        self._script = load("values", file, "decide")
+        self.script = load("values", file, "decide")
         self._sources = [Source(SHARED, quota) for quota in quotas]
         self._name = _plain(compact(name))
         self._endings = [f":{file}:{quota.amount}:{quota.window:.0f}:{quota.burst}" for quota in quotas]
@@ -42,7 +42,7 @@ class SharedRates:
     def ask(self, what: str, key: str, cost: int, extra: float = 0) -> Conversation[list[int]]:
         """Say *what* to do with *cost* permits of *key*, as `decide.lua` has it; the answer is raw."""
         keys = self.keys_of(key)
-        return run(self._script, keys, (what, cost, round(extra), *self._numbers))
+        return run(self.script, keys, (what, cost, round(extra), *self._numbers))
 
     def keys_of(self, key: str) -> tuple[str, ...]:
         """Return under which keys the store has what *key* has used."""
