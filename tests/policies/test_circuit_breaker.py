@@ -260,7 +260,8 @@ class TestRefusal:
         fail(breaker)
         gc.collect()
 
-        assert not [one for one in gc.get_objects() if isinstance(one, DependencyError)]
+        # By type: asked for its class, a lazy object of a framework in this process would set itself up.
+        assert not [one for one in gc.get_objects() if issubclass(type(one), DependencyError)]
 
     def test_long_failure_is_cut_short(self, make):
         """What it says is bounded."""
