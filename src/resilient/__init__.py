@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import errors, events
 from .engine.deadline import time_left
+from .engine.priority import Priority, current_priority, priority
 from .engine.window import Calls
 from .errors import (
     BulkheadFullError,
@@ -53,6 +54,7 @@ __all__ = [
     "MaintenanceError",
     "Pipeline",
     "PipelineOrderError",
+    "Priority",
     "Quota",
     "RateLimitedError",
     "RateLimiter",
@@ -62,10 +64,12 @@ __all__ = [
     "RetryBudget",
     "SieveCache",
     "Timeout",
+    "current_priority",
     "deadline",
     "errors",
     "events",
     "freshness",
+    "priority",
     "stop_at_deadline",
     "time_left",
     "wait_decorrelated_jitter",

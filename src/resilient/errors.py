@@ -117,7 +117,38 @@ class MaintenanceError(RejectedError):
 
 
 class BulkheadFullError(RejectedError):
-    """Tell that no slot came free in time: all of a policy's slots or threads are taken."""
+    """Tell that no slot came free in time: all of a policy's slots or threads are taken.
+
+    Args:
+        message: what was refused, and why.
+        policy: the policy's name.
+        retry_after: seconds until another try makes sense; None where nobody knows.
+        limit: the slots that the call might have had one of; None where it was not a question of those.
+        in_use: how many of them were taken.
+        waiting: how many calls were waiting for one.
+    """
+
+    limit: int | None = None
+    in_use: int | None = None
+    waiting: int | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        limit: int | None = None,
+        in_use: int | None = None,
+        waiting: int | None = None,
+    ) -> None:
+        # Straight to the base: a refusal should cost as little as can be when there are many of them.
+        Exception.__init__(self, message)
+        self.policy = policy
+        self.retry_after = retry_after
+        self.limit = limit
+        self.in_use = in_use
+        self.waiting = waiting
 
 
 class DeadlineExceededError(RejectedError, TimeoutError):

@@ -1,0 +1,93 @@
+"""How much a call matters, carried by the context: when there is not room for all, the least goes first."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from enum import IntEnum
+from typing import Any, Final, Self
+
+from . import params
+
+__all__ = ["Priority", "current_priority", "innermost_priority", "priority", "priority_of"]
+
+
+class Priority(IntEnum):
+    """How much a call matters; the lower the number, the more.
+
+    Attributes:
+        PROBE: asks whether the service lives; has slots of its own.
+        CRITICAL: somebody is waiting, and it cannot be made good later.
+        DEFAULT: what nobody has said anything about.
+        SHEDDABLE: nobody will miss it.
+    """
+
+    PROBE = 0
+    CRITICAL = 1
+    DEFAULT = 2
+    SHEDDABLE = 3
+
+
+_NAMES: Final = {level.name.lower(): level for level in Priority}
+
+innermost_priority: ContextVar[Priority] = ContextVar("resilient_priority", default=Priority.DEFAULT)
+"""The priority of this context."""
+
+
+def priority_of(parameter: str, value: object) -> Priority:
+    """Return a priority, given itself or by name."""
+    if isinstance(value, Priority):
+        return value
+    if isinstance(value, str) and (level := _NAMES.get(value)) is not None:
+        return level
+    rule = f"must be a Priority or one of {', '.join(map(repr, _NAMES))}"
+    params.refuse(ValueError if isinstance(value, str) else TypeError, parameter, rule, value)
+
+
+def current_priority(*_args: Any, **_kwargs: Any) -> Priority:
+    """Return the priority of this context, whatever the arguments: `Bulkhead(priority=current_priority)`.
+
+    Returns:
+        The priority of the innermost `priority` block around, `Priority.DEFAULT` outside of all.
+
+    Concurrency: reads the current context only.
+    """
+    return innermost_priority.get()
+
+
+class priority:  # noqa: N801 - a block, as `deadline` is one
+    """Give everything inside a block a priority: `with priority("critical"):`, or `async with`.
+
+    It is carried along with the context: into tasks, and into the threads that this library starts.
+
+    Args:
+        level: a `Priority` or its name in lower case.
+
+    Raises:
+        TypeError: *level* is neither.
+        ValueError: *level* is no such name.
+
+    Concurrency: sets the current context only. A block is for one `with` at a time.
+
+    Source: B. Beyer et al., "Site Reliability Engineering", chapter 21, on criticality.
+    """
+
+    __slots__ = ("_before", "_level")
+
+    def __init__(self, level: Priority | str) -> None:
+        self._level = priority_of("level", level)
+        self._before = Priority.DEFAULT
+
+    def __enter__(self) -> Self:
+        self._before = innermost_priority.get()
+        innermost_priority.set(self._level)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Set, not reset by its token: a block in an async generator may be left in another context.
+        innermost_priority.set(self._before)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()
