@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import errors, events
 from .engine.deadline import time_left
-from .engine.priority import Priority, current_priority, priority
+from .engine.priority import Priority, current_priority, priority, service_criticality
 from .engine.window import Calls
 from .errors import (
     BulkheadFullError,
@@ -70,6 +70,7 @@ __all__ = [
     "events",
     "freshness",
     "priority",
+    "service_criticality",
     "stop_at_deadline",
     "time_left",
     "wait_decorrelated_jitter",

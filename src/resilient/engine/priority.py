@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from contextvars import ContextVar
 from enum import IntEnum
 from typing import Any, Final, Self
+from urllib.parse import unquote
 
 from . import params
 
-__all__ = ["Priority", "current_priority", "innermost_priority", "priority", "priority_of"]
+__all__ = [
+    "CRITICALITIES",
+    "Priority",
+    "current_priority",
+    "innermost_priority",
+    "priority",
+    "priority_of",
+    "service_criticality",
+]
 
 
 class Priority(IntEnum):
@@ -29,6 +40,14 @@ class Priority(IntEnum):
 
 _NAMES: Final = {level.name.lower(): level for level in Priority}
 
+CRITICALITIES: Final = {
+    "critical": Priority.CRITICAL,
+    "high": Priority.DEFAULT,
+    "medium": Priority.DEFAULT,
+    "low": Priority.SHEDDABLE,
+}
+"""The words of `service.criticality`, which callers may use of themselves."""
+
 innermost_priority: ContextVar[Priority] = ContextVar("resilient_priority", default=Priority.DEFAULT)
 """The priority of this context."""
 
@@ -37,10 +56,28 @@ def priority_of(parameter: str, value: object) -> Priority:
     """Return a priority, given itself or by name."""
     if isinstance(value, Priority):
         return value
-    if isinstance(value, str) and (level := _NAMES.get(value)) is not None:
-        return level
-    rule = f"must be a Priority or one of {', '.join(map(repr, _NAMES))}"
-    params.refuse(ValueError if isinstance(value, str) else TypeError, parameter, rule, value)
+    if isinstance(value, str):
+        params.one_of(parameter, value, _NAMES)
+        return _NAMES[value]
+    params.refuse(TypeError, parameter, f"must be a Priority or one of {', '.join(map(repr, _NAMES))}", value)
+
+
+def service_criticality(environ: Mapping[str, str] = os.environ) -> Priority:
+    """Return the priority of this service, as its OpenTelemetry resource tells it.
+
+    Args:
+        environ: where `OTEL_RESOURCE_ATTRIBUTES` is looked up.
+
+    Returns:
+        `CRITICAL` where `service.criticality` is "critical", `SHEDDABLE` where it is "low", else `DEFAULT`.
+
+    Source: OpenTelemetry semantic conventions, service attributes.
+    """
+    for attribute in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        name, _, value = attribute.partition("=")
+        if name.strip() == "service.criticality":
+            return CRITICALITIES.get(unquote(value.strip()).lower(), Priority.DEFAULT)
+    return Priority.DEFAULT
 
 
 def current_priority(*_args: Any, **_kwargs: Any) -> Priority:
