@@ -56,10 +56,10 @@ def priority_of(parameter: str, value: object) -> Priority:
     """Return a priority, given itself or by name."""
     if isinstance(value, Priority):
         return value
-    if isinstance(value, str):
-        params.one_of(parameter, value, _NAMES)
-        return _NAMES[value]
-    params.refuse(TypeError, parameter, f"must be a Priority or one of {', '.join(map(repr, _NAMES))}", value)
+    if not isinstance(value, str):
+        names = ", ".join(map(repr, _NAMES))
+        params.refuse(TypeError, parameter, f"must be a Priority or one of {names}", value)
+    return _NAMES[params.one_of(parameter, value, _NAMES)]
 
 
 def service_criticality(environ: Mapping[str, str] = os.environ) -> Priority:

@@ -13,10 +13,14 @@ from typing import Protocol
 
 __all__ = ["TaskWaiter", "ThreadWaiter", "Waiter"]
 
+_running_loop = asyncio._get_running_loop  # noqa: SLF001 - documented, and None where there is none
+
 
 class Waiter(Protocol):
     """Somebody who waits."""
 
+    @property
+    def stranded(self) -> bool: ...
     def wake(self) -> None: ...
 
 
@@ -28,6 +32,11 @@ class ThreadWaiter:
     def __init__(self) -> None:
         self._gate = threading.Lock()
         self._gate.acquire()
+
+    @property
+    def stranded(self) -> bool:
+        """Whether it can never be woken; no thread is."""
+        return False
 
     def wake(self) -> None:
         # A lock may be released by any thread; released twice it raises, and that is fine here.
@@ -51,7 +60,15 @@ class TaskWaiter:
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] = self._loop.create_future()
 
+    @property
+    def stranded(self) -> bool:
+        """Whether it can never be woken: its loop has been closed under it."""
+        return self._loop.is_closed()
+
     def wake(self) -> None:
+        if _running_loop() is self._loop:
+            self._finish()  # without the detour through the loop's own socket
+            return
         # The loop may be closed by now, and then nobody waits there any more.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._finish)
