@@ -14,8 +14,8 @@ from tests.support.valkey import ValkeyServer
 from tests.support.waiting import wait_until
 
 from resilient import RateLimitedError, RateLimiter
+from resilient.engine.keys import compact, digest
 from resilient.events import RungChanged
-from resilient.policies.rate_limiter.keys import compact, digest
 from resilient.testing import capture_events
 
 pytestmark = pytest.mark.faults

@@ -14,7 +14,7 @@ from limits import RateLimitItemPerMinute
 from tests.policies.rate_limiter_support import each_strategy, limiter_of
 
 from resilient import Decision, Quota, RateLimitedError
-from resilient.policies.rate_limiter.keys import compact, digest
+from resilient.engine.keys import compact, digest
 from resilient.testing import FakeClock
 
 

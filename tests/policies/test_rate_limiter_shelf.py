@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.policies.rate_limiter_support import each_strategy, limiter_of
 
-from resilient.policies.rate_limiter.shelf import Shelf
+from resilient.engine.shelf import Shelf
 from resilient.testing import FakeClock
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from ..engine.keys import compact, digest
 from ..errors import CircuitOpenError
 from ..policies.rate_limiter.decision import Decision, Source
-from ..policies.rate_limiter.keys import checked, compact, digest
+from ..policies.rate_limiter.keys import checked
 from ..policies.rate_limiter.ladder import SHARED, Ladder
 from ..policies.rate_limiter.quota import Quota
 from .link import Link

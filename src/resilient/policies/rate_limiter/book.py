@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from ...engine.fork import renew_after_fork
+from ...engine.keys import compact
+from ...engine.shelf import Shelf
 from ...typing import Clock
 from .algorithms import STRATEGIES, Algorithm, AllOf, TokenBucket
 from .decision import Decision, Source
-from .keys import compact
 from .quota import Quota, permits
-from .shelf import Shelf
 
 __all__ = ["Book", "BucketBook", "open_book"]
 

@@ -12,6 +12,7 @@ from ...engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ...engine.deadline import time_left
 from ...engine.drive.entries import entry
 from ...engine.fork import renew_after_fork
+from ...engine.keys import key_maker
 from ...engine.policy import Policy
 from ...engine.shape import Shape
 from ...events import Announcer
@@ -19,7 +20,6 @@ from ...typing import Clock, Seconds
 from .algorithms import STRATEGIES
 from .book import Book, open_book
 from .decision import Decision, correction, refusal, settled
-from .keys import key_maker
 from .ladder import LOCAL, Ladder, Outage
 from .quota import Quota, Rate, quotas_of
 from .storage import open_shared, storage_uri
