@@ -67,6 +67,16 @@ class Job:
                 self._overdue.add(self)
             return stage
 
+    def outcome(self) -> Any:
+        """Return what the call returned, or raise what it raised; to be asked once, when it has ended."""
+        error, self.error = self.error, None
+        if error is None:
+            return self.result
+        try:
+            raise error
+        finally:
+            del error  # or this frame and its traceback would keep each other alive
+
     def run(self) -> None:
         """Make the call, unless it was withdrawn."""
         with self._lock:
@@ -136,6 +146,21 @@ class Workers:
                 self._wait_in_line(job)
         if thread is not None:
             thread.start()
+
+    def carry_out(self, job: Job, seconds: float | None) -> Stage:
+        """Have *job* run, and wait for its end, for at most *seconds* (None: without end).
+
+        Return how far it had come by then: done, running on without anybody who waits for it, or queued, and
+        then it will not be begun.
+        """
+        ended = False
+        try:
+            self.submit(job)
+            ended = job.wait(seconds)
+        finally:
+            # Also when an interrupt ends the wait: what was not begun must not be begun without a caller.
+            stage = Stage.DONE if ended else job.withdraw()
+        return stage
 
     def next_job(self, thread: _Worker) -> Job | None:
         """Return what *thread* is to do next; None if it is to end."""

@@ -235,18 +235,12 @@ class _ThreadForm:
         instant = Instant()
         seconds = self._limit.begin(instant)
         job = self._job(call, instant)
-        ended = False
-        try:
-            self._workers.submit(job)
-            ended = job.wait(seconds)
-        finally:
-            # Also when an interrupt ends the wait: what was not begun must not be begun without a caller.
-            stage = Stage.DONE if ended else job.withdraw()
+        stage = self._workers.carry_out(job, seconds)
         if stage is Stage.QUEUED:
             raise self._limit.no_thread(self._workers.size, seconds)
         if stage is Stage.RUNNING:
             raise self._limit.overrun(seconds, running=True)
-        return _outcome(job)
+        return job.outcome()
 
     def _job(self, call: Callable[[], Any], instant: Instant) -> Job:
         before = innermost.get()
@@ -264,16 +258,6 @@ def _within(instant: Instant, call: Callable[[], Any]) -> Any:
         return call()
     finally:
         instant.over = True
-
-
-def _outcome(job: Job) -> Any:
-    error, job.error = job.error, None
-    if error is None:
-        return job.result
-    try:
-        raise error
-    finally:
-        del error  # or this frame and its traceback would keep each other alive
 
 
 class _TimeLimit(Policy):
