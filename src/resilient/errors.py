@@ -28,6 +28,7 @@ __all__ = [
     "RateLimitedError",
     "RejectedError",
     "ResilientError",
+    "ThrottledError",
 ]
 
 
@@ -149,6 +150,33 @@ class BulkheadFullError(RejectedError):
         self.limit = limit
         self.in_use = in_use
         self.waiting = waiting
+
+
+class ThrottledError(RejectedError):
+    """Tell that a dependency accepts only a part of what it is sent, and this call was not sent.
+
+    Args:
+        message: what was refused, and why.
+        policy: the throttle's name.
+        retry_after: None: whether a call is refused is chance, so that any later one may be let through.
+        probability: the share of calls that was refused at that moment.
+    """
+
+    probability: float | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        probability: float | None = None,
+    ) -> None:
+        # Straight to the base: a refusal should cost as little as can be when there are many of them.
+        Exception.__init__(self, message)
+        self.policy = policy
+        self.retry_after = retry_after
+        self.probability = probability
 
 
 class DeadlineExceededError(RejectedError, TimeoutError):

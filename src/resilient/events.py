@@ -42,6 +42,8 @@ __all__ = [
     "StaleServed",
     "StorageLost",
     "StorageRestored",
+    "ThrottlingStarted",
+    "ThrottlingStopped",
     "add_listener",
     "remove_listener",
 ]
@@ -182,6 +184,25 @@ class RungChanged(Event):
     rung: str
     previous: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottlingStarted(Event):
+    """A throttle refuses calls from now on, at first a share of *probability*.
+
+    Of *attempts* calls in its window *accepts* were accepted.
+    """
+
+    probability: float
+    attempts: int
+    accepts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottlingStopped(Event):
+    """A throttle lets every call through again, after it refused *rejected* calls."""
+
+    rejected: int
 
 
 Listener: TypeAlias = Callable[[Event], None]

@@ -20,6 +20,7 @@ EXAMPLES: list[Exception] = [
     errors.RateLimitedError("message", policy="p", retry_after=1.5, decision=None),
     errors.MaintenanceError("message", policy="p", retry_after=60.0),
     errors.BulkheadFullError("message", policy="p"),
+    errors.ThrottledError("message", policy="p", probability=0.25),
     errors.DeadlineExceededError("message", policy="p"),
     errors.CallTimeoutError("message", policy="p", seconds=2.5),
     errors.PipelineOrderError("message"),
