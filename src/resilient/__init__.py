@@ -28,6 +28,7 @@ from .policies.backoff import (
     wait_full_jitter,
     wait_retry_after,
 )
+from .policies.bulkhead import AIMD, Bulkhead, Gradient, Pressure, Vegas
 from .policies.cache.cache import Cache
 from .policies.cache.core import freshness
 from .policies.cache.store import SieveCache
@@ -42,6 +43,8 @@ from .policies.timeout import Timeout, deadline
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AIMD",
+    "Bulkhead",
     "BulkheadFullError",
     "Cache",
     "CallTimeoutError",
@@ -51,9 +54,11 @@ __all__ = [
     "DeadlineExceededError",
     "Decision",
     "Fallback",
+    "Gradient",
     "MaintenanceError",
     "Pipeline",
     "PipelineOrderError",
+    "Pressure",
     "Priority",
     "Quota",
     "RateLimitedError",
@@ -64,6 +69,7 @@ __all__ = [
     "RetryBudget",
     "SieveCache",
     "Timeout",
+    "Vegas",
     "current_priority",
     "deadline",
     "errors",

@@ -1,0 +1,293 @@
+"""The bulkhead users hold."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
+
+from ...engine import params
+from ...engine.clock import MONOTONIC
+from ...engine.drive.holds import HoldBlock, hold
+from ...engine.fork import renew_after_fork
+from ...engine.keys import key_maker
+from ...engine.matching import Matcher
+from ...engine.policy import Policy
+from ...engine.priority import Priority, priority_of
+from ...engine.shape import Shape
+from ...events import Announcer
+from ...typing import Clock, FailureRule, Seconds
+from .desks import Desk, Facts, KeyedDesk, SharedDesk, level_maker
+from .limits import AdaptiveLimit
+from .sampler import LimitStats, Outcome
+from .slots import Rules, Slots
+from .threads import ThreadForm
+
+__all__ = ["Bulkhead", "BulkheadStats"]
+
+_SHARES: Final = {Priority.DEFAULT: 0.9, Priority.SHEDDABLE: 0.7}
+
+
+@dataclass(frozen=True, slots=True)
+class BulkheadStats:
+    """What a bulkhead has counted, and where it stands.
+
+    Attributes:
+        limit: slots there are; of all keys that are kept, where it goes by key.
+        in_use: slots that are taken; more than *limit* for a while after it was lowered.
+        waiting: calls that wait for a slot.
+        calls: calls that got one.
+        rejected: calls that were refused at once.
+        gave_up: calls that waited in vain.
+        put_out: calls that waited and had to make room for a more important one.
+        abandoned: calls that run on in a thread, and keep their slot, though nobody waits for them any more.
+        keys: keys that are kept; 0 where it does not go by key.
+        evicted: keys that had to make room.
+        adaptive: where the adaptive limit stands. None where the limit is fixed, or goes by key and none was
+            named.
+    """
+
+    limit: int
+    in_use: int
+    waiting: int
+    calls: int
+    rejected: int
+    gave_up: int
+    put_out: int
+    abandoned: int
+    keys: int
+    evicted: int
+    adaptive: LimitStats | None
+
+
+class Bulkhead(Policy):
+    """Let so many calls run at a time and no more, so that one dependency cannot take all that there is.
+
+    A slot that comes free goes to whoever has waited longest; nobody who comes later can snatch it. Threads,
+    tasks and event loops share the slots and the line. A stream keeps its slot until it ends.
+
+    With an adaptive limit (`Gradient`, `Vegas`, `AIMD`) there are as many slots as the dependency can serve,
+    as its answers show.
+
+    Args:
+        name: in errors and statistics.
+        limit: how many calls may run at a time, at least 1; or an adaptive limit.
+        max_wait: seconds a call may wait for a slot, 0 or more; the caller's deadline, if it is earlier,
+            counts instead. 0: none waits.
+        max_queue: the most calls that wait, 0 or more. None: ten for each slot, and at least 100.
+        threads: run functions in threads of the bulkhead's own, in a copy of the caller's context. At the
+            caller's deadline the caller leaves; the slot is kept until the function really ends.
+        priority: how much a call matters: a `Priority` or its name, or a function of a decorated call's
+            arguments that tells it. Blocks have that of the context, if it is not given. None: all calls are
+            alike.
+        shares: the share of the slots, above 0 and at most 1, that calls of a priority and of all that
+            matter less may fill. None: 0.9 for "default" and 0.7 for "sheddable". Critical calls may fill
+            all. Goes with *priority*.
+        reserve: slots beyond the limit, for calls with `Priority.PROBE` only; 0 or more. Goes with
+            *priority*.
+        order: "fifo", or "newest-first": then, once who has waited longest has waited half of its time,
+            the newest is served first, until the line is short again.
+        key: makes a text of the arguments of a decorated call: each key has slots of its own. None: all calls
+            share them; None from it lets the call in unlimited.
+        max_keys: the most keys that are kept; at least 1. Those of which no slot is taken make room.
+        drops: the failures that tell an adaptive limit of overload: exception types, predicates, or a tuple
+            of both. Other failures tell it nothing.
+        clock: a monotonic clock, in seconds.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or does not go with another one.
+
+    Concurrency: safe from any thread, task and loop. While the limit is fixed, all calls are alike and nobody
+        waits, a call takes no lock. A slot whose holder is gone without giving it back, interrupted or
+        forgotten, is replaced.
+
+    Source: M. Nygard, "Release It!", 2nd edition; Hystrix for threads; Netflix' concurrency-limits for the
+        limits that adapt; "Fail at scale", ACM Queue 2015, for newest first.
+    """
+
+    kind: ClassVar[str] = "Bulkhead"
+
+    def __init__(
+        self,
+        name: str,
+        limit: int | AdaptiveLimit,
+        *,
+        max_wait: Seconds = 0.0,
+        max_queue: int | None = None,
+        threads: bool = False,
+        priority: Callable[..., Priority | str] | Priority | str | None = None,
+        shares: Mapping[str, float] | None = None,
+        reserve: int | None = None,
+        order: Literal["fifo", "newest-first"] = "fifo",
+        key: Callable[..., str | None] | None = None,
+        max_keys: int = 10_000,
+        drops: FailureRule = TimeoutError,
+        clock: Clock = MONOTONIC,
+    ) -> None:
+        self._name = params.named("name", name)
+        self.announcer = Announcer()
+        self._drops = Matcher("drops", drops, doubtful=False)
+        rules = Rules(
+            name=name,
+            max_wait=params.seconds("max_wait", max_wait),
+            max_queue=None if max_queue is None else params.count("max_queue", max_queue, least=0),
+            newest_first=params.one_of("order", order, ("fifo", "newest-first")) == "newest-first",
+            shares=_shares(shares, prioritised=priority is not None),
+            reserve=_reserve(reserve, prioritised=priority is not None),
+            clock=params.callback("clock", clock),
+        )
+        level_of = level_maker(priority)
+        limit = _checked(limit)
+        size = params.count("max_keys", max_keys)
+        make_key = key_maker(None if key is None else params.plain_function("key", key))
+        self._is_keyed = make_key is not None
+        self._desk: Desk = (
+            SharedDesk(rules, limit, level_of, self._outcome_of)
+            if make_key is None
+            else KeyedDesk(rules, limit, level_of, self._outcome_of, key_of=make_key, max_keys=size)
+        )
+        self._threads: ThreadForm | None = None
+        if params.flag("threads", threads):
+            self._threads = ThreadForm(self._desk, name, sys.maxsize)
+        self.max_wait = rules.max_wait
+        renew_after_fork(self)
+
+    @property
+    def name(self) -> str:
+        """The bulkhead's name."""
+        return self._name
+
+    @property
+    def limit(self) -> int:
+        """How many calls may run now; of all keys that are kept, where it goes by key."""
+        return sum(slots.limit for slots in self._desk.all())
+
+    def resize(self, limit: int | AdaptiveLimit) -> None:
+        """Have another limit from now on.
+
+        Calls that run are let end, also beyond a lower limit; those that wait get what a higher one brings.
+
+        Args:
+            limit: as for the constructor; for each key, where the bulkhead goes by key.
+
+        Raises:
+            TypeError: *limit* has the wrong type.
+            ValueError: *limit* is below 1.
+
+        Concurrency: blocks nobody.
+        """
+        self._desk.resize(_checked(limit))
+
+    def calling(self, priority: Priority | str | None = None, key: str | None = None) -> HoldBlock:
+        """Return a block, for `with` and `async with`, that holds a slot.
+
+        Args:
+            priority: how much it matters. None: what the context says, or the one of the bulkhead.
+            key: whose slot, where the bulkhead goes by key.
+
+        Returns:
+            A context manager for one use; entering it raises `BulkheadFullError` if there is no slot.
+
+        Raises:
+            TypeError: *priority* or *key* has the wrong type; *key* is missing, or there are no keys.
+            ValueError: *priority* is the name of none.
+        """
+        if (key is not None) is not self._is_keyed:
+            rule = "must be given where the bulkhead goes by key" if self._is_keyed else "goes with key= only"
+            params.refuse(TypeError, "key", rule, key)
+        level = None if priority is None else priority_of("priority", priority)
+        return HoldBlock(self._desk, Facts(level, key))
+
+    def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
+        """Return *fn*, which has *shape*, in this bulkhead."""
+        if self._threads is not None and shape is Shape.FUNCTION:
+            return self._threads.wrap(fn)
+        return hold(self._desk, fn, shape)
+
+    def stats(self, key: str | None = None) -> BulkheadStats:
+        """Return what the bulkhead has counted and where it stands, as of one moment.
+
+        Args:
+            key: tell where the slots of this key stand; what is counted is of all. None: of all keys.
+
+        Raises:
+            TypeError: *key* is no text.
+        """
+        desk = self._desk
+        books = desk.books
+        with books.lock:
+            chosen = desk.all() if key is None else _known(desk.find(key))
+            return BulkheadStats(
+                limit=sum(slots.limit for slots in chosen),
+                in_use=sum(slots.held for slots in chosen),
+                waiting=sum(slots.waiting for slots in chosen),
+                calls=books.calls.read(),
+                rejected=books.rejected,
+                gave_up=books.gave_up,
+                put_out=books.put_out,
+                abandoned=0 if self._threads is None else len(self._threads.overdue),
+                keys=len(desk.all()) if self._is_keyed else 0,
+                evicted=desk.evicted,
+                adaptive=chosen[0].adaptive() if len(chosen) == 1 else None,
+            )
+
+    def after_fork(self) -> None:
+        """Begin afresh in a forked child: whoever waited or ran in another thread was not copied."""
+        self.announcer.after_fork()
+        self._desk.after_fork()
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        slots = f"{stats.in_use} of {stats.limit} slots taken"
+        return f"<Bulkhead {self._name!r} {slots}, {stats.waiting} waiting, {stats.rejected} rejected>"
+
+    def _outcome_of(self, exc: BaseException | None) -> Outcome:
+        if exc is None:
+            return Outcome.GOOD
+        dropped = isinstance(exc, Exception) and self._drops.match(exc)
+        return Outcome.DROPPED if dropped else Outcome.NOTHING
+
+
+def _known(slots: Slots | None) -> list[Slots]:
+    return [] if slots is None else [slots]
+
+
+def _checked(limit: Any) -> int | AdaptiveLimit:
+    if isinstance(limit, AdaptiveLimit):
+        return limit
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        rule = "must be a whole number or an adaptive limit such as Gradient()"
+        params.refuse(TypeError, "limit", rule, limit)
+    return params.count("limit", limit)
+
+
+def _shares(shares: Any, *, prioritised: bool) -> tuple[float, ...] | None:
+    """Return the share of each priority, by its number; None where all calls are alike."""
+    if shares is None:
+        chosen = _SHARES
+    elif not prioritised:
+        params.refuse(ValueError, "shares", "goes with priority= only", shares)
+    elif not isinstance(shares, Mapping):
+        params.refuse(TypeError, "shares", "must be a mapping of priorities to shares", shares)
+    else:
+        given = {priority_of("shares", level): _share(level, share) for level, share in shares.items()}
+        chosen = {**_SHARES, **given}
+    if chosen.keys() - _SHARES.keys():
+        params.refuse(ValueError, "shares", "must name 'default' and 'sheddable' only", shares)
+    if chosen[Priority.SHEDDABLE] > chosen[Priority.DEFAULT]:
+        params.refuse(ValueError, "shares", "must not give 'sheddable' more than 'default'", shares)
+    return tuple(chosen.get(level, 1.0) for level in Priority) if prioritised else None
+
+
+def _share(level: object, share: object) -> float:
+    return params.ratio(f"shares[{level!r}]", share)
+
+
+def _reserve(reserve: int | None, *, prioritised: bool) -> int:
+    if reserve is None:
+        return 1 if prioritised else 0
+    if not prioritised:
+        params.refuse(ValueError, "reserve", "goes with priority= only", reserve)
+    return params.count("reserve", reserve, least=0)

@@ -1,0 +1,198 @@
+"""From single calls to windows: what an adaptive limit is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from ...engine.permits import Permit
+from ...typing import Clock
+from .limits import AdaptiveLimit, Window
+
+__all__ = ["LimitStats", "Outcome", "Sampler"]
+
+_OUTLIER: Final = 4.0  # times the mean of the window before: more than that, one call does not count
+_OVERDUE: Final = 2.0  # times that mean: a call in flight for longer counts before it has ended
+
+
+class Outcome(Enum):
+    """What the end of a call says about the dependency."""
+
+    GOOD = auto()  # how long it took
+    DROPPED = auto()  # that there is too much to do
+    NOTHING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStats:
+    """Where an adaptive limit stands, and what it goes by.
+
+    Attributes:
+        algorithm: "aimd", "vegas" or "gradient".
+        limit: what the algorithm says, before pressure and rounding.
+        rtt: what a good call took in the last window, in seconds; None before the first.
+        baseline: what a call takes without a queue, in seconds; None where that is not known or not asked.
+        peak: the most calls in flight in the last window.
+        windows: how many windows there were.
+        dropped: calls that told of overload.
+        discarded: calls that were begun before a measurement and ended after.
+        overdue: calls in flight that counted in the last window, with their age.
+        measurements: how often the baseline was measured.
+        lag: how late the event loop is, in seconds; 0.0 where that is not asked.
+        cpu: the share of the processor that the process uses; 0.0 where that is not asked.
+        pressure: what the limit is multiplied by for these two; 1.0 for no pressure.
+    """
+
+    algorithm: str
+    limit: float
+    rtt: float | None
+    baseline: float | None
+    peak: int
+    windows: int
+    dropped: int
+    discarded: int
+    overdue: int
+    measurements: int
+    lag: float
+    cpu: float
+    pressure: float
+
+
+class Sampler:
+    """Gathers what calls take, and shows it to the algorithm window by window.
+
+    Concurrency: requires external locking.
+    """
+
+    def __init__(self, settings: AdaptiveLimit, clock: Clock) -> None:
+        now = clock()
+        self._settings = settings
+        self._algorithm = settings.open(now)
+        self._drop_after = math.inf if settings.drop_after is None else settings.drop_after
+        self._meter = None if settings.pressure is None else settings.pressure.meter(clock)
+        self._factor = 1.0
+        self._windows = 0
+        self._all_dropped = 0
+        self._discarded = 0
+        self._overdue = 0
+        self._rtt: float | None = None
+        self._last_peak = 0
+        self._closes = now
+        self._total = self._least = 0.0
+        self._samples = self._dropped = self._peak = 0
+        self._begin_window(now, in_flight=0)
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be in flight now."""
+        return max(self._settings.min_limit, int(self._algorithm.limit * self._factor))
+
+    def begun(self, permit: Permit, now: float, in_flight: int) -> None:
+        """Note that the call with *permit* begins; with it, *in_flight* calls are."""
+        permit.started = now
+        permit.epoch = self._algorithm.epoch
+        self._peak = max(self._peak, in_flight)
+
+    def touch(self) -> None:
+        """Keep the pressure measured. Called outside the lock, where the call will run."""
+        if self._meter is not None:
+            self._meter.touch()
+
+    def ended(self, permit: Permit, outcome: Outcome, now: float) -> None:
+        """Learn how the call with *permit* ended."""
+        started, permit.started = permit.started, None
+        if started is None or outcome is Outcome.NOTHING:
+            return
+        if permit.epoch != self._algorithm.epoch:
+            self._discarded += 1
+            return
+        took = max(0.0, now - started)
+        if outcome is Outcome.DROPPED or took > self._drop_after:
+            self._dropped += 1
+        else:
+            self._add(took)
+
+    def tick(self, now: float, held: int, in_use: Callable[[], Iterable[tuple[Permit, float]]]) -> bool:
+        """Close the window if it is time to; return whether it was.
+
+        Args:
+            now: the time.
+            held: how many calls are in flight.
+            in_use: returns the permits of those that are timed, and since when.
+        """
+        if now < self._closes:
+            return False
+        overdue = self._late(now, in_use())
+        enough = self._samples + self._dropped + len(overdue) >= self._settings.min_samples
+        # Where nothing ends any more there will never be enough.
+        if not enough and not 2 * len(overdue) >= held > 0:
+            self._closes = now + self._settings.window  # not to look again at each call
+            return False
+        self._close(now, held, overdue)
+        return True
+
+    def stats(self) -> LimitStats:
+        """Return where the limit stands."""
+        algorithm = self._algorithm
+        reading = None if self._meter is None else self._meter.read()
+        return LimitStats(
+            algorithm=self._settings.name,
+            limit=algorithm.limit,
+            rtt=self._rtt,
+            baseline=algorithm.baseline,
+            peak=self._last_peak,
+            windows=self._windows,
+            dropped=self._all_dropped + self._dropped,
+            discarded=self._discarded,
+            overdue=self._overdue,
+            measurements=algorithm.measurements,
+            lag=0.0 if reading is None else reading.lag,
+            cpu=0.0 if reading is None else reading.cpu,
+            pressure=self._factor,
+        )
+
+    def _add(self, took: float) -> None:
+        # One call in a hundred that takes 100 times as long must not look like all taking twice as long.
+        took = took if self._rtt is None else min(took, _OUTLIER * self._rtt)
+        self._total += took
+        self._least = min(self._least, took)
+        self._samples += 1
+
+    def _late(self, now: float, in_use: Iterable[tuple[Permit, float]]) -> list[float]:
+        """Return the ages of the calls in flight that are overdue."""
+        usual = self._settings.window if self._rtt is None else self._rtt
+        limit = min(max(_OVERDUE * usual, self._settings.window), self._drop_after)
+        epoch = self._algorithm.epoch
+        return [now - since for permit, since in in_use if permit.epoch == epoch and now - since > limit]
+
+    def _close(self, now: float, held: int, overdue: list[float]) -> None:
+        good = self._total / self._samples if self._samples else None
+        self._all_dropped += self._dropped
+        for age in overdue:
+            if age > self._drop_after:
+                self._dropped += 1
+            else:
+                self._add(age)
+        algorithm, before = self._algorithm, self._algorithm.limit
+        rtt = self._total / self._samples if self._samples else 0.0
+        least = self._least if self._samples else 0.0
+        algorithm.update(Window(rtt, least, self._samples, self._dropped, self._peak), now)
+        self._factor = 1.0 if self._meter is None else self._meter.read().factor
+        if self._factor < 1.0:
+            algorithm.hold(before)
+        self._rtt = self._rtt if good is None else good
+        self._windows += 1
+        self._overdue = len(overdue)
+        self._last_peak = self._peak
+        self._begin_window(now, held)
+
+    def _begin_window(self, now: float, in_flight: int) -> None:
+        self._closes = now + self._settings.window
+        self._total = 0.0
+        self._least = math.inf
+        self._samples = 0
+        self._dropped = 0
+        self._peak = in_flight

@@ -1,0 +1,325 @@
+"""The slots of one limit: who gets one, who waits, who is refused."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from ...engine.deadline import time_left
+from ...engine.permits import Permit, Permits
+from ...engine.priority import Priority
+from ...engine.waiting import TaskWaiter, ThreadWaiter, Waiter
+from ...engine.window import Tally
+from ...errors import BulkheadFullError
+from ...typing import Clock
+from .limits import AdaptiveLimit
+from .line import Line, Turn
+from .sampler import LimitStats, Outcome, Sampler
+
+__all__ = ["Books", "Rules", "Slots"]
+
+_LOOK_AGAIN: Final = 1.0  # seconds
+_PLACES_A_SLOT: Final = 10
+_LEAST_PLACES: Final = 100
+_ROUNDING: Final = 1e-9  # 0.7 * 10 is a little more than 7
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for all slots of a bulkhead, whosever they are."""
+
+    name: str
+    max_wait: float
+    max_queue: int | None
+    newest_first: bool
+    shares: tuple[float, ...] | None
+    """By priority: the share of the slots that calls of it, and less important ones, may fill. None: all are
+    alike."""
+    reserve: int
+    clock: Clock
+
+    def places(self, limit: int) -> int:
+        """Return how many may wait where there are *limit* slots."""
+        return max(_PLACES_A_SLOT * limit, _LEAST_PLACES) if self.max_queue is None else self.max_queue
+
+
+@dataclass(slots=True)
+class Books:
+    """What a bulkhead counts, and the lock under which it does; `calls` needs none.
+
+    One lock for all slots of a bulkhead: it is held for moments, and only when there is something to see to.
+    """
+
+    lock: threading.RLock = field(default_factory=threading.RLock)  # re-entrant, for signal handlers
+    calls: Tally = field(default_factory=Tally)
+    waited: int = 0
+    rejected: int = 0
+    gave_up: int = 0
+    put_out: int = 0
+
+
+class Slots:
+    """As many slots as a limit says, and the line of those who wait for one.
+
+    Slots are handed on under the lock, from whoever leaves to whoever is next, so that no newcomer comes in
+    between. Waiting is done outside of it: what begins in `begin` ends in `wait` or `await_`.
+
+    Concurrency: safe from any thread, task and loop.
+    """
+
+    def __init__(self, rules: Rules, limit: int | AdaptiveLimit, books: Books) -> None:
+        self._rules = rules
+        self._books = books
+        self._clock = rules.clock
+        self._line = Line(newest_first=rules.newest_first)
+        self._sampler: Sampler | None = None
+        self._forked = False
+        self._permits = Permits(self, 0)
+        self._ceilings: tuple[int, ...] | None = None
+        self.alert: Final[list[bool]] = []
+        self.free: Final = self._permits.free
+        self.limit = 0
+        self.resize(limit)
+
+    # Coming in.
+
+    def begin(self, level: Priority, waiter: Callable[[], Waiter], *, timed: bool = True) -> Permit | Turn:
+        """Return a slot, or a turn to wait for; a call that is not *timed* teaches an adaptive limit nothing.
+
+        Raises:
+            BulkheadFullError: there is no slot, and no waiting for one.
+        """
+        if self._sampler is not None:
+            self._sampler.touch()
+        now = self._clock()
+        with self._books.lock:
+            self._tick(now)
+            self._dispatch(now)
+            if not self._line.holds_up(level) and (permit := self._take(level)) is not None:
+                return self._start(permit, now, timed=timed)
+            patience = self._patience()
+            if patience > 0.0 and self._has_place(level):
+                turn = Turn(self, level, waiter(), now, now + patience, timed=timed)
+                self._line.append(turn)
+                # From here on it is seen by whoever puts a slot back; who has done so just before is not.
+                self._watch()
+                self._dispatch(now)
+                return turn
+            self._books.rejected += 1
+            raise self._refusal()
+
+    def wait(self, got: Permit | Turn) -> Permit:
+        """Return the slot that *got* is, or that is waited for.
+
+        Raises:
+            BulkheadFullError: it did not come in time.
+        """
+        if isinstance(got, Permit):
+            return got
+        try:
+            waiter = cast("ThreadWaiter", got.waiter)
+            for seconds in self._waits(got):
+                waiter.park(seconds)
+        except BaseException:
+            self._give_up(got)
+            raise
+        return self._conclude(got)
+
+    async def await_(self, got: Permit | Turn) -> Permit:
+        """Do as `wait`, without blocking the event loop."""
+        if isinstance(got, Permit):
+            return got
+        try:
+            waiter = cast("TaskWaiter", got.waiter)
+            for seconds in self._waits(got):
+                await waiter.park(seconds)
+        except BaseException:
+            self._give_up(got)
+            raise
+        return self._conclude(got)
+
+    # Going out.
+
+    def leave(self, permit: Permit, outcome: Outcome) -> None:
+        """Take a slot back, and hand it on."""
+        now = self._clock()
+        with self._books.lock:
+            if not self._permits.knows(permit):
+                return  # a parent process's, of which there is a copy here
+            if self._sampler is not None:
+                self._sampler.ended(permit, outcome, now)
+            self.free.append(permit)
+            self._tick(now)
+            self._dispatch(now)
+
+    def attend(self) -> None:
+        """Hand on what is free."""
+        now = self._clock()
+        with self._books.lock:
+            self._dispatch(now)
+
+    # By hand.
+
+    def resize(self, limit: int | AdaptiveLimit) -> None:
+        """Have another limit from now on. Calls beyond it are let end."""
+        now = self._clock()
+        with self._books.lock:
+            if isinstance(limit, int):
+                self._sampler = None
+                self._set_limit(limit)
+            else:
+                self._sampler = Sampler(limit, self._clock)
+                self._set_limit(self._sampler.limit)
+            self._dispatch(now)
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process, where nobody waits and nothing runs but the thread that forked."""
+        # What that thread holds is given back to slots that no longer know it: only `leave` notices.
+        self._forked = self._forked or self._permits.held > 0
+        self._line.clear()
+        self._permits.after_fork()
+        self._watch()
+
+    # What there is to see; under the lock.
+
+    @property
+    def held(self) -> int:
+        """How many slots are taken."""
+        return self._permits.held
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return len(self._line)
+
+    def adaptive(self) -> LimitStats | None:
+        """Return where the adaptive limit stands, if it is one."""
+        return None if self._sampler is None else self._sampler.stats()
+
+    # Inside; all of it under the lock.
+
+    def _take(self, level: Priority) -> Permit | None:
+        permits = self._permits
+        if not self.free:
+            permits.settle()  # one may have been lost
+        if self._ceilings is not None and permits.held >= self._ceilings[level]:
+            return None
+        try:
+            return self.free.pop()
+        except IndexError:
+            return None
+
+    def _start(self, permit: Permit, now: float, *, timed: bool) -> Permit:
+        next(self._books.calls.ticker)
+        if timed and self._sampler is not None:
+            self._sampler.begun(permit, now, self._permits.held)
+        return permit
+
+    def _dispatch(self, now: float) -> None:
+        """Give what is free to those who wait.
+
+        A turn is taken out of the line after it was given its slot and woken. If an interrupt comes before
+        that, it is woken again: once more does no harm.
+        """
+        self._permits.settle()
+        while (turn := self._line.next(now)) is not None:
+            if turn.permit is None and now < turn.until and not turn.waiter.stranded:
+                permit = self._take(turn.level)
+                if permit is None:
+                    break
+                turn.permit = self._start(permit, now, timed=turn.timed)
+            turn.waiter.wake()
+            self._line.remove(turn)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Say whether slots may be taken and put back without us."""
+        if self._sampler is not None or self._ceilings is not None or self._forked:
+            needed = True
+        else:
+            needed = len(self._line) > 0 or self._permits.excess > 0
+        if not needed:
+            self.alert.clear()
+        elif not self.alert:
+            self.alert.append(True)
+
+    def _tick(self, now: float) -> None:
+        sampler = self._sampler
+        if sampler is not None and sampler.tick(now, self._permits.held, self._permits.in_use):
+            self._set_limit(sampler.limit)
+
+    def _set_limit(self, limit: int) -> None:
+        self.limit = limit
+        shares, reserve = self._rules.shares, 0
+        if shares is not None:
+            reserve = self._rules.reserve
+            probes, *others = (math.ceil(share * limit - _ROUNDING) for share in shares)
+            self._ceilings = (probes + reserve, *others)
+        self._permits.wanted = limit + reserve
+
+    def _patience(self) -> float:
+        longest = self._rules.max_wait
+        if not longest:
+            return 0.0
+        left = time_left()
+        return longest if left is None else min(longest, left)
+
+    def _has_place(self, level: Priority) -> bool:
+        """Tell whether one more may wait; somebody less important may have to go for it."""
+        if len(self._line) < self._rules.places(self.limit):
+            return True
+        least = self._line.least()
+        if least is None or least.level <= level:
+            return False
+        least.put_out = True
+        least.waiter.wake()
+        self._line.remove(least)
+        self._books.put_out += 1
+        return True
+
+    # Waiting.
+
+    def _waits(self, turn: Turn) -> Generator[float]:
+        """Return how long to wait for *turn* before one looks again, each time anew, until it is decided."""
+        while turn.permit is None and not turn.put_out:
+            left = turn.until - self._clock()
+            if left <= 0.0:
+                return
+            yield min(left, _LOOK_AGAIN)
+            if turn.permit is None:
+                self.attend()  # who had a slot for us may have been interrupted with it in hand
+
+    def _conclude(self, turn: Turn) -> Permit:
+        if turn.permit is None:
+            with self._books.lock:
+                self._line.remove(turn)
+                if turn.permit is None:
+                    if not turn.put_out:
+                        self._books.gave_up += 1
+                    raise self._refusal(turn)
+        return turn.permit
+
+    def _give_up(self, turn: Turn) -> None:
+        now = self._clock()
+        with self._books.lock:
+            self._line.remove(turn)
+            permit, turn.permit = turn.permit, None
+            if permit is not None:
+                permit.started = None
+                self.free.append(permit)
+            self._dispatch(now)
+
+    def _refusal(self, turn: Turn | None = None) -> BulkheadFullError:
+        name, held, waiting = self._rules.name, self._permits.held, len(self._line)
+        if turn is None:
+            why = ""
+        elif turn.put_out:
+            why = ", and its place in the queue went to a more important call"
+        else:
+            why = f", and none came free in {turn.until - turn.since:.3g} s"
+        queue = f" and {waiting} calls wait" if waiting else ""
+        message = f"bulkhead {name!r} is full: {held} of {self.limit} slots are taken{queue}{why}"
+        return BulkheadFullError(message, policy=name, limit=self.limit, in_use=held, waiting=waiting)

@@ -1,0 +1,84 @@
+"""Vegas: estimate from latency how many calls wait in the dependency, and keep those few."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...engine import params
+from .limits import AdaptiveLimit, Window
+from .remeasurement import MeasuredAlgorithm
+
+__all__ = ["Vegas"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vegas(AdaptiveLimit):
+    """Follow latency: of the calls in flight, only a few may be waiting in the dependency.
+
+    How many wait is `limit * (1 - baseline / rtt)`. With `step = log10(limit)`, the limit grows by 6 steps
+    while at most one step waits, by one while fewer than 3 do, and falls by one when more than 6 do or a call
+    was dropped. The baseline is the shortest time seen, and measured anew every *remeasure* seconds.
+
+    Use it where calls take much the same time each: a lucky window lowers the baseline until the next
+    measurement.
+
+    Args:
+        initial: the limit to begin with; from *min_limit* to *max_limit*.
+        min_limit: the least it can be; at least 1.
+        max_limit: the most it can be; at least *min_limit*.
+        window: how long calls are gathered before the limit is changed, in seconds; above 0.
+        min_samples: how many calls are gathered at least; at least 1.
+        remeasure: seconds between measurements of the baseline, for which the limit is halved for a moment;
+            above 0. Up to 15 % are added, by chance.
+        pressure: what of the process itself lowers the limit as well. None: nothing does.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+
+    Concurrency: immutable, so one may serve several bulkheads: each follows its own calls.
+
+    Source: L. Brakmo and L. Peterson, "TCP Vegas", 1995; VegasLimit of Netflix' concurrency-limits.
+    """
+
+    name: ClassVar[str] = "vegas"
+
+    max_limit: int = 1000
+    remeasure: float = 30.0
+
+    def __post_init__(self) -> None:
+        AdaptiveLimit.__post_init__(self)
+        params.number("remeasure", self.remeasure, above=True, what="a number of seconds")
+
+    def open(self, now: float) -> _State:
+        """Return the state machine with these settings, begun at *now*."""
+        return _State(self, now)
+
+
+class _State(MeasuredAlgorithm):
+    """Where a Vegas limit stands.
+
+    Concurrency: requires external locking.
+    """
+
+    def __init__(self, settings: Vegas, now: float) -> None:
+        super().__init__(settings, settings.remeasure, now)
+
+    def _follow(self, limit: float, window: Window) -> float:
+        step = float(max(1, int(math.log10(limit))))
+        if window.dropped:
+            return limit - step
+        if not window.samples or window.rtt <= 0.0:
+            return limit
+        if self.baseline is None or window.rtt < self.baseline:
+            self.baseline = window.rtt
+        if 2 * window.peak < limit:
+            return limit  # nobody has asked for more, so what calls take says nothing about the limit
+        waiting = math.ceil(limit * (1.0 - self.baseline / window.rtt))
+        if waiting <= step:
+            return limit + 6.0 * step
+        if waiting < 3.0 * step:
+            return limit + step
+        return limit - step if waiting > 6.0 * step else limit
