@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -126,9 +127,19 @@ def describe(subject: Policy | Callable[..., Any]) -> list[dict[str, object]]:
 
 def _settings(policy: Policy) -> dict[str, object]:
     settings: dict[str, object] = {}
-    for name in ("seconds", "attempts", "wait", "timeout", "rules", "lifetimes", "quotas", "max_wait"):
+    for name in (
+        "seconds",
+        "attempts",
+        "wait",
+        "timeout",
+        "rules",
+        "lifetimes",
+        "quotas",
+        "limit",
+        "max_wait",
+    ):
         value = getattr(policy, name, None)
-        if value is not None:
+        if value is not None and not inspect.ismethod(value):
             settings.update(_fields(value) if dataclasses.is_dataclass(value) else {name: value})
     return settings
 

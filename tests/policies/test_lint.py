@@ -8,6 +8,7 @@ import pytest
 from tenacity import wait_fixed, wait_random
 
 from resilient import (
+    Bulkhead,
     Cache,
     Calls,
     CircuitBreaker,
@@ -173,9 +174,24 @@ def test_wait_for_a_turn_that_the_breaker_takes_for_slowness():
     assert "RateLimiter 'quota' may have a call wait 2 s" in message
     assert "CircuitBreaker 'rates' around it calls a call slow after 1 s" in message
 
+    message = found(breaker, Bulkhead("slots", 5, max_wait=2))["wait-taken-for-slowness"]
+    assert "Bulkhead 'slots' may have a call wait 2 s" in message
+
     for sane_pair in (
         (breaker, RateLimiter("5/second", max_wait=0.9)),
+        (breaker, Bulkhead("slots", 5)),
         (CircuitBreaker("untimed"), RateLimiter("5/second", max_wait=2)),
         (RateLimiter("5/second", max_wait=2), breaker),
     ):
         assert "wait-taken-for-slowness" not in found(*sane_pair)
+
+
+def test_wait_for_a_turn_that_holds_a_slot():
+    """A limiter inside a bulkhead may have its calls hold slots while they wait."""
+    slots = Bulkhead("slots", 5)
+    message = found(slots, RateLimiter("5/second", name="quota", max_wait=2))["slot-held-while-waiting"]
+    assert "RateLimiter 'quota' may have a call wait 2 s" in message
+    assert "a slot of Bulkhead 'slots' meanwhile; put the limiter outside" in message
+
+    assert "slot-held-while-waiting" not in found(slots, RateLimiter("5/second"))
+    assert "slot-held-while-waiting" not in found(RateLimiter("5/second", max_wait=2), slots)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from resilient import (
+    Bulkhead,
     Cache,
     CircuitBreaker,
     Fallback,
@@ -55,6 +56,11 @@ def limiter() -> RateLimiter:
     return RateLimiter("1000/second", name="limiter")
 
 
+def bulkhead() -> Bulkhead:
+    """Return a bulkhead."""
+    return Bulkhead("bulkhead", 10)
+
+
 def timeout() -> Timeout:
     """Return a limit for one attempt."""
     return Timeout(5)
@@ -76,6 +82,7 @@ MISTAKES = [
     (breaker, cache, "cached answers would count as successes"),
     (breaker, retry, "one result for several attempts"),
     (limiter, retry, "one permit would cover several attempts"),
+    (bulkhead, retry, "the slot would be held through the waits"),
     (timeout, breaker, "never see that the dependency is slow"),
 ]
 Maker = Callable[[], Policy]
@@ -102,8 +109,8 @@ def test_message_says_what_to_move(outer: Maker, inner: Maker, reason: str):
     assert f"{one.kind} {one.name!r} must not be outside {culprit.kind} {culprit.name!r}" in text
     assert f"put {culprit.kind} outside {one.kind}" in text
     assert (
-        "outermost first: Fallback > Cache > deadline > Retry > CircuitBreaker > RateLimiter > Timeout"
-        in text
+        "outermost first: Fallback > Cache > deadline > Retry > CircuitBreaker > AdaptiveThrottle > "
+        "RateLimiter > Bulkhead > Timeout" in text
     )
     assert "Pipeline(..., order='as-given')" in text
 

@@ -15,7 +15,9 @@ RECOMMENDED: Final = (
     "deadline",
     "Retry",
     "CircuitBreaker",
+    "AdaptiveThrottle",
     "RateLimiter",
+    "Bulkhead",
     "Timeout",
 )
 """The order that works, outermost first."""
@@ -29,7 +31,7 @@ class _Placed(Protocol):
 
 
 _CUT_OFF = (
-    "calls that are cut off outside the breaker look abandoned to it, "
+    "calls that are cut off outside it look abandoned to it, "
     "so it would never see that the dependency is slow"
 )
 _HIDDEN = "the breaker would see one result for several attempts, and attempts would go on while it is open"
@@ -48,11 +50,21 @@ _MISTAKES: Final[dict[str, dict[str, str]]] = {
         "Cache": "cached answers would count as successes of the dependency",
         "Retry": _HIDDEN,
     },
+    "AdaptiveThrottle": {
+        "Fallback": "the fallback's value would count as accepted by the dependency",
+        "Fallback.chain": "an answer of another source would count as accepted by this one",
+        "Cache": "cached answers would count as accepted by the dependency",
+        "Retry": "several attempts would count as one, and the dependency would see more than it accepts",
+    },
     "RateLimiter": {
         "Retry": "one permit would cover several attempts, and the dependency would see more than the rate",
     },
+    "Bulkhead": {
+        "Retry": "the slot would be held through the waits between the attempts",
+    },
     "Timeout": {
         "CircuitBreaker": _CUT_OFF,
+        "AdaptiveThrottle": _CUT_OFF,
     },
 }
 
@@ -90,5 +102,5 @@ def _label(policy: _Placed) -> str:
 
 
 def _is_excused(outer: _Placed, within: Sequence[_Placed]) -> bool:
-    """Tell whether the breaker sees slowness all the same, by a timeout of its own inside."""
+    """Tell whether what is inside sees slowness all the same, by a timeout of its own inside."""
     return outer.kind == "Timeout" and any(policy.kind == "Timeout" for policy in within)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..engine.policy import Policy
 from .backoff import longest_waits
+from .bulkhead.bulkhead import Bulkhead
 from .circuit_breaker.breaker import CircuitBreaker
 from .rate_limiter.limiter import RateLimiter
 from .retry import Retry
@@ -41,6 +42,7 @@ def lint(layers: Sequence[Policy]) -> tuple[Finding, ...]:
         _slow_never_seen,
         _hang_never_seen,
         _wait_taken_for_slowness,
+        _slot_held_while_waiting,
         _nested_retries,
     )
     return tuple(finding for check in checks for finding in check(layers))
@@ -121,12 +123,25 @@ def _wait_taken_for_slowness(layers: Sequence[Policy]) -> Iterator[Finding]:
         if not isinstance(layer, CircuitBreaker) or (slow := layer.rules.slow_after) is None:
             continue
         for inner in layers[position + 1 :]:
-            if isinstance(inner, RateLimiter) and inner.max_wait >= slow:
+            if isinstance(inner, RateLimiter | Bulkhead) and inner.max_wait >= slow:
                 yield Finding(
                     "wait-taken-for-slowness",
-                    f"RateLimiter {inner.name!r} may have a call wait {inner.max_wait:g} s for its turn, "
+                    f"{inner.kind} {inner.name!r} may have a call wait {inner.max_wait:g} s for its turn, "
                     f"CircuitBreaker {layer.name!r} around it calls a call slow after {slow:g} s: it would "
                     "open for waits that say nothing about the dependency",
+                )
+
+
+def _slot_held_while_waiting(layers: Sequence[Policy]) -> Iterator[Finding]:
+    for position, layer in enumerate(layers):
+        if not isinstance(layer, Bulkhead):
+            continue
+        for inner in layers[position + 1 :]:
+            if isinstance(inner, RateLimiter) and inner.max_wait:
+                yield Finding(
+                    "slot-held-while-waiting",
+                    f"RateLimiter {inner.name!r} may have a call wait {inner.max_wait:g} s for its turn, and "
+                    f"it holds a slot of Bulkhead {layer.name!r} meanwhile; put the limiter outside",
                 )
 
 

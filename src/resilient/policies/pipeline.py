@@ -30,7 +30,8 @@ class Pipeline(Policy):
     `Pipeline(retry, breaker)` is `retry(breaker(fn))`. It is a policy itself, and so may stand in another
     pipeline. The order that works is
 
-    `Fallback > Cache > deadline > Retry > CircuitBreaker > RateLimiter > Timeout > call`
+    `Fallback > Cache > deadline > Retry > CircuitBreaker > AdaptiveThrottle > RateLimiter > Bulkhead >
+    Timeout > call`
 
     and orders that are known to go wrong are refused with the reason, here and when decorators are stacked
     by hand.
