@@ -125,19 +125,12 @@ def describe(subject: Policy | Callable[..., Any]) -> list[dict[str, object]]:
     return [{"kind": layer.kind, "name": layer.name, **_settings(layer)} for layer in layers]
 
 
+_SETTINGS = ("seconds", "attempts", "wait", "timeout", "rules", "lifetimes", "quotas", "limit", "max_wait")
+
+
 def _settings(policy: Policy) -> dict[str, object]:
     settings: dict[str, object] = {}
-    for name in (
-        "seconds",
-        "attempts",
-        "wait",
-        "timeout",
-        "rules",
-        "lifetimes",
-        "quotas",
-        "limit",
-        "max_wait",
-    ):
+    for name in _SETTINGS:
         value = getattr(policy, name, None)
         if value is not None and not inspect.ismethod(value):
             settings.update(_fields(value) if dataclasses.is_dataclass(value) else {name: value})

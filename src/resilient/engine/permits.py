@@ -37,13 +37,13 @@ class Permits:
     what is left undone is made good by the next `settle`.
     """
 
-    __slots__ = ("_era", "_home", "_known", "_lost", "free", "wanted")
+    __slots__ = ("_home", "_known", "_lost", "era", "free", "wanted")
 
     def __init__(self, home: Any, wanted: int) -> None:
         self.wanted = wanted
         self.free: Final[deque[Permit]] = deque()
         self._home = home
-        self._era = 0
+        self.era = 0  # permits of another era are a parent process's
         # Weak references call C code: Python code could be interrupted there, and the interrupt lost.
         self._lost: deque[weakref.ref[Permit]] = deque()
         self._known: set[weakref.ref[Permit]] = set()
@@ -59,6 +59,11 @@ class Permits:
         """How many must not be given out again."""
         return len(self._known) - self.wanted
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` has anything to do."""
+        return bool(self._lost) or len(self._known) != self.wanted
+
     def settle(self) -> None:
         """Replace those that were lost, and have as many as are wanted, as far as they are free."""
         lost, known = self._lost, self._known
@@ -70,10 +75,6 @@ class Permits:
         while len(known) > self.wanted and self._retire():
             pass
 
-    def knows(self, permit: Permit) -> bool:
-        """Tell whether *permit* is one of these, and not a parent process's."""
-        return permit.era == self._era
-
     def in_use(self) -> Iterator[tuple[Permit, float]]:
         """Return those that are held and of which is known since when."""
         for reference in self._known:
@@ -83,14 +84,14 @@ class Permits:
 
     def after_fork(self) -> None:
         """Begin anew: those that other threads held will never come back."""
-        self._era += 1
+        self.era += 1
         self._known = set()
         self._lost.clear()
         self.free.clear()
         self.settle()
 
     def _mint(self) -> None:
-        permit = Permit(self._home, self._era)
+        permit = Permit(self._home, self.era)
         self._known.add(weakref.ref(permit, self._lost.append))
         self.free.append(permit)
 

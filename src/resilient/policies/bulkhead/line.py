@@ -39,22 +39,22 @@ class Line:
     Concurrency: requires external locking. A method that is interrupted leaves a line that is whole.
     """
 
-    __slots__ = ("_lanes", "_newest_first")
+    __slots__ = ("_newest_first", "lanes")
 
     def __init__(self, *, newest_first: bool) -> None:
         self._newest_first: Final = newest_first
-        self._lanes: Final[tuple[deque[Turn], ...]] = tuple(deque() for _ in Priority)
+        self.lanes: Final[tuple[deque[Turn], ...]] = tuple(deque() for _ in Priority)
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes))
+        return sum(map(len, self.lanes))
 
     def append(self, turn: Turn) -> None:
         """Have *turn* wait behind its equals."""
-        self._lanes[turn.level].append(turn)
+        self.lanes[turn.level].append(turn)
 
     def remove(self, turn: Turn) -> None:
         """Take *turn* out, if it is there."""
-        lane = self._lanes[turn.level]
+        lane = self.lanes[turn.level]
         if lane and lane[0] is turn:
             lane.popleft()
         elif lane and lane[-1] is turn:
@@ -64,25 +64,25 @@ class Line:
 
     def next(self, now: float) -> Turn | None:
         """Return whose turn it is."""
-        for lane in self._lanes:
+        for lane in self.lanes:
             if lane:
                 return lane[-1] if self._newest_first and _overloaded(lane[0], now) else lane[0]
         return None
 
     def holds_up(self, level: Priority) -> bool:
         """Tell whether somebody waits whom a newcomer of this level must not overtake."""
-        return any(self._lanes[: level + 1])
+        return any(self.lanes[: level + 1])
 
     def least(self) -> Turn | None:
         """Return who has to go where there is no room for all: the least important, and there the newest."""
-        for lane in reversed(self._lanes):
+        for lane in reversed(self.lanes):
             if lane:
                 return lane[-1]
         return None
 
     def clear(self) -> None:
         """Forget them all."""
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.clear()
 
 

@@ -73,15 +73,18 @@ class Sampler:
         self._algorithm = settings.open(now)
         self._drop_after = math.inf if settings.drop_after is None else settings.drop_after
         self._meter = None if settings.pressure is None else settings.pressure.meter(clock)
+        self.touch = None if self._meter is None else self._meter.touch
+        """Keeps the pressure measured, where it is; called without the lock, where the call will run."""
         self._factor = 1.0
+        self._epoch = self._algorithm.epoch
         self._windows = 0
         self._all_dropped = 0
         self._discarded = 0
         self._overdue = 0
         self._rtt: float | None = None
         self._last_peak = 0
-        self._closes = now
-        self._total = self._least = 0.0
+        self.closes = now  # when to call `tick` next
+        self._total = self._least = self._most = 0.0
         self._samples = self._dropped = self._peak = 0
         self._begin_window(now, in_flight=0)
 
@@ -93,43 +96,36 @@ class Sampler:
     def begun(self, permit: Permit, now: float, in_flight: int) -> None:
         """Note that the call with *permit* begins; with it, *in_flight* calls are."""
         permit.started = now
-        permit.epoch = self._algorithm.epoch
+        permit.epoch = self._epoch
         self._peak = max(self._peak, in_flight)
-
-    def touch(self) -> None:
-        """Keep the pressure measured. Called outside the lock, where the call will run."""
-        if self._meter is not None:
-            self._meter.touch()
 
     def ended(self, permit: Permit, outcome: Outcome, now: float) -> None:
         """Learn how the call with *permit* ended."""
         started, permit.started = permit.started, None
         if started is None or outcome is Outcome.NOTHING:
             return
-        if permit.epoch != self._algorithm.epoch:
+        if permit.epoch != self._epoch:
             self._discarded += 1
             return
-        took = max(0.0, now - started)
+        took = now - started
         if outcome is Outcome.DROPPED or took > self._drop_after:
             self._dropped += 1
         else:
             self._add(took)
 
     def tick(self, now: float, held: int, in_use: Callable[[], Iterable[tuple[Permit, float]]]) -> bool:
-        """Close the window if it is time to; return whether it was.
+        """Close the window, if enough was seen by now; return whether it was closed.
 
         Args:
-            now: the time.
+            now: the time; `closes` or later.
             held: how many calls are in flight.
             in_use: returns the permits of those that are timed, and since when.
         """
-        if now < self._closes:
-            return False
         overdue = self._late(now, in_use())
         enough = self._samples + self._dropped + len(overdue) >= self._settings.min_samples
         # Where nothing ends any more there will never be enough.
         if not enough and not 2 * len(overdue) >= held > 0:
-            self._closes = now + self._settings.window  # not to look again at each call
+            self.closes = now + self._settings.window  # not to look again at each call
             return False
         self._close(now, held, overdue)
         return True
@@ -156,7 +152,7 @@ class Sampler:
 
     def _add(self, took: float) -> None:
         # One call in a hundred that takes 100 times as long must not look like all taking twice as long.
-        took = took if self._rtt is None else min(took, _OUTLIER * self._rtt)
+        took = min(took, self._most)
         self._total += took
         self._least = min(self._least, took)
         self._samples += 1
@@ -165,7 +161,7 @@ class Sampler:
         """Return the ages of the calls in flight that are overdue."""
         usual = self._settings.window if self._rtt is None else self._rtt
         limit = min(max(_OVERDUE * usual, self._settings.window), self._drop_after)
-        epoch = self._algorithm.epoch
+        epoch = self._epoch
         return [now - since for permit, since in in_use if permit.epoch == epoch and now - since > limit]
 
     def _close(self, now: float, held: int, overdue: list[float]) -> None:
@@ -183,6 +179,7 @@ class Sampler:
         self._factor = 1.0 if self._meter is None else self._meter.read().factor
         if self._factor < 1.0:
             algorithm.hold(before)
+        self._epoch = algorithm.epoch
         self._rtt = self._rtt if good is None else good
         self._windows += 1
         self._overdue = len(overdue)
@@ -190,9 +187,10 @@ class Sampler:
         self._begin_window(now, held)
 
     def _begin_window(self, now: float, in_flight: int) -> None:
-        self._closes = now + self._settings.window
+        self.closes = now + self._settings.window
         self._total = 0.0
         self._least = math.inf
+        self._most = math.inf if self._rtt is None else _OUTLIER * self._rtt
         self._samples = 0
         self._dropped = 0
         self._peak = in_flight

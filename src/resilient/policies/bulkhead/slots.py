@@ -75,6 +75,7 @@ class Slots:
         self._books = books
         self._clock = rules.clock
         self._line = Line(newest_first=rules.newest_first)
+        self._lanes = self._line.lanes
         self._sampler: Sampler | None = None
         self._forked = False
         self._permits = Permits(self, 0)
@@ -92,14 +93,17 @@ class Slots:
         Raises:
             BulkheadFullError: there is no slot, and no waiting for one.
         """
-        if self._sampler is not None:
-            self._sampler.touch()
+        sampler = self._sampler
+        if sampler is not None and (touch := sampler.touch) is not None:
+            touch()
         now = self._clock()
         with self._books.lock:
-            self._tick(now)
-            self._dispatch(now)
-            if not self._line.holds_up(level) and (permit := self._take(level)) is not None:
-                return self._start(permit, now, timed=timed)
+            if sampler is not None and now >= sampler.closes:
+                self._tick(now)
+            if self._is_settled() or self._may_try(level, now):
+                permit = self._take(level)
+                if permit is not None:
+                    return self._start(permit, now, timed=timed)
             patience = self._patience()
             if patience > 0.0 and self._has_place(level):
                 turn = Turn(self, level, waiter(), now, now + patience, timed=timed)
@@ -147,13 +151,16 @@ class Slots:
         """Take a slot back, and hand it on."""
         now = self._clock()
         with self._books.lock:
-            if not self._permits.knows(permit):
+            if permit.era != self._permits.era:
                 return  # a parent process's, of which there is a copy here
-            if self._sampler is not None:
-                self._sampler.ended(permit, outcome, now)
+            sampler = self._sampler
+            if sampler is not None:
+                sampler.ended(permit, outcome, now)
             self.free.append(permit)
-            self._tick(now)
-            self._dispatch(now)
+            if sampler is not None and now >= sampler.closes:
+                self._tick(now)
+            if not self._is_settled():
+                self._dispatch(now)
 
     def attend(self) -> None:
         """Hand on what is free."""
@@ -200,6 +207,15 @@ class Slots:
         return None if self._sampler is None else self._sampler.stats()
 
     # Inside; all of it under the lock.
+
+    def _is_settled(self) -> bool:
+        """Tell whether nobody waits, and there are as many slots as there should be."""
+        return not any(self._lanes) and not self._permits.unsettled
+
+    def _may_try(self, level: Priority, now: float) -> bool:
+        """See to those who wait, and tell whether a newcomer overtakes none of them."""
+        self._dispatch(now)
+        return not self._line.holds_up(level)
 
     def _take(self, level: Priority) -> Permit | None:
         permits = self._permits
