@@ -20,7 +20,9 @@ from .errors import (
     RateLimitedError,
     RejectedError,
     ResilientError,
+    ThrottledError,
 )
+from .policies.adaptive_throttle import AdaptiveThrottle
 from .policies.backoff import (
     stop_at_deadline,
     wait_decorrelated_jitter,
@@ -44,6 +46,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AIMD",
+    "AdaptiveThrottle",
     "Bulkhead",
     "BulkheadFullError",
     "Cache",
@@ -68,6 +71,7 @@ __all__ = [
     "Retry",
     "RetryBudget",
     "SieveCache",
+    "ThrottledError",
     "Timeout",
     "Vegas",
     "current_priority",
