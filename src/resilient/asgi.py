@@ -9,6 +9,7 @@ from .web.door import Block, FaultyAnswerError, Gate, RateLimit
 from .web.headers import Dialect
 from .web.keys import Key, api_key, client_address, combined, route, user
 from .web.maintenance import Maintenance, MaintenanceStats
+from .web.priorities import PriorityKey, priority_headers, requested_priority
 from .web.request import Request
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Key",
     "Maintenance",
     "MaintenanceStats",
+    "PriorityKey",
     "RateLimit",
     "Request",
     "ResilienceMiddleware",
@@ -27,6 +29,8 @@ __all__ = [
     "client_address",
     "combined",
     "deadline_headers",
+    "priority_headers",
+    "requested_priority",
     "route",
     "user",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
-from resilient import asgi, wsgi
+from resilient import Priority, asgi, current_priority, wsgi
 from resilient.errors import BulkheadFullError
 
 Fields = list[tuple[str, str]]
@@ -111,7 +111,10 @@ def http_scope(ask: Ask) -> dict[str, Any]:
 
 
 class Client:
-    """The server's side of one ASGI connection: hands messages in, checks and keeps what comes out."""
+    """The server's side of one ASGI connection: hands messages in, checks and keeps what comes out.
+
+    When it has handed in all that there is, the client has left.
+    """
 
     def __init__(self, *incoming: dict[str, Any]) -> None:
         self.incoming = list(incoming) or [{"type": "http.request", "body": b"", "more_body": False}]
@@ -143,6 +146,19 @@ class Client:
         start, *rest = self.sent
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
         return Reply(start["status"], fields, b"".join(message.get("body", b"") for message in rest))
+
+
+class Patient(Client):
+    """A client that stays until it is told to leave."""
+
+    def __init__(self, *incoming: dict[str, Any]) -> None:
+        super().__init__(*incoming)
+        self.left = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.incoming:
+            await self.left.wait()
+        return await super().receive()
 
 
 async def asend(app: Any, ask: Ask) -> Reply:
@@ -231,6 +247,7 @@ class SpyGate:
 
     def __init__(self, places: int = 1_000) -> None:
         self.entered = 0
+        self.priorities: list[Priority] = []
         self.left: list[BaseException | None] = []
         self._places = places
 
@@ -246,6 +263,7 @@ class SpyGate:
         if self.held >= self._places:
             raise BulkheadFullError("full", policy="spy")
         self.entered += 1
+        self.priorities.append(current_priority())
 
 
 class _Place:

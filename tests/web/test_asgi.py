@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.web.support import Ask, Client, SpyGate, asend, http_scope
+from tests.web.support import Ask, Client, Patient, SpyGate, asend, http_scope
 
 from resilient import CircuitBreaker, RateLimiter, Timeout, events, time_left
 from resilient.asgi import Maintenance, ResilienceMiddleware
@@ -401,7 +401,8 @@ class TestDeadline:
                 return place
 
         gate = Slow()
-        client = await visit(ResilienceMiddleware(sending(START, BODY), shed=gate, deadline=0.01))
+        app = ResilienceMiddleware(sending(START, BODY), shed=gate, deadline=0.01)
+        client = await visit(app, Patient())
 
         assert (client.reply.status, gate.entered) == (504, 0)
 

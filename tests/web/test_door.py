@@ -12,7 +12,7 @@ import pytest
 from tests.web.support import WORLDS, Asgi, SpyGate, World, Wsgi, hello
 
 from resilient import CircuitBreaker, RateLimiter, errors, time_left
-from resilient.asgi import Maintenance, api_key, client_address, user
+from resilient.asgi import Maintenance, api_key, client_address, requested_priority, user
 from resilient.errors import (
     BulkheadFullError,
     CallTimeoutError,
@@ -21,6 +21,7 @@ from resilient.errors import (
     MaintenanceError,
     RateLimitedError,
     RejectedError,
+    ThrottledError,
 )
 from resilient.testing import FakeClock
 from resilient.web.problem import REFUSALS
@@ -207,6 +208,7 @@ class TestRefusals:
             (CircuitOpenError("c", retry_after=3.2), 503, f"{PROBLEM_TYPES}temporary-reduced-capacity"),
             (BulkheadFullError("b"), 503, f"{PROBLEM_TYPES}temporary-reduced-capacity"),
             (MaintenanceError("m", retry_after=3.2), 503, f"{PROBLEM_TYPES}temporary-reduced-capacity"),
+            (ThrottledError("a"), 503, f"{PROBLEM_TYPES}temporary-reduced-capacity"),
             (RejectedError("x"), 503, f"{PROBLEM_TYPES}temporary-reduced-capacity"),
             (DeadlineExceededError("d"), 504, "about:blank"),
             (CallTimeoutError("t"), 504, "about:blank"),
@@ -643,6 +645,12 @@ class TestArguments:
             ({"key": user}, TypeError, "key must be a key function: write"),
             ({"shed": object()}, TypeError, "shed must be a gate"),
             ({"shed": CircuitBreaker}, TypeError, "shed must be a gate itself, not its class"),
+            ({"priority": "critical"}, TypeError, "priority must be callable, got 'critical'"),
+            (
+                {"priority": requested_priority},
+                TypeError,
+                "priority must be a function: write requested_prio",
+            ),
             ({"exempt": None}, TypeError, "exempt must be several paths, .*got None"),
             ({"exempt": 5}, TypeError, "exempt must be several paths, .*got 5"),
             ({"exempt": [["/x"]]}, TypeError, r"exempt must name paths as text, got \['/x'\]"),

@@ -23,7 +23,6 @@ from collections.abc import (
 from typing import Any, ClassVar, Final
 
 from ..engine import params
-from ..engine.deadline import Instant, innermost
 from ..web import asgi, wsgi
 from ..web.addresses import TrustedProxies
 from ..web.door import Door, Visit, outcome, words_of
@@ -31,6 +30,7 @@ from ..web.keys import Key, key_function
 from ..web.notes import answer_inside, believed
 from ..web.problem import REFUSALS, Answer
 from ..web.request import AsgiRequest, Request, WsgiRequest
+from ..web.surroundings import Surroundings, restore, surroundings, swap
 from . import needing
 
 with needing("Django", extra="django"):
@@ -108,7 +108,7 @@ class ResilienceMiddleware:
 
     def _served(self, request: HttpRequest, facts: Request) -> HttpResponseBase:
         visit = Visit(self._door, facts, wsgi.WAITS)
-        outside = innermost.get()
+        around = surroundings()
         try:
             try:
                 wsgi.at_once(visit.enter())
@@ -116,13 +116,16 @@ class ResilienceMiddleware:
             except BaseException as error:
                 visit.leave(error)
                 raise
-            return _let_out(response, visit, outside, None)
+            return _let_out(response, visit, None)
         except REFUSALS as error:
             return _response(visit.answer(error))
+        finally:
+            # A body may come later, and until then this thread may serve others.
+            restore(around)
 
     async def _served_in_task(self, request: HttpRequest, facts: Request) -> HttpResponseBase:
         visit = Visit(self._door, facts, asgi.WAITS)
-        outside = innermost.get()
+        around = surroundings()
         try:
             try:
                 await _enter(visit, request)
@@ -130,9 +133,11 @@ class ResilienceMiddleware:
             except BaseException as error:
                 visit.leave(error)
                 raise
-            return _let_out(response, visit, outside, asyncio.get_running_loop())
+            return _let_out(response, visit, asyncio.get_running_loop())
         except REFUSALS as error:
             return _response(visit.answer(error))
+        finally:
+            restore(around)
 
 
 def _door(*, in_tasks: bool) -> Door:
@@ -168,17 +173,13 @@ def _response(answer: Answer) -> HttpResponse:
 
 
 def _let_out(
-    response: HttpResponseBase,
-    visit: Visit,
-    outside: Instant | None,
-    loop: asyncio.AbstractEventLoop | None,
+    response: HttpResponseBase, visit: Visit, loop: asyncio.AbstractEventLoop | None
 ) -> HttpResponseBase:
-    for name, value in visit.fields:
+    for name, value in visit.notes.fields:
         response.headers[name] = value
     if response.streaming:
+        visit.answered(response.status_code)
         _Stay(visit, response.status_code, loop).follow(response)
-        # This thread may serve others before the body has ended, and their deadline is another one.
-        innermost.set(outside)
     else:
         visit.leave(outcome(response.status_code, None, gone=False))
     return response
@@ -200,7 +201,7 @@ class _Stay:
         self._visit = visit
         self._status = status
         self._loop = loop
-        self._deadline = innermost.get()
+        self._inside = surroundings()
         self._is_file = False
 
     def follow(self, response: HttpResponseBase) -> None:
@@ -246,11 +247,11 @@ class _Stay:
         self._leave()
 
     def _next(self, chunks: Iterator[bytes]) -> bytes:
-        with _within(self._deadline):
+        with _within(self._inside):
             return next(chunks, _END)
 
     async def _anext(self, chunks: AsyncIterator[bytes]) -> bytes:
-        with _within(self._deadline):
+        with _within(self._inside):
             return await anext(chunks, _END)
 
     def _leave_soon(self, error: BaseException | None = None, *, gone: bool = False) -> None:
@@ -268,15 +269,13 @@ class _Stay:
 
 
 @contextlib.contextmanager
-def _within(deadline: Instant | None) -> Generator[None]:
-    """Let *deadline* hold for a part of a body, in whichever context the server asks for that."""
-    outside = innermost.get()
-    innermost.set(deadline)
+def _within(inside: Surroundings) -> Generator[None]:
+    """Let *inside* hold for a part of a body, in whichever context the server asks for that."""
+    around = swap(inside)
     try:
         yield
     finally:
-        # Without a token: what is left over may be closed from another context.
-        innermost.set(outside)
+        restore(around)
 
 
 def request_key(key: Key) -> Callable[..., str | None]:

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from ..engine import params
 
-__all__ = ["NETWORK_LIKE", "Address", "Networks", "TrustedProxies", "address_of", "proxies_of"]
+__all__ = ["NETWORK_LIKE", "Address", "Networks", "Trusted", "TrustedProxies", "address_of", "proxies_of"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -161,7 +161,11 @@ class TrustedProxies:
         return next((hop for hop in reversed(hops) if address_of(hop) not in self._networks), hops[0])
 
 
-def proxies_of(trusted: TrustedProxies | NetworkLike | Iterable[NetworkLike]) -> TrustedProxies:
+Trusted: TypeAlias = TrustedProxies | NetworkLike | Iterable[NetworkLike]
+"""Names the proxies whose word counts."""
+
+
+def proxies_of(trusted: Trusted) -> TrustedProxies:
     """Return *trusted*, whichever way it is given, as proxies."""
     if isinstance(trusted, TrustedProxies):
         return trusted

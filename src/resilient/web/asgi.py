@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
-from ..engine import params
+from ..engine.priority import innermost_priority
+from ..errors import RejectedError
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
-from ..typing import Seconds
-from .door import PROBES, Block, Door, Gate, RateLimit, Trusted, Visit, Waits, outcome
-from .headers import Dialect, Fields
-from .keys import Key
-from .maintenance import Maintenance
+from .ahead import Ahead, ClientGoneError, Message, Receive
+from .door import Block, Visit, Waits, outcome
+from .guard import Guard
+from .headers import Fields
 from .problem import REFUSALS, Answer
 from .request import AsgiRequest
 
 __all__ = ["WAITS", "ResilienceMiddleware", "close_code", "deniable"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -42,7 +42,7 @@ WAITS: Final = Waits(_hit, _refund, _enter)
 """How a task waits."""
 
 
-class ResilienceMiddleware:
+class ResilienceMiddleware(Guard[App]):
     """Guard an ASGI app: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
 
     A request passes, in this order: *exempt* paths (which nothing here touches), *maintenance*, the deadline
@@ -64,8 +64,12 @@ class ResilienceMiddleware:
             exact path wins, then the longest `"/prefix/*"`, then `"*"`; one limit applies to each request.
             Nobody waits: a limiter's `max_wait` and `key` are for calls. None: no limit.
         key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
-        shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
-            failures, and of clients that have left as abandonments. None: nothing is shed.
+        shed: a gate such as a `Bulkhead` or a `CircuitBreaker`. It is told of errors and of answers of 500
+            and above as failures, and of clients that have left as abandonments. A request whose client
+            leaves while it waits at the gate gives up its turn. None: nothing is shed.
+        priority: tells the priority of a request, for *shed* and everything inside. None, or None from it:
+            requests for "/livez" and the like are probes, where they are not *exempt*, and the others have
+            the priority of the context.
         deadline: seconds a request may take; above 0. Whoever is *trusted* may ask for less by
             `grpc-timeout`, `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`; from anybody else the
             fields are ignored. What fails when that time is up is an abandonment for *shed*. None: only that.
@@ -84,31 +88,7 @@ class ResilienceMiddleware:
     Source: ASGI 3.0; draft-ietf-httpapi-ratelimit-headers-11; RFC 9457; RFC 7239.
     """
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        rate_limit: RateLimit | None = None,
-        key: Key | None = None,
-        shed: Gate | None = None,
-        deadline: Seconds | None = None,
-        maintenance: Maintenance | None = None,
-        exempt: Iterable[str] = PROBES,
-        headers: Dialect = "ietf",
-        trusted: Trusted = (),
-    ) -> None:
-        self.app: App = params.callback("app", app)
-        self._door = Door(
-            rate_limit=rate_limit,
-            key=key,
-            shed=shed,
-            deadline=deadline,
-            maintenance=maintenance,
-            exempt=exempt,
-            headers=headers,
-            trusted=trusted,
-            in_tasks=True,
-        )
+    _in_tasks = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection; see the ASGI specification.
@@ -133,13 +113,24 @@ class ResilienceMiddleware:
 class _Exchange:
     """One connection: passes messages on, and knows how far it has come."""
 
-    __slots__ = ("_complete", "_gone", "_raw_receive", "_raw_send", "_scope", "_status", "_visit", "begun")
+    __slots__ = (
+        "_ahead",
+        "_complete",
+        "_gone",
+        "_raw_receive",
+        "_raw_send",
+        "_scope",
+        "_status",
+        "_visit",
+        "begun",
+    )
 
     def __init__(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         self._visit = visit
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
+        self._ahead: Ahead | None = None
         self._status: int | None = None
         self._gone = False
         self._complete = False
@@ -148,9 +139,10 @@ class _Exchange:
     async def run(self, app: App) -> None:
         """Let the connection in and call the app, or answer in its place."""
         visit = self._visit
+        around = innermost_priority.get()
         try:
             try:
-                await visit.enter()
+                await visit.enter(self._at_gate)
                 await app(self._scope, self.receive, self.send)
             except BaseException as error:
                 visit.leave(self._outcome(error))
@@ -160,6 +152,44 @@ class _Exchange:
             if self.begun:
                 raise
             await self.refuse(visit.answer(error))
+        except ClientGoneError:
+            # Nobody will read it, but middlewares outside count on an answer.
+            with contextlib.suppress(OSError):
+                await self.refuse(visit.answer(RejectedError("the client has gone")))
+        finally:
+            innermost_priority.set(around)
+            if self._ahead is not None:
+                self._ahead.close()
+
+    async def _at_gate(self, place: Block) -> None:
+        """Enter *place*; whoever leaves while it waits for that gives up its turn.
+
+        Raises:
+            ClientGoneError: the client has left.
+            RejectedError: *place* cannot be entered.
+        """
+        # It comes to this only if the gate has the task wait.
+        watch = asyncio.get_running_loop().call_soon(self._watch, asyncio.current_task())
+        try:
+            await place.__aenter__()
+        except asyncio.CancelledError:
+            if self._stop_watching(watch):
+                self._gone = True
+                raise ClientGoneError from None
+            raise
+        finally:
+            self._stop_watching(watch)
+
+    def _watch(self, task: asyncio.Task[Any] | None) -> None:
+        """Receive ahead of the app."""
+        # But not from a client that asks before it sends its body: to receive would be to say yes.
+        if task is not None and all(name != b"expect" for name, _ in self._scope.get("headers", ())):
+            self._ahead = Ahead(self._raw_receive, task)
+            self._raw_receive = self._ahead.receive
+
+    def _stop_watching(self, watch: asyncio.Handle) -> bool:
+        watch.cancel()
+        return self._ahead is not None and self._ahead.stop()
 
     async def receive(self) -> Message:
         """Pass on a message of the client's."""
@@ -174,7 +204,7 @@ class _Exchange:
         raise NotImplementedError
 
     def _telling(self, message: Message) -> Message:
-        return {**message, "headers": [*message.get("headers", ()), *_wire(self._visit.fields)]}
+        return {**message, "headers": [*message.get("headers", ()), *_wire(self._visit.notes.fields)]}
 
     def _outcome(self, error: BaseException | None) -> BaseException | None:
         """Return what a gate is told where the app has ended; see `outcome`."""
@@ -197,6 +227,8 @@ class _Http(_Exchange):
         if kind == "http.response.start":
             self.begun = True
             self._status = message["status"]
+            if self._visit.wants_to_know is not None:
+                self._visit.answered(self._status)
             message = self._telling(message)
         try:
             await self._raw_send(message)
@@ -238,6 +270,7 @@ class _WebSocket(_Exchange):
         kind = message["type"]
         if self._status is None:
             self._status = message["status"] if kind == _DENIAL else _ANSWERED_BY.get(kind)
+            self._visit.answered(self._status)
         if kind == _DENIAL:
             message = self._telling(message)
         try:

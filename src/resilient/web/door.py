@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 from ..engine import params
-from ..errors import CallTimeoutError, MaintenanceError, RejectedError, ResilientError
+from ..engine.deadline import time_left
+from ..engine.priority import Priority, innermost_priority, priority_of
+from ..errors import CallTimeoutError, DeadlineExceededError, MaintenanceError, RejectedError, ResilientError
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..typing import Seconds
-from .addresses import NetworkLike, TrustedProxies, proxies_of
+from .addresses import Trusted, proxies_of
 from .deadlines import RequestTime, TimeLimits
-from .headers import Dialect, Fields, RateFields, dialect_of
+from .headers import Dialect, RateFields, dialect_of
 from .keys import Key, client_address, key_function
 from .maintenance import Maintenance
 from .notes import NOTES, Notes
 from .paths import Paths, check_pattern, several_paths
+from .priorities import PriorityKey, priority_function
 from .problem import REFUSALS, Answer, problem
 from .request import Request
 
@@ -33,7 +37,6 @@ __all__ = [
     "Door",
     "Gate",
     "RateLimit",
-    "Trusted",
     "Visit",
     "Waits",
     "Words",
@@ -48,7 +51,8 @@ PROBES: Final = ("/livez", "/readyz", "/startupz", "/health", "/healthz")
 RateLimit: TypeAlias = RateLimiter | str | Mapping[str, RateLimiter | str]
 """A limiter, a rate such as `"100/minute"`, or either for each path pattern."""
 
-Trusted: TypeAlias = TrustedProxies | NetworkLike | Iterable[NetworkLike]
+
+_NO_TIME: Final = 0.001  # seconds that are of no use to anybody
 
 
 class Block(Protocol):
@@ -56,6 +60,10 @@ class Block(Protocol):
 
     Under ASGI, too, it is left by `__exit__`. Frameworks cancel the task that sends the end of a stream when
     the client has read it: a place whose return had to be awaited would be lost there.
+
+    A block that learns from how long requests take may have a method `answered(error)`, too. It is called
+    when the answer begins, maybe more than once, with what `__exit__` would get: from then on it is the
+    client that sets the pace, and a stream may last for hours.
     """
 
     def __enter__(self) -> object: ...
@@ -86,6 +94,7 @@ class Words(TypedDict, total=False):
     rate_limit: RateLimit | None
     key: Key | None
     shed: Gate | None
+    priority: PriorityKey | None
     deadline: Seconds | None
     maintenance: Maintenance | None
     exempt: Iterable[str]
@@ -109,7 +118,14 @@ def words_of(parameter: str, given: Mapping[str, Any]) -> Words:
 
 
 class FaultyAnswerError(ResilientError):
-    """Tell a gate that the app did answer, but with a status of 500 or above. It is never raised."""
+    """Tell a gate that the app did answer, but with a status of 500 or above. It is never raised.
+
+    What stands for a 504 is a `TimeoutError`, too: of those, an adaptive limit learns.
+    """
+
+
+class _LateAnswerError(FaultyAnswerError, TimeoutError):
+    """The app has answered 504, be it for itself or for a service that it asks."""
 
 
 def outcome(status: int | None, error: BaseException | None, *, gone: bool) -> BaseException | None:
@@ -122,8 +138,9 @@ def outcome(status: int | None, error: BaseException | None, *, gone: bool) -> B
     """
     if gone and (error is None or isinstance(error, Exception)):
         return asyncio.CancelledError("the client has gone")
-    if error is None and (status is None or status >= 500):  # noqa: PLR2004 - a server error
-        return FaultyAnswerError("no whole answer" if status is None else f"answered {status}")
+    if error is None and (status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR):
+        kind = _LateAnswerError if status == HTTPStatus.GATEWAY_TIMEOUT else FaultyAnswerError
+        return kind("no whole answer" if status is None else f"answered {status}")
     return _refusal_behind(error) if isinstance(error, Exception) else error
 
 
@@ -171,6 +188,7 @@ class Door:
         rate_limit: RateLimit | None = None,
         key: Key | None = None,
         shed: Gate | None = None,
+        priority: PriorityKey | None = None,
         deadline: Seconds | None = None,
         maintenance: Maintenance | None = None,
         exempt: Iterable[str] = PROBES,
@@ -191,6 +209,7 @@ class Door:
             params.refuse(TypeError, "maintenance", "must be a Maintenance or None", maintenance)
         self._exempt = several_paths("exempt", exempt)
         self.proxies = proxies_of(trusted)
+        self.rank = _rank(priority, [path for path in PROBES if self._exempt.find(path) is None])
 
     def exempts(self, request: Request) -> bool:
         """Tell whether *request* is none of our business.
@@ -232,13 +251,47 @@ def _limiter(pattern: Any, limit: Any) -> RateLimiter:
     return RateLimiter(limit, name=pattern)
 
 
+def _rank(priority: PriorityKey | None, probes: list[str]) -> Callable[[Request], Priority | None] | None:
+    """Return what tells the priority of a request; None where none has one of its own."""
+    if priority is None and not probes:
+        return None
+    told = _untold if priority is None else priority_function("priority", priority)
+    paths = several_paths("exempt", probes)
+
+    def rank(request: Request) -> Priority | None:
+        level = told(request)
+        if level is not None:
+            return priority_of("what priority= returns", level)
+        return Priority.PROBE if paths.find(request.path) else None
+
+    return rank
+
+
+def _untold(_request: Request) -> None:
+    return None
+
+
 class Visit:
     """One request between `enter` and `leave`: its deadline and its place, each given back exactly once.
+
+    Attributes:
+        notes: what is known of the request, and told with its answer, whichever that is.
+        wants_to_know: the gate's ear for when the answer begins; None where it has none.
 
     Concurrency: belongs to its request, and to the tasks of it in one event loop.
     """
 
-    __slots__ = ("_door", "_ended", "_notes", "_place", "_request", "_time", "_timed", "_waits")
+    __slots__ = (
+        "_door",
+        "_ended",
+        "_place",
+        "_request",
+        "_time",
+        "_timed",
+        "_waits",
+        "notes",
+        "wants_to_know",
+    )
 
     def __init__(self, door: Door, request: Request, waits: Waits, *, timed: bool = True) -> None:
         self._door = door
@@ -248,20 +301,19 @@ class Visit:
         self._time: RequestTime | None = None
         self._ended: RequestTime | None = None
         self._place: Block | None = None
-        request.raw[NOTES] = self._notes = Notes(door.dialect, door.proxies, request.raw.get(NOTES))
-
-    @property
-    def fields(self) -> Fields:
-        """What the answer, whichever it is, tells of rate limits."""
-        return self._notes.fields
+        self.wants_to_know: Callable[[BaseException | None], object] | None = None
+        request.raw[NOTES] = self.notes = Notes(door.dialect, door.proxies, request.raw.get(NOTES))
 
     @property
     def holds(self) -> bool:
         """Whether there is anything to give back."""
         return self._time is not None or self._place is not None
 
-    async def enter(self) -> None:
+    async def enter(self, at_gate: Callable[[Block], Awaitable[object]] | None = None) -> None:
         """Let the request in.
+
+        Args:
+            at_gate: waits at the gate in another way than others of its world.
 
         Raises:
             RejectedError: it is refused; what it held by then is given back by `leave`.
@@ -273,21 +325,32 @@ class Visit:
             self._time = door.time_limits.begin(request)
         limit = None if door.limits is None else door.limits.find(request.path)
         decision: Decision | None = None
-        # A key function is the user's: it is asked only where there is a limit to apply.
+        # Key functions are the user's: they are asked only where there is something to apply the answer to.
         if limit is not None and (key := door.key(request)) is not None:
             decision = await self._waits.hit(limit.limiter, key)
-            self._notes.tell(decision, limit.fields.of(decision))
+            self.notes.tell(decision, limit.fields.of(decision))
             if not decision.allowed:
                 raise refusal(limit.limiter.name, decision)
-        if door.shed is not None:
-            place = door.shed.calling()
-            try:
-                await self._waits.enter(place)
-            except RejectedError:
-                if limit is not None and decision is not None:
-                    await self._waits.refund(limit.limiter, decision)
-                raise
-            self._place = place
+        if door.rank is not None and (level := door.rank(request)) is not None:
+            innermost_priority.set(level)
+        if door.shed is None:
+            return
+        place = door.shed.calling()
+        try:
+            await (at_gate or self._waits.enter)(place)
+        except RejectedError as full:
+            if limit is not None and decision is not None:
+                await self._waits.refund(limit.limiter, decision)
+            _check_time(full)
+            raise
+        self._place = place
+        self.wants_to_know = getattr(place, "answered", None)
+
+    def answered(self, status: int | None) -> None:
+        """Tell the gate that the answer begins, where it `wants_to_know`."""
+        if self.wants_to_know is not None:
+            error = outcome(status, None, gone=False)
+            self.wants_to_know(_evidence(error, self.notes.refusal, self._time))
 
     def leave(self, error: BaseException | None = None) -> None:
         """Give everything back; whoever comes first does so, and every other call does nothing.
@@ -306,10 +369,9 @@ class Visit:
         else:
             self._ended = time
         place, self._place = self._place, None
+        self.wants_to_know = None
         # Not kept there: its traceback leads back to the scope.
-        refusal, self._notes.refusal = self._notes.refusal, None
-        if refusal is not None and isinstance(error, FaultyAnswerError):
-            error = refusal  # by a policy inside, and no evidence against the app
+        refusal, self.notes.refusal = self.notes.refusal, None
         try:
             if time is not None:
                 time.end(error)
@@ -318,8 +380,7 @@ class Visit:
             raise
         finally:
             if place is not None:
-                if time is not None and time.client_gave_up and isinstance(error, Exception):
-                    error = asyncio.CancelledError("the client's time has run out")
+                error = _evidence(error, refusal, time)
                 # A gate that refuses with hindsight, as a breaker does that the failure has opened, may do
                 # so to the next request: this one has been served.
                 with contextlib.suppress(RejectedError):
@@ -327,13 +388,41 @@ class Visit:
 
     def answer(self, error: Exception) -> Answer:
         """Return the response in place of the app's: *error* is one of `REFUSALS`."""
-        maintenance, outer = self._door.maintenance, self._notes.outer
+        maintenance, outer = self._door.maintenance, self.notes.outer
         if outer is not None:
             outer.refuse(error)
         if isinstance(error, MaintenanceError) and maintenance is not None:
             answer = maintenance.answer(error, self._request)
         else:
-            self._notes.tell_refusal(error)
-            answer = problem(error, self.fields)
+            self.notes.tell_refusal(error)
+            answer = problem(error, self.notes.fields)
         # Its fields are those that GET would get.
         return answer._replace(body=b"") if self._request.method == "HEAD" else answer
+
+
+def _evidence(
+    error: BaseException | None, refusal: Exception | None, time: RequestTime | None
+) -> BaseException | None:
+    """Return what a gate is told in place of *error*, where that is no evidence against the app.
+
+    Args:
+        error: see `outcome`.
+        refusal: that of a policy inside, of which the app has made its answer.
+        time: the deadline of the request.
+    """
+    if refusal is not None and isinstance(error, FaultyAnswerError):
+        error = refusal
+    if time is not None and isinstance(error, Exception) and time.client_gave_up:
+        return asyncio.CancelledError("the client's time has run out")
+    return error
+
+
+def _check_time(full: RejectedError) -> None:
+    """Look at why a gate has refused; one that lets wait does so until the deadline, by a clock of its own.
+
+    Raises:
+        DeadlineExceededError: the time was up.
+    """
+    left = time_left()
+    if left is not None and left < _NO_TIME:
+        raise DeadlineExceededError("request: its time ran out before there was room for it") from full

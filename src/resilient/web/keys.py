@@ -10,14 +10,14 @@ import functools
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from ..engine import params
-from .addresses import NetworkLike, TrustedProxies, address_of, proxies_of
+from .addresses import Trusted, address_of, proxies_of
 from .request import Request
 
-__all__ = ["Key", "api_key", "client_address", "combined", "key_function", "route", "user"]
+__all__ = ["Key", "api_key", "client_address", "combined", "field_name", "key_function", "route", "user"]
 
 Key: TypeAlias = Callable[[Request], str | None]
 """Makes the key of a request; None means that it has no limit."""
@@ -27,9 +27,7 @@ _IPV6_BITS: Final = 128
 _TOKEN: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, 5.6.2
 
 
-def client_address(
-    *, ipv6_prefix: int = 64, trusted: TrustedProxies | NetworkLike | Iterable[NetworkLike] | None = None
-) -> Key:
+def client_address(*, ipv6_prefix: int = 64, trusted: Trusted | None = None) -> Key:
     """Make keys of the client's address, and one common key for all whose address is not known.
 
     Args:
@@ -85,9 +83,7 @@ def api_key(header: str = "x-api-key", *, otherwise: Key | None = _BY_ADDRESS) -
         TypeError: an argument has the wrong type.
         ValueError: *header* is not the name of a header field.
     """
-    name = params.named("header", header).lower()
-    if not _TOKEN.fullmatch(name):
-        params.refuse(ValueError, "header", "must be the name of a header field", header)
+    name = field_name("header", header)
     fallback = _checked(otherwise)
 
     def by_api_key(request: Request) -> str | None:
@@ -95,6 +91,23 @@ def api_key(header: str = "x-api-key", *, otherwise: Key | None = _BY_ADDRESS) -
         return _digest("key", value) if value else fallback(request)
 
     return by_api_key
+
+
+def field_name(parameter: str, header: str) -> str:
+    """Return *header* in lower case if it can be the name of a header field.
+
+    Args:
+        parameter: the name of the argument; for error messages.
+        header: what was given for it.
+
+    Raises:
+        TypeError: *header* is not text.
+        ValueError: *header* is no such name.
+    """
+    name = params.named(parameter, header).lower()
+    if not _TOKEN.fullmatch(name):
+        params.refuse(ValueError, parameter, "must be the name of a header field", header)
+    return name
 
 
 def user(find: Callable[[Request], object] | None = None, *, otherwise: Key | None = _BY_ADDRESS) -> Key:

@@ -9,17 +9,13 @@ from http import HTTPStatus
 from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from ..engine import params
-from ..engine.deadline import Instant, innermost
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
-from ..typing import Seconds
-from .door import PROBES, Block, Door, Gate, RateLimit, Trusted, Visit, Waits, outcome
-from .headers import Dialect
-from .keys import Key
-from .maintenance import Maintenance
+from .door import Block, Visit, Waits, outcome
+from .guard import Guard
 from .problem import REFUSALS
 from .request import WsgiRequest
+from .surroundings import Surroundings, restore, surroundings, swap
 
 __all__ = ["WAITS", "ResilienceMiddleware", "at_once"]
 
@@ -52,7 +48,7 @@ def at_once(coroutine: Coroutine[Any, Any, None]) -> None:
     raise RuntimeError(f"{coroutine!r} has waited outside its thread")
 
 
-class ResilienceMiddleware:
+class ResilienceMiddleware(Guard[WSGIApplication]):
     """Guard a WSGI app: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
 
     A request passes, in this order: *exempt* paths (which nothing here touches), *maintenance*, the deadline
@@ -63,7 +59,8 @@ class ResilienceMiddleware:
 
     The place that *shed* gave and the deadline are given back when the server closes the body. A thread
     cannot be interrupted: the deadline is obeyed by the retries, time limits and waits inside. It holds while
-    the app is called and while a chunk is made; in between, the thread may serve others.
+    the app is called and while a chunk is made, and so does the priority; in between, the thread may serve
+    others.
 
     Args:
         app: the WSGI app.
@@ -71,8 +68,12 @@ class ResilienceMiddleware:
             exact path wins, then the longest `"/prefix/*"`, then `"*"`; one limit applies to each request.
             Nobody waits: a limiter's `max_wait` and `key` are for calls. None: no limit.
         key: makes the key a request is limited by; None from it lifts the limit. None: the client's address.
-        shed: a gate such as a `CircuitBreaker`. It is told of errors and of answers of 500 and above as
-            failures, and of bodies that were not sent to their end as abandonments. None: nothing is shed.
+        shed: a gate such as a `Bulkhead` or a `CircuitBreaker`. It is told of errors and of answers of 500
+            and above as failures, and of bodies that were not sent to their end as abandonments. None:
+            nothing is shed.
+        priority: tells the priority of a request, for *shed* and everything inside. None, or None from it:
+            requests for "/livez" and the like are probes, where they are not *exempt*, and the others have
+            the priority of the context.
         deadline: seconds a request may take; above 0. Whoever is *trusted* may ask for less by
             `grpc-timeout`, `x-envoy-expected-rq-timeout-ms` or `x-request-timeout-ms`; from anybody else the
             fields are ignored. What fails when that time is up is an abandonment for *shed*. None: only that.
@@ -91,31 +92,7 @@ class ResilienceMiddleware:
     Source: PEP 3333; draft-ietf-httpapi-ratelimit-headers-11; RFC 9457; RFC 7239.
     """
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        *,
-        rate_limit: RateLimit | None = None,
-        key: Key | None = None,
-        shed: Gate | None = None,
-        deadline: Seconds | None = None,
-        maintenance: Maintenance | None = None,
-        exempt: Iterable[str] = PROBES,
-        headers: Dialect = "ietf",
-        trusted: Trusted = (),
-    ) -> None:
-        self.app: WSGIApplication = params.callback("app", app)
-        self._door = Door(
-            rate_limit=rate_limit,
-            key=key,
-            shed=shed,
-            deadline=deadline,
-            maintenance=maintenance,
-            exempt=exempt,
-            headers=headers,
-            trusted=trusted,
-            in_tasks=False,
-        )
+    _in_tasks = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request; see PEP 3333.
@@ -137,7 +114,7 @@ class ResilienceMiddleware:
 class _Exchange:
     """One request and its response: knows how far it has come, and ends the visit once."""
 
-    __slots__ = ("_files", "_start_response", "_started", "_status", "_visit", "deadline")
+    __slots__ = ("_files", "_start_response", "_started", "_status", "_visit")
 
     def __init__(self, visit: Visit, start_response: StartResponse) -> None:
         self._visit = visit
@@ -145,15 +122,15 @@ class _Exchange:
         self._started = False
         self._status: int | None = None
         self._files: list[tuple[object, _File]] = []
-        self.deadline: Instant | None = None
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
         """Let the request in and call the app, or answer in its place; and not as late as the body."""
-        around = innermost.get()
+        around = surroundings()
         try:
             at_once(self._visit.enter())
-            within = innermost.get()
-            body = self._call(app, environ)
+            inside = surroundings()
+            wraps = environ.get("wsgi.file_wrapper") is not None and self._visit.holds
+            body = self._call_wrapping(app, environ) if wraps else app(environ, self._start)
         except BaseException as error:
             self.end(error)
             if isinstance(error, REFUSALS):
@@ -161,14 +138,14 @@ class _Exchange:
             raise
         finally:
             # The server may close the body much later, or never: until then the thread serves others.
-            innermost.set(around)
-        self.deadline = None if within is around else within
+            restore(around)
         for wrapper, file in self._files:
             if wrapper is body:
                 file.exchange = self
                 self._files.clear()  # or the two would keep each other alive
                 return body
-        return _SizedBody(self, body) if hasattr(body, "__len__") else _Body(self, body)
+        kind = _SizedBody if hasattr(body, "__len__") else _Body
+        return kind(self, body, None if inside == around else inside)
 
     def refuse(self, error: Exception) -> bytes:
         """Answer *error*, which is being handled, and return the body.
@@ -197,10 +174,8 @@ class _Exchange:
         # A server that never closes the body must not cost a place for ever.
         self.end(complete=False)
 
-    def _call(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
-        make = environ.get("wsgi.file_wrapper")
-        if make is None or not self._visit.holds:
-            return app(environ, self._start)
+    def _call_wrapping(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        make = environ["wsgi.file_wrapper"]
         # Servers send a body fast that they recognise as their own wrapper, so it cannot be put into one of
         # ours. What it reads from can. Afterwards it is as it was: servers look for its class there.
         environ["wsgi.file_wrapper"] = functools.partial(self._wrap_file, make)
@@ -218,11 +193,13 @@ class _Exchange:
     def _start(
         self, status: str, headers: list[tuple[str, str]], *exc_info: Any
     ) -> Callable[[bytes], object]:
-        write = self._start_response(status, [*headers, *self._visit.fields], *exc_info)
+        write = self._start_response(status, [*headers, *self._visit.notes.fields], *exc_info)
         # After the server has had its say: it may have refused what the app gave.
         self._started = True
         code = status[:3]
         self._status = int(code) if code.isdecimal() else None
+        if self._visit.wants_to_know is not None:
+            self._visit.answered(self._status)
         return write
 
 
@@ -250,21 +227,19 @@ class _File:
 class _Body:
     """The app's body, passed on chunk by chunk; closing it ends the visit."""
 
-    def __init__(self, exchange: _Exchange, body: Iterable[bytes]) -> None:
+    def __init__(self, exchange: _Exchange, body: Iterable[bytes], inside: Surroundings | None) -> None:
         self._exchange = exchange
-        self._deadline = exchange.deadline
         self._body = body
+        self._inside = inside
         self._chunks: Iterator[bytes] | None = None
         self._begun = False
         self._finished = False
-        self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        around = innermost.get()
-        innermost.set(self._deadline or around)
+        around = None if self._inside is None else swap(self._inside)
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
@@ -279,7 +254,8 @@ class _Body:
             chunk = self._exchange.refuse(error)
             self._chunks = iter(())
         finally:
-            innermost.set(around)
+            if around is not None:
+                restore(around)
         self._begun = self._begun or bool(chunk)
         return chunk
 
@@ -287,8 +263,7 @@ class _Body:
         """Close the app's body, once, and end the visit."""
         body, self._body = self._body, ()
         close = getattr(body, "close", None)
-        around = innermost.get()
-        innermost.set(self._deadline or around)
+        around = None if self._inside is None else swap(self._inside)
         try:
             if close is not None:
                 close()
@@ -296,7 +271,8 @@ class _Body:
             self._exchange.end(error)
             raise
         finally:
-            innermost.set(around)
+            if around is not None:
+                restore(around)
         self._exchange.end(complete=self._finished)
 
 
