@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
+from ...engine import params
 from ...engine.keys import compact
 from ...engine.permits import Permit
 from ...engine.policy import callee_of
@@ -39,8 +40,8 @@ def level_maker(priority: Any) -> LevelOf:
     if priority is None:
         return _alike
     if not callable(priority):
-        level = priority_of("priority", priority)
-        return lambda _fn, args, _kwargs: args.level or level if isinstance(args, Facts) else level
+        return _always(priority_of("priority", priority))
+    params.plain_function("priority", priority)
 
     def ask(fn: Any, args: Any, kwargs: Any) -> Priority:
         if isinstance(args, Facts):
@@ -52,6 +53,13 @@ def level_maker(priority: Any) -> LevelOf:
 
 def _alike(_fn: Any, _args: Any, _kwargs: Any) -> Priority:
     return Priority.DEFAULT
+
+
+def _always(level: Priority) -> LevelOf:
+    def tell(_fn: Any, args: Any, _kwargs: Any) -> Priority:
+        return args.level if isinstance(args, Facts) and args.level is not None else level
+
+    return tell
 
 
 class Desk(metaclass=ABCMeta):
