@@ -51,8 +51,8 @@ class Permits:
 
     @property
     def held(self) -> int:
-        """How many are not free."""
-        return len(self._known) - len(self.free)
+        """How many are not free, and not lost either."""
+        return len(self._known) - len(self.free) - len(self._lost)
 
     @property
     def excess(self) -> int:
@@ -77,7 +77,8 @@ class Permits:
 
     def in_use(self) -> Iterator[tuple[Permit, float]]:
         """Return those that are held and of which is known since when."""
-        for reference in self._known:
+        # Of a copy: collecting garbage may close a forgotten stream in between, and that settles.
+        for reference in [*self._known]:
             permit = reference()
             if permit is not None and permit.started is not None:
                 yield permit, permit.started
