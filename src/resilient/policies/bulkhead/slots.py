@@ -174,6 +174,8 @@ class Slots:
         """Have another limit from now on. Calls beyond it are let end."""
         now = self._clock()
         with self._books.lock:
+            for permit, _ in self._permits.in_use():
+                permit.started = None  # what runs already tells another algorithm nothing
             if isinstance(limit, int):
                 self._sampler = None
                 self._set_limit(limit)
@@ -312,6 +314,7 @@ class Slots:
         if turn.permit is None:
             with self._books.lock:
                 self._line.remove(turn)
+                self._watch()
                 if turn.permit is None:
                     if not turn.put_out:
                         self._books.gave_up += 1
