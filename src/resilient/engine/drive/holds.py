@@ -101,6 +101,7 @@ def _function(core: Lender, fn: Callable[..., Any]) -> Callable[..., Any]:
             result = fn(*args, **kwargs)
         except BaseException as exc:
             leave(permit, exc)
+            del permit  # or its traceback would hold what belongs to others by then
             raise
         if alert:
             leave(permit, None)
@@ -132,6 +133,7 @@ def _coroutine(core: Lender, fn: Callable[..., Any]) -> Callable[..., Any]:
             result = await fn(*args, **kwargs)
         except BaseException as exc:
             leave(permit, exc)
+            del permit
             raise
         if alert:
             leave(permit, None)
@@ -154,6 +156,7 @@ def _generator(core: Lender, fn: Callable[..., Any]) -> Callable[..., Any]:
             result = yield from fn(*args, **kwargs)
         except BaseException as exc:
             leave(permit, exc)
+            del permit
             raise
         leave(permit, None)
         return result
