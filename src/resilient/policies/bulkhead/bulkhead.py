@@ -81,9 +81,9 @@ class Bulkhead(Policy):
         priority: how much a call matters: a `Priority` or its name, or a function of a decorated call's
             arguments that tells it. Blocks have that of the context, if it is not given. None: all calls are
             alike.
-        shares: the share of the slots, above 0 and at most 1, that calls of a priority and of all that
-            matter less may fill. None: 0.9 for "default" and 0.7 for "sheddable". Critical calls may fill
-            all. Goes with *priority*.
+        shares: by priority, the share of the slots, above 0 and at most 1, up to which a call of it gets
+            one: none while so many are taken, by whomever; rounded up. What is not named has 0.9 for
+            "default" and 0.7 for "sheddable". Critical calls may fill all. Goes with *priority*.
         reserve: slots beyond the limit, for calls with `Priority.PROBE` only; 0 or more. Goes with
             *priority*.
         order: "fifo", or "newest-first": then, once who has waited longest has waited half of its time,
@@ -139,6 +139,7 @@ class Bulkhead(Policy):
             clock=params.callback("clock", clock),
         )
         level_of = level_maker(priority)
+        self._is_prioritised = priority is not None
         limit = _checked(limit)
         size = params.count("max_keys", max_keys)
         make_key = key_maker(None if key is None else params.plain_function("key", key))
@@ -191,9 +192,12 @@ class Bulkhead(Policy):
             A context manager for one use; entering it raises `BulkheadFullError` if there is no slot.
 
         Raises:
-            TypeError: *priority* or *key* has the wrong type; *key* is missing, or there are no keys.
+            TypeError: *priority* or *key* has the wrong type; *key* is missing; or one of them is given to a
+                bulkhead that was made without it.
             ValueError: *priority* is the name of none.
         """
+        if priority is not None and not self._is_prioritised:
+            params.refuse(TypeError, "priority", "goes with priority= only", priority)
         if (key is not None) is not self._is_keyed:
             rule = "must be given where the bulkhead goes by key" if self._is_keyed else "goes with key= only"
             params.refuse(TypeError, "key", rule, key)
@@ -213,8 +217,10 @@ class Bulkhead(Policy):
             key: tell where the slots of this key stand; what is counted is of all. None: of all keys.
 
         Raises:
-            TypeError: *key* is no text.
+            TypeError: *key* is no text, or there are no keys.
         """
+        if key is not None and not self._is_keyed:
+            params.refuse(TypeError, "key", "goes with key= only", key)
         desk = self._desk
         books = desk.books
         with books.lock:
@@ -237,6 +243,8 @@ class Bulkhead(Policy):
         """Begin afresh in a forked child: whoever waited or ran in another thread was not copied."""
         self.announcer.after_fork()
         self._desk.after_fork()
+        if self._threads is not None:
+            self._threads.after_fork()
 
     def __repr__(self) -> str:
         stats = self.stats()

@@ -39,6 +39,10 @@ class ThreadForm:
 
         return elsewhere
 
+    def after_fork(self) -> None:
+        """Forget, in a child process, what runs on in threads of its parent."""
+        self.overdue.clear()
+
     def _run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         permit = self._core.enter(fn, args, kwargs)
         seconds = time_left()
@@ -47,7 +51,8 @@ class ThreadForm:
             late = seconds is not None and seconds <= 0.0
             stage = job.withdraw() if late else self.workers.carry_out(job, seconds)
         finally:
-            if job.stage in _NEVER_BEGUN:
+            # Withdrawn once more: if an interrupt kept it from being so, it would be begun after all.
+            if job.stage in _NEVER_BEGUN and job.withdraw() in _NEVER_BEGUN:
                 self._core.leave(permit, GeneratorExit())
         if stage is Stage.DONE:
             return job.outcome()
