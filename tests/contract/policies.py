@@ -14,6 +14,8 @@ import pytest
 from tests.contract.forms import FORMS, STREAMS, Form
 
 from resilient import (
+    AIMD,
+    Bulkhead,
     Cache,
     Calls,
     CircuitBreaker,
@@ -22,6 +24,7 @@ from resilient import (
     RateLimiter,
     Retry,
     Timeout,
+    current_priority,
     deadline,
     time_left,
 )
@@ -54,6 +57,27 @@ class Ticking:
         return self._clock()
 
 
+class Crowding:
+    """The clock of a bulkhead that is full whenever a call comes, and has one slot more once it waits."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._bulkhead: Bulkhead | None = None
+
+    def crowd(self, bulkhead: Bulkhead) -> Bulkhead:
+        """Keep *bulkhead*, which goes by this clock, full from now on."""
+        self._bulkhead = bulkhead
+        return bulkhead
+
+    def __call__(self) -> float:
+        bulkhead, self._bulkhead = self._bulkhead, None  # resizing asks for the time, too
+        if bulkhead is not None:
+            stats = bulkhead.stats()
+            bulkhead._desk.resize(stats.in_use + stats.waiting)
+        self._bulkhead = bulkhead
+        return self._clock()
+
+
 @dataclass(frozen=True)
 class Mode:
     """A policy in one of its modes."""
@@ -81,6 +105,12 @@ def _waiting_limiter(clock: FakeClock) -> RateLimiter:
     return limiter
 
 
+def _waiting_bulkhead(clock: FakeClock) -> Bulkhead:
+    """Return a bulkhead that has every call wait for its slot."""
+    crowding = Crowding(clock)
+    return crowding.crowd(Bulkhead("b", 1, max_wait=10.0, priority="critical", reserve=0, clock=crowding))
+
+
 def _pipeline(clock: FakeClock) -> Pipeline:
     return Pipeline(
         Fallback("instead", on=KeyError),
@@ -89,6 +119,7 @@ def _pipeline(clock: FakeClock) -> Pipeline:
         Retry(on=UpstreamError, attempts=3, sleep=clock.sleep, clock=clock),
         CircuitBreaker("dependency", clock=clock),
         RateLimiter(PLENTY, clock=clock),
+        Bulkhead("shared", 10, clock=clock),
         Timeout(30.0),
     )
 
@@ -125,9 +156,21 @@ LIMITERS = (
     Mode("rate-limiter-waiting", _waiting_limiter),
 )
 
+FULL_BULKHEADS = (
+    Mode("bulkhead", lambda clock: Bulkhead("b", 10, clock=clock)),
+    Mode("bulkhead-adaptive", lambda clock: Bulkhead("b", AIMD(initial=10), clock=clock)),
+    Mode("bulkhead-prioritised", lambda clock: Bulkhead("b", 10, priority=current_priority, clock=clock)),
+    Mode("bulkhead-keyed", lambda clock: Bulkhead("b", 10, key=lambda *_, **__: "tenant", clock=clock)),
+    Mode("bulkhead-threads", lambda clock: Bulkhead("b", 10, threads=True, clock=clock)),
+)
+"""Those that refuse a call when they are full."""
+
+BULKHEADS = (*FULL_BULKHEADS, Mode("bulkhead-waiting", _waiting_bulkhead))
+
 MODES = (
     *BREAKERS,
     *LIMITERS,
+    *BULKHEADS,
     Mode(
         "breaker-with-fallback",
         lambda clock: CircuitBreaker("b", on=KeyError, fallback="instead", clock=clock),
@@ -219,6 +262,9 @@ def _held_by(layer: Policy) -> dict[str, Any]:
     if isinstance(layer, Timeout):
         queue = layer._cutoff_gate._queues.queue
         return {"cut-offs": 0 if queue is None else len(queue.entries), "overdue": layer.stats().abandoned}
+    if isinstance(layer, Bulkhead):
+        stats = layer.stats()
+        return {"slots": stats.in_use, "waiting": stats.waiting, "abandoned": stats.abandoned}
     return {}
 
 

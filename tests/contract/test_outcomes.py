@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import AsyncMock
@@ -11,6 +12,7 @@ import pytest
 from tests.contract.forms import COROUTINE, PLAIN, Driver, Form
 from tests.contract.policies import (
     BREAKERS,
+    FULL_BULKHEADS,
     LIMITERS,
     Mode,
     UnrelatedError,
@@ -22,8 +24,8 @@ from tests.contract.policies import (
     open_circuits,
 )
 
-from resilient import Cache, RateLimiter
-from resilient.errors import CircuitOpenError, RateLimitedError, RejectedError
+from resilient import Bulkhead, Cache, RateLimiter
+from resilient.errors import BulkheadFullError, CircuitOpenError, RateLimitedError, RejectedError
 from resilient.testing import FakeClock
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
@@ -149,6 +151,27 @@ def test_call_over_the_limit_does_not_reach_the_function(
 
     assert not body.raised
     assert errors[0] is not errors[1]
+
+
+@each_case(modes=FULL_BULKHEADS)
+def test_call_without_a_slot_does_not_reach_the_function(
+    mode: Mode, form: Form, clock: FakeClock, drive: Driver
+) -> None:
+    """A full bulkhead raises a new BulkheadFullError each time, at the first step of a stream."""
+    bulkhead, body = mode.make(clock), Raising(UpstreamError)
+    assert isinstance(bulkhead, Bulkhead)
+    guarded = form.guard(bulkhead, body)
+    key = "tenant" if mode.name == "bulkhead-keyed" else None
+
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(BulkheadFullError):
+            while True:
+                held.enter_context(bulkhead.calling(key=key))
+        errors = [_refusal(BulkheadFullError, drive, form, guarded) for _ in range(2)]
+
+    assert not body.raised
+    assert errors[0] is not errors[1]
+    assert not left_behind(bulkhead)
 
 
 def _refusal(kind: type[RejectedError], drive: Driver, form: Form, guarded: Any) -> RejectedError:
