@@ -1,8 +1,7 @@
 """Interrupts at any moment: real signals, raised between any two bytecodes of a guarded call.
 
-A timer of 1 to 120 microseconds runs out somewhere in the call, and its handler raises, as Ctrl-C and a
-worker's `SoftTimeLimitExceeded` do. Whatever the call held must come back, and the interrupt must come out:
-one that a finalizer swallows is a warning, and so a failure.
+Whatever the call held must come back, and the interrupt must come out: one that a finalizer swallows is a
+warning, and so a failure.
 
 Only in threads' code: asyncio itself does not survive an exception between two of its bytecodes, and turns
 Ctrl-C into a cancellation.
@@ -11,18 +10,16 @@ Ctrl-C into a cancellation.
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import os
-import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.stress.signals import Interrupter, interrupting, within_seconds
 
 from resilient import (
     Cache,
@@ -40,7 +37,6 @@ from resilient.events import CircuitOpened, Event
 from resilient.testing import FakeClock
 
 SECONDS = float(os.environ.get("RESILIENT_STRESS_SECONDS", "0.4"))
-LONGEST = 120e-6  # seconds
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers"),
@@ -48,51 +44,11 @@ pytestmark = [
 ]
 
 
-class Interrupted(BaseException):
-    """What the signal handler raises."""
-
-
-class Interrupter:
-    """Interrupts calls again and again, for some seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._random = random.Random(2)
-        self._armed = False
-        self.interrupts = 0
-
-    def storm(self, call: Callable[[], object]) -> None:
-        """Run *call* over and over, most times interrupted once at a random moment."""
-        until = time.monotonic() + self._seconds
-        while time.monotonic() < until:
-            try:
-                self._armed = True
-                signal.setitimer(signal.ITIMER_REAL, self._random.uniform(1e-6, LONGEST))
-                call()
-                self._armed = False
-            except Interrupted:
-                self.interrupts += 1
-            finally:
-                self._armed = False
-                signal.setitimer(signal.ITIMER_REAL, 0.0)
-
-    def handle(self, _number: int, _frame: FrameType | None) -> None:
-        """Raise, but for a signal that comes after the call."""
-        if self._armed:
-            self._armed = False
-            raise Interrupted
-
-
 @pytest.fixture
 def interrupter() -> Iterator[Interrupter]:
     """A handler in place of SIGALRM's, and a count of how often it struck."""
-    made = Interrupter(SECONDS)
-    previous = signal.signal(signal.SIGALRM, made.handle)
-    gc.disable()  # Hypothesis listens to the collector in Python, and an interrupt would strike there
-    yield made
-    gc.enable()
-    signal.signal(signal.SIGALRM, previous)
-    assert made.interrupts > 100, "too few interrupts to mean anything"
+    with interrupting() as made:
+        yield made
 
 
 def fail() -> None:
@@ -107,7 +63,7 @@ def test_half_open_breaker_gives_all_its_places_back(interrupter: Interrupter) -
     breaker.open()
     clock.advance(1.0)
 
-    interrupter.storm(lambda: breaker.call(int))
+    interrupter.storm(lambda: breaker.call(int), seconds=SECONDS)
 
     assert breaker.current_state == "half-open"
     assert len(breaker._core._period.probes) == 0
@@ -159,7 +115,7 @@ def test_breaker_goes_on_opening_and_closing(interrupter: Interrupter) -> None:
         with contextlib.suppress(Exception):
             cycle()
 
-    interrupter.storm(storm)
+    interrupter.storm(storm, seconds=SECONDS)
     clock.advance(1000.0)
     breaker.close()
     heard.clear()
@@ -184,10 +140,10 @@ def test_cache_loads_again_after_interrupted_loads(interrupter: Interrupter) -> 
         clock.advance(2.0)
         answers("key")
 
-    interrupter.storm(miss)
+    interrupter.storm(miss, seconds=SECONDS)
 
     clock.advance(2.0)
-    assert _within_seconds(5.0, lambda: answers("key")) == ["key"]
+    assert within_seconds(5.0, lambda: answers("key")) == ["key"]
     assert not cache._core._flights
 
 
@@ -195,7 +151,7 @@ def test_deadline_does_not_outlive_its_call(interrupter: Interrupter) -> None:
     """Interrupted on its way in or out, a call leaves no deadline to the thread it ran in."""
     guarded = Pipeline(deadline(30.0), Retry(on=OSError, timeout=20.0), Timeout(10.0))(lambda: None)
 
-    interrupter.storm(guarded)
+    interrupter.storm(guarded, seconds=SECONDS)
 
     assert time_left() is None
 
@@ -216,11 +172,11 @@ def test_limiter_lets_in_no_more_than_its_limit(interrupter: Interrupter, strate
         if limiter.hit(abusers[number % 10]):
             allowed.append(number)
 
-    interrupter.storm(decide)
+    interrupter.storm(decide, seconds=SECONDS)
 
     assert not allowed
     assert limiter.stats().keys <= 20
-    assert not any(_within_seconds(5.0, lambda: [limiter.hit(abuser).allowed for abuser in abusers]))
+    assert not any(within_seconds(5.0, lambda: [limiter.hit(abuser).allowed for abuser in abusers]))
 
 
 def test_interrupted_wait_for_a_turn_takes_no_turn(interrupter: Interrupter) -> None:
@@ -228,7 +184,7 @@ def test_interrupted_wait_for_a_turn_takes_no_turn(interrupter: Interrupter) -> 
     limiter = RateLimiter("1/second", max_wait=86_400, clock=FakeClock(), sleep=_sleep_for_long)
     limiter.hit()
 
-    interrupter.storm(limiter.acquire)
+    interrupter.storm(limiter.acquire, seconds=SECONDS)
 
     # A signal may come before the wait begins: in that moment nobody could give anything back.
     assert limiter.peek().reset_after < interrupter.interrupts / 2
@@ -248,7 +204,7 @@ def test_threads_of_a_timeout_do_not_get_fewer(interrupter: Interrupter) -> None
     limit = Timeout(5.0, threads=2)
     _call_twice_at_once(limit)
 
-    interrupter.storm(lambda: limit.call(int))
+    interrupter.storm(lambda: limit.call(int), seconds=SECONDS)
 
     _call_twice_at_once(limit)
     assert limit.stats().abandoned == 0
@@ -283,17 +239,7 @@ def test_no_lock_is_left_held(interrupter: Interrupter) -> None:
     def work() -> Any:
         return fail()
 
-    interrupter.storm(work)
+    interrupter.storm(work, seconds=SECONDS)
 
-    assert _within_seconds(5.0, work) == "instead"
-    assert _within_seconds(5.0, pipeline.stats)
-
-
-def _within_seconds(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return what *call* returns in another thread; fail if it does not end."""
-    answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(call()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert answers, "the call hangs or failed"
-    return answers[0]
+    assert within_seconds(5.0, work) == "instead"
+    assert within_seconds(5.0, pipeline.stats)
