@@ -167,7 +167,7 @@ class AdaptiveThrottle(Policy):
 
     def __repr__(self) -> str:
         stats = self.stats()
-        refuses = f"refuses {stats.probability:.0%}" if stats.probability else "refuses nothing"
+        refuses = f"refuses {stats.probability:.0%} of calls" if stats.probability else "refuses nothing"
         accepted = f"{stats.accepts} of {stats.attempts} attempts accepted"
         return f"<AdaptiveThrottle {self.name!r} {refuses}, {accepted}, {stats.rejected} rejected>"
 
@@ -366,13 +366,13 @@ class _Core:
             edge = current.edge + (1 + int(skipped)) * self._step
         else:  # long ago, or a clock that makes no sense
             number, edge = current.number + 1 + BUCKETS, now + self._step
-        current.is_over = True
         kept, gone = self._parts_around(number - BUCKETS)
         attempts, accepts, decided = _sums(kept)
         new = _Part(number, edge, self.rules.headroom(attempts, accepts))
         # An interrupt before this leaves the current part current: the next call moves on again.
         self._parts, self._part = (*kept, new), new
         self._forget(gone)
+        current.is_over = True  # and looked at since its last call began
         if self._throttles and now >= self._calm_from:
             self._stop_unless(self.rules.probability(attempts, accepts, decided))
         return new
