@@ -19,12 +19,19 @@ from typing import Any, Self, cast
 
 from bench import resources
 from bench.arithmetic import calls_for
+from bench.crowd import Together
 from bench.subjects.model import ARGUMENT, Outcome, Subject, Work, counted, make_work
 
 WARM_UP_CALLS = 200
 """Calls before anything is timed: they fill caches, open breakers and let the interpreter specialise."""
 
 CHECK_CALLS = 20
+
+CROWD_SHARE = 0.5
+"""How much of a sample each thread of a crowd does: together that is many of the interpreter's turns."""
+
+CHECK_REST = 0.0002
+"""Seconds the guarded function rests while a crowd is checked: enough for all to meet inside it."""
 
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s:()'\"]+/)+")
 
@@ -40,10 +47,13 @@ class Runner:
     Args:
         subject: What is measured.
         call: The guarded function.
-        loop: Calls it so many times, returns the seconds that took; awaited if the subject is.
+        loop: Calls it so many times, returns the seconds that took; awaited if the subject is. Of a crowd,
+            each thread calls it so many times.
         frames: Python frames one call enters, the guarded function's included.
         calls: Calls in one sample.
         samples: Nanoseconds per call, one for each round.
+        longest: Nanoseconds the longest call took, one for each round; only of a crowd whose calls rest, and
+            so wait for one another.
     """
 
     subject: Subject
@@ -52,6 +62,13 @@ class Runner:
     frames: int = 0
     calls: int = 1
     samples: list[float] = field(default_factory=list)
+    longest: list[float] = field(default_factory=list)
+
+    def note(self, took: float) -> None:
+        """Keep what a sample *took*, in seconds."""
+        self.samples.append(took / self.calls * 1e9)
+        if isinstance(self.loop, Together) and self.subject.rests:
+            self.longest.append(self.loop.longest * 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +83,7 @@ class Harness:
     """Prepare subjects and take their samples, the asynchronous ones on one event loop.
 
     Args:
-        sample: Seconds one sample takes, > 0.
+        sample: Seconds one sample takes, > 0; each thread of a crowd, half as many.
     """
 
     def __init__(self, sample: float) -> None:
@@ -91,7 +108,7 @@ class Harness:
         """
         try:
             self._check(subject)
-            runner = Runner(subject, self._build(subject, _work(subject)), own_loop(subject))
+            runner = Runner(subject, self._build(subject, _work(subject)), _loop(subject))
             self._time(runner, WARM_UP_CALLS)
             runner.frames = self._frames(runner)
             runner.calls = self._calibrate(runner)
@@ -107,7 +124,7 @@ class Harness:
         for number in range(rounds):
             with _no_gc():
                 for runner in runners if number % 2 == 0 else reversed(runners):
-                    runner.samples.append(self._time(runner, runner.calls) / runner.calls * 1e9)
+                    runner.note(self._time(runner, runner.calls))
 
     def _build(self, subject: Subject, work: Work) -> Work:
         async def build() -> Any:
@@ -123,13 +140,25 @@ class Harness:
         return self._asyncio.run(coroutine, context=copy_context())
 
     def _check(self, subject: Subject) -> None:
-        entered: list[int] = []
-        call = self._build(subject, counted(_work(subject), awaited=subject.awaited, note=entered.append))
+        inside: list[int] = []
+        work = _work(subject, rest=CHECK_REST)
+        call = self._build(subject, counted(work, awaited=subject.awaited, note=inside.append))
         for _ in repeat(None, WARM_UP_CALLS):
             self._outcome(subject, call)
-        entered.clear()
-        results = [self._outcome(subject, call) for _ in repeat(None, CHECK_CALLS)]
-        verify(subject.outcome, results, len(entered))
+        inside.clear()
+        verify(subject.outcome, self._outcomes(subject, call), len(inside))
+        if subject.crowd:
+            verify_slots(subject.crowd.slots, inside)
+
+    def _outcomes(self, subject: Subject, call: Work) -> list[object]:
+        results: list[object] = []
+
+        def ask(call: Work, calls: int) -> float:
+            results.extend([self._outcome(subject, call) for _ in repeat(None, calls)])
+            return 0.0
+
+        _crowded(subject, ask)(call, CHECK_CALLS)
+        return results
 
     def _outcome(self, subject: Subject, call: Work) -> object:
         try:
@@ -147,11 +176,11 @@ class Harness:
         return entered
 
     def _calibrate(self, runner: Runner) -> int:
-        calls = 16
+        calls, sample = 16, self._sample * (CROWD_SHARE if runner.subject.crowd else 1.0)
         # The best of three: one preempted run must not leave a subject with samples too short to time.
-        while (took := min(self._time(runner, calls) for _ in range(3))) < self._sample / 4:
+        while (took := min(self._time(runner, calls) for _ in range(3))) < sample / 4:
             calls *= 2
-        return calls_for(self._sample, calls=calls, took=took)
+        return calls_for(sample, calls=calls, took=took)
 
     def _time(self, runner: Runner, calls: int) -> float:
         ran = runner.loop(runner.call, calls)
@@ -161,8 +190,20 @@ class Harness:
         return took
 
 
-def _work(subject: Subject) -> Work:
-    return make_work(awaited=subject.awaited, fails=subject.outcome.raises)
+def _work(subject: Subject, *, rest: float | None = None) -> Work:
+    """Return the function to guard; *rest* is what a crowd's has instead of its own."""
+    if subject.crowd is None:
+        return make_work(awaited=subject.awaited, fails=subject.outcome.raises)
+    chosen = subject.crowd.rest if rest is None else rest
+    return make_work(awaited=False, fails=subject.outcome.raises, rest=chosen)
+
+
+def _crowded(subject: Subject, loop: Callable[[Work, int], Any]) -> Callable[[Work, int], Any]:
+    return Together(loop, subject.crowd.threads) if subject.crowd else loop
+
+
+def _loop(subject: Subject) -> Callable[[Work, int], Any]:
+    return _crowded(subject, own_loop(subject))
 
 
 @contextmanager
@@ -194,6 +235,20 @@ def verify(outcome: Outcome, results: Sequence[object], entered: int) -> None:
         raise WrongBehaviourError(
             f"{len(results)} calls entered the function {entered} times, not {expected}"
         )
+
+
+def verify_slots(slots: int, inside: Sequence[int]) -> None:
+    """Check that a crowd was kept to its slots.
+
+    Args:
+        slots: How many may be in the guarded function at once.
+        inside: How many were, at each entry.
+
+    Raises:
+        WrongBehaviourError: If there were more.
+    """
+    if (most := max(inside)) > slots:
+        raise WrongBehaviourError(f"{most} calls were in the function at once, not {slots}")
 
 
 def reason(error: Exception) -> str:
@@ -251,6 +306,7 @@ def own_loop(subject: Subject) -> Callable[[Work, int], Any]:
         loop: Any = _await_raising if subject.outcome.raises else _await_returning
     else:
         loop = _call_raising if subject.outcome.raises else _call_returning
+        loop = _call_timed if subject.rests else loop
     return cast("Callable[[Work, int], Any]", FunctionType(loop.__code__.replace(), loop.__globals__))
 
 
@@ -269,6 +325,16 @@ def _call_raising(call: Work, calls: int) -> float:
         except Exception:
             pass
     return perf_counter() - started
+
+
+def _call_timed(call: Work, calls: int) -> float:
+    """Return what the longest call took."""
+    longest = 0.0
+    for _ in repeat(None, calls):
+        started = perf_counter()
+        call(ARGUMENT)
+        longest = max(longest, perf_counter() - started)
+    return longest
 
 
 async def _await_returning(call: Work, calls: int) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,6 +21,9 @@ RESULTS = Path(__file__).parent / "results"
 ROUNDS = 40
 STARTUP_ROUNDS = 12
 """A fresh interpreter costs a hundred samples, and its noise is smaller beside it: fewer rounds do."""
+
+CROWD_ROUNDS = 8
+"""A crowd's sample is long, since each of its threads takes one."""
 
 SAMPLE = 0.006
 QUICK_SAMPLE = 0.001
@@ -104,15 +107,24 @@ def _measure(chosen: Sequence[Subject], rounds: int, sample: float) -> tuple[lis
     with Harness(sample) as harness:
         prepared = [harness.prepare(subject) for subject in chosen]
         runners = [one for one in prepared if isinstance(one, Runner)]
-        _say(f"{len(runners)} subjects, {rounds} rounds: about {len(runners) * rounds * sample * 1.3:.0f} s")
-        harness.measure(runners, rounds)
+        _take(harness, [one for one in runners if not one.subject.crowd], rounds, sample)
+        _take(harness, [one for one in runners if one.subject.crowd], min(rounds, CROWD_ROUNDS), sample)
     absent = {one.subject.id: one.reason for one in prepared if isinstance(one, Absent)}
-    return [_series(runner) for runner in runners], absent
+    return [series for runner in runners for series in _series(runner)], absent
 
 
-def _series(runner: Runner) -> Series:
+def _take(harness: Harness, runners: Sequence[Runner], rounds: int, sample: float) -> None:
+    if runners:
+        samples = sum(runner.subject.callers for runner in runners) * rounds
+        _say(f"{len(runners)} subjects, {rounds} rounds: about {samples * sample * 1.3:.0f} s")
+        harness.measure(runners, rounds)
+
+
+def _series(runner: Runner) -> Iterator[Series]:
     subject = runner.subject
-    return Series(subject.family, subject.name, runner.samples, runner.frames, runner.calls)
+    yield Series(subject.family, subject.name, runner.samples, runner.frames, runner.calls)
+    if runner.longest:
+        yield Series(f"{subject.family}: the longest", subject.name, runner.longest, calls=runner.calls)
 
 
 def _measure_startup(rounds: int, absent: dict[str, str]) -> list[Series]:

@@ -62,6 +62,27 @@ TARGETS: tuple[Target, ...] = (
     Target("redis decision/resilient (lease=100)", "redis decision/resilient", 0.05),
     Target("async redis decision/resilient", "async redis decision/bare EVALSHA", 1.1),
     Target("async redis decision/resilient (lease=100)", "async redis decision/resilient", 0.05),
+    Target("bulkhead/resilient", "bulkhead/threading.BoundedSemaphore", 0.30),
+    *(
+        Target(f"{crowded}/resilient", f"{crowded}/threading.BoundedSemaphore", 1.0)
+        for crowded in (
+            "bulkhead, 32 threads, a slot for each",
+            "bulkhead, 32 threads, 4 slots",
+            "bulkhead, 32 threads, 4 slots, calls of 0.1 ms",
+        )
+    ),
+    Target("async bulkhead/resilient", "async bulkhead/asyncio.Semaphore", 0.8),
+    Target("breaker + retry + bulkhead/resilient", "breaker + retry + bulkhead/pyresilience", 0.30),
+    Target(
+        "breaker + retry + bulkhead/resilient",
+        "breaker + retry + bulkhead/pybreaker + stamina + semaphore",
+        0.06,
+    ),
+    Target(
+        "async breaker + retry + bulkhead + timeout/resilient",
+        "async breaker + retry + bulkhead + timeout/pyresilience",
+        0.15,
+    ),
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 
@@ -74,7 +95,10 @@ FRAME_BUDGETS: tuple[FrameBudget, ...] = (
     FrameBudget("breaker/resilient", 4),
     FrameBudget("retry/resilient", 2),
     FrameBudget("rate limiter/resilient", 2),
+    FrameBudget("bulkhead/resilient", 2),
+    FrameBudget("async bulkhead/resilient", 2),
     FrameBudget("async breaker + retry + timeout/resilient (and a fallback)", 10),
+    FrameBudget("async breaker + retry + bulkhead + timeout/resilient", 10),
 )
 
 

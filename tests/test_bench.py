@@ -6,8 +6,10 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -15,14 +17,16 @@ from typing import Any
 
 import pytest
 import redis
-from bench import arithmetic, overhead, report, resources, startup, targets
+from bench import arithmetic, crowd, overhead, report, resources, startup, targets
 from bench.arithmetic import Spread
+from bench.crowd import Together
 from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop, reason, verify
 from bench.report import Results, Series
-from bench.subjects import SUBJECTS, Outcome, Subject, Work
+from bench.subjects import SUBJECTS, Outcome, Subject, Work, bulkheads
 from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
+from bench.subjects.bulkheads import bounded_semaphore, full, full_async
 from bench.subjects.deciders import PLENTY, resilient
-from bench.subjects.model import ARGUMENT, OK, TOO_MANY_REQUESTS, BrokenError
+from bench.subjects.model import ARGUMENT, OK, TOO_MANY_REQUESTS, BrokenError, Crowd
 from bench.subjects.requests import driven, served
 from bench.subjects.shared_limiters import CALLED, bare_evalsha
 from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
@@ -245,6 +249,145 @@ def test_subject_that_is_missing_or_wrong_is_absent_with_the_reason(build: Any, 
 
     assert isinstance(absent, Absent)
     assert absent.reason.startswith(why)
+
+
+# -- crowds ----------------------------------------------------------------------------------------------
+
+
+def test_crowd_calls_all_at_once() -> None:
+    """Each of its threads is there before the first has finished."""
+    together = threading.Barrier(3, timeout=5.0)
+    asked: list[int] = []
+
+    def meet(call: Work, calls: int) -> float:
+        together.wait()
+        asked.append(call(calls))
+        return 0.0
+
+    Together(meet, 3)(lambda x: x, 7)
+
+    assert asked == [7, 7, 7]
+
+
+def test_time_of_a_crowd_lasts_from_its_start_to_its_last_and_is_shared_by_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Divided by the calls of one thread it is the time on the wall for one call of any."""
+    monkeypatch.setattr(crowd, "perf_counter", iter([10.0, 11.0, 16.0, 12.0]).__next__)
+
+    assert Together(lambda call, calls: 0.0, 3)(bare, 1) == 2.0
+
+
+def test_longest_of_a_crowd_is_that_of_its_last_run() -> None:
+    """Each sample has its own."""
+    longest = iter([3.0, 9.0, 6.0, 2.0, 1.0, 4.0])
+    together = Together(lambda call, calls: next(longest), 3)
+
+    assert [together(bare, 1) and together.longest for _ in range(2)] == [9.0, 4.0]
+
+
+def test_failure_in_a_crowd_is_not_lost() -> None:
+    """A thread that gives up early would make a fine figure."""
+
+    def fail(call: Work, calls: int) -> float:
+        raise BrokenError
+
+    with pytest.raises(BrokenError):
+        Together(fail, 2)(bare, 1)
+
+
+@pytest.mark.parametrize(("rest", "families"), [(0.0, ["f"]), (0.0002, ["f", "f: the longest"])])
+def test_run_of_a_crowd_that_waits_tells_how_long_it_did(
+    monkeypatch: pytest.MonkeyPatch, rest: float, families: list[str]
+) -> None:
+    """No call is shorter than its rest; where none rests there is nothing to tell."""
+    crowd = Crowd(2, slots=1, rest=rest)
+    subject = Subject("f", "x", partial(bounded_semaphore, slots=1), crowd=crowd)
+    monkeypatch.setattr(overhead, "SUBJECTS", (subject,))
+
+    rows = overhead.run("f/x", rounds=1, sample=0.004).rows
+
+    assert [row.family for row in rows] == families
+    assert rows[-1].ns.median >= rest * 1e9
+
+
+@pytest.mark.parametrize("crowd", [Crowd(8, slots=2), Crowd(8, slots=2, rest=0.0001)])
+def test_crowd_that_is_let_in_all_at_once_is_absent(crowd: Crowd) -> None:
+    """Nothing is cheaper than a bulkhead that stops nobody."""
+    with Harness(0.001) as harness:
+        kept = harness.prepare(Subject("family", "kept", partial(bounded_semaphore, slots=2), crowd=crowd))
+        free = harness.prepare(Subject("family", "free", bare, crowd=crowd))
+
+    assert isinstance(kept, Runner)
+    assert isinstance(free, Absent)
+    assert free.reason.startswith("WrongBehaviourError")
+
+
+def _turning_away(work: Work, slots: int) -> Work:
+    free = [None] * slots
+
+    def guarded(x: int) -> Any:
+        free.pop()  # an IndexError where there is none
+        try:
+            return work(x)
+        finally:
+            free.append(None)
+
+    return guarded
+
+
+def _turning_away_async(work: Work, slots: int) -> Work:
+    free = [None] * slots
+
+    async def guarded(x: int) -> Any:
+        free.pop()
+        try:
+            return await work(x)
+        finally:
+            free.append(None)
+
+    return guarded
+
+
+@pytest.mark.parametrize(
+    ("fill", "guard", "awaited"), [(full, _turning_away, False), (full_async, _turning_away_async, True)]
+)
+def test_bulkhead_is_full_for_as_long_as_the_run_lasts(
+    fill: Callable[..., Any], guard: Any, awaited: bool
+) -> None:
+    """Whoever fills it leaves with the run: no thread and no task is left behind."""
+    subject = Subject("family", "x", partial(fill, guard), awaited=awaited, outcome=Outcome.REJECTS)
+    with Harness(0.001) as harness:
+        assert isinstance(harness.prepare(subject), Runner)
+
+
+def _closed(work: Work, slots: int) -> Work:
+    return lambda x: None
+
+
+def _closed_async(work: Work, slots: int) -> Work:
+    async def guarded(x: int) -> None: ...
+
+    return guarded
+
+
+@pytest.mark.parametrize(
+    ("fill", "closed", "awaited"), [(full, _closed, False), (full_async, _closed_async, True)]
+)
+def test_bulkhead_that_cannot_be_filled_is_absent(
+    monkeypatch: pytest.MonkeyPatch, fill: Callable[..., Any], closed: Any, awaited: bool
+) -> None:
+    """A call that never gets in is not waited for without end."""
+    monkeypatch.setattr(bulkheads, "START", 0.01)
+    subject = Subject("family", "x", partial(fill, closed), awaited=awaited, outcome=Outcome.REJECTS)
+    with Harness(0.001) as harness:
+        absent = harness.prepare(subject)
+
+    assert isinstance(absent, Absent)
+    assert absent.reason.startswith("TimeoutError")
+
+
+# -- what subjects need ----------------------------------------------------------------------------------
 
 
 def test_decision_is_read_before_it_is_judged() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from bench.subjects import (
     baselines,
     breakers,
+    bulkheads,
     caches,
     limiters,
     middleware,
     pipelines,
     retries,
     shared_limiters,
+    throttles,
     timeouts,
 )
 from bench.subjects.model import Outcome, Subject, Work
@@ -27,6 +29,8 @@ SUBJECTS: tuple[Subject, ...] = (
     *retries.SUBJECTS,
     *caches.SUBJECTS,
     *timeouts.SUBJECTS,
+    *bulkheads.SUBJECTS,
+    *throttles.SUBJECTS,
     *pipelines.SUBJECTS,
     *limiters.SUBJECTS,
     *shared_limiters.SUBJECTS,

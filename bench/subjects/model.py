@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,22 @@ def as_it_is(result: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Crowd:
+    """Threads that make their calls all at once.
+
+    Args:
+        threads: How many, >= 2.
+        slots: How many of them may be in the guarded function at once; checked before anything is timed.
+        rest: Seconds for which the guarded function leaves the processor to others, as a query does; 0: it
+            returns at once.
+    """
+
+    threads: int
+    slots: int
+    rest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """One library doing one job.
 
@@ -84,6 +101,8 @@ class Subject:
         outcome: What a call must do.
         read: Turns what a call returned into what the outcome is about, such as a decision into whether it
             allows. Only for checking, never timed.
+        crowd: Who calls; None: one thread alone. A crowd calls functions only, and its figures are the time
+            on the wall for one call of any of them.
     """
 
     family: str
@@ -93,11 +112,22 @@ class Subject:
     awaited: bool = False
     outcome: Outcome = Outcome.RETURNS
     read: Callable[[Any], object] = as_it_is
+    crowd: Crowd | None = None
 
     @property
     def id(self) -> str:
         """Return `family/name`, by which targets and `--only` speak of the subject."""
         return f"{self.family}/{self.name}"
+
+    @property
+    def callers(self) -> int:
+        """Return how many call at once."""
+        return self.crowd.threads if self.crowd else 1
+
+    @property
+    def rests(self) -> bool:
+        """Say whether the guarded function keeps others waiting, so that how long they do is of interest."""
+        return self.crowd is not None and self.crowd.rest > 0.0
 
 
 Row = tuple[str, str | None, Callable[[Work], Any]]
@@ -105,18 +135,25 @@ Row = tuple[str, str | None, Callable[[Work], Any]]
 
 
 def family(
-    title: str, *rows: Row, awaited: bool = False, outcome: Outcome = Outcome.RETURNS
+    title: str,
+    *rows: Row,
+    awaited: bool = False,
+    outcome: Outcome = Outcome.RETURNS,
+    crowd: Crowd | None = None,
 ) -> tuple[Subject, ...]:
     """Return the subjects of one family."""
-    return tuple(Subject(title, name, build, package, awaited, outcome) for name, package, build in rows)
+    return tuple(
+        Subject(title, name, build, package, awaited, outcome, crowd=crowd) for name, package, build in rows
+    )
 
 
-def make_work(*, awaited: bool, fails: bool) -> Work:
+def make_work(*, awaited: bool, fails: bool, rest: float = 0.0) -> Work:
     """Return a fresh function to guard, so that no subject meets the marks another left on it.
 
     Args:
         awaited: Make a coroutine function.
         fails: Raise `BrokenError` instead of returning the argument.
+        rest: Seconds it leaves the processor to others before it returns; only if neither of the above.
     """
 
     def works(x: int) -> int:
@@ -124,6 +161,10 @@ def make_work(*, awaited: bool, fails: bool) -> Work:
 
     def breaks(x: int) -> int:
         raise BrokenError(x)
+
+    def rests(x: int) -> int:
+        time.sleep(rest)
+        return x
 
     async def works_async(x: int) -> int:
         return x
@@ -133,18 +174,29 @@ def make_work(*, awaited: bool, fails: bool) -> Work:
 
     if awaited:
         return breaks_async if fails else works_async
-    return breaks if fails else works
+    if fails:
+        return breaks
+    return rests if rest else works
 
 
 def counted(work: Work, *, awaited: bool, note: Callable[[int], object]) -> Work:
-    """Return *work* with *note* called at each entry: for checking a subject, never for timing it."""
+    """Return *work* with *note* told at each entry how many are inside: for checking, never for timing."""
+    inside: list[None] = []
 
     def counting(x: int) -> Any:
-        note(x)
-        return work(x)
+        inside.append(None)
+        note(len(inside))
+        try:
+            return work(x)
+        finally:
+            inside.pop()
 
     async def counting_async(x: int) -> Any:
-        note(x)
-        return await work(x)
+        inside.append(None)
+        note(len(inside))
+        try:
+            return await work(x)
+        finally:
+            inside.pop()
 
     return counting_async if awaited else counting

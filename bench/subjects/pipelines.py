@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bench.subjects import breakers, retries, timeouts
+from typing import Any
+
+from bench.subjects import breakers, bulkheads, retries, timeouts
 from bench.subjects.model import Work, family
 
 
@@ -78,6 +80,78 @@ def interlock_three(work: Work) -> Work:
     return guarded
 
 
+# -- with a bulkhead -------------------------------------------------------------------------------------
+
+
+def resilient_bulkhead(work: Work) -> Work:
+    """Stack ours: retry over breaker over bulkhead."""
+    from resilient import Bulkhead, CircuitBreaker, Pipeline, Retry
+
+    slots = Bulkhead("bench", bulkheads.SLOTS)
+    guarded: Work = Pipeline(Retry(on=Exception), CircuitBreaker("bench"), slots)(work)
+    return guarded
+
+
+def resilient_bulkhead_timeout(work: Work) -> Work:
+    """Stack ours: retry over breaker over bulkhead over timeout."""
+    from resilient import Bulkhead, CircuitBreaker, Pipeline, Retry, Timeout
+
+    slots, limit = Bulkhead("bench", bulkheads.SLOTS), Timeout(timeouts.LIMIT)
+    guarded: Work = Pipeline(Retry(on=Exception), CircuitBreaker("bench"), slots, limit)(work)
+    return guarded
+
+
+def pyresilience_bulkhead(work: Work) -> Work:
+    """Stack pyresilience's breaker, retry and bulkhead."""
+    return _pyresilience_bulkhead(work)
+
+
+def pyresilience_bulkhead_timeout(work: Work) -> Work:
+    """Stack pyresilience's breaker, retry, bulkhead and timeout."""
+    from pyresilience import TimeoutConfig
+
+    return _pyresilience_bulkhead(work, timeout=TimeoutConfig(seconds=timeouts.LIMIT))
+
+
+def _pyresilience_bulkhead(work: Work, **settings: Any) -> Work:
+    from pyresilience import BulkheadConfig, CircuitBreakerConfig, RetryConfig
+    from pyresilience import resilient as guard
+
+    slots = BulkheadConfig(max_concurrent=bulkheads.SLOTS)
+    policies = guard(retry=RetryConfig(), circuit_breaker=CircuitBreakerConfig(), bulkhead=slots, **settings)
+    guarded: Work = policies(work)
+    return guarded
+
+
+def pybreaker_stamina_semaphore(work: Work) -> Work:
+    """Stack stamina over pybreaker over a semaphore."""
+    return pybreaker_stamina(bulkheads.bounded_semaphore(work))
+
+
+def hyx_bulkhead_timeout(work: Work) -> Work:
+    """Stack hyx's retry over its breaker over its bulkhead over its timeout."""
+    return retries.hyx(breakers.hyx(bulkheads.hyx(timeouts.hyx(work)), breakers.TRIP_AFTER))
+
+
+def interlock_bulkhead(work: Work) -> Work:
+    """Stack interlock-cb's retry over its breaker over its bulkhead."""
+    guarded: Work = _interlock_bulkhead().build()(work)
+    return guarded
+
+
+def interlock_bulkhead_timeout(work: Work) -> Work:
+    """Stack interlock-cb's retry over its breaker over its bulkhead over its timeout."""
+    guarded: Work = _interlock_bulkhead().timeout(timeouts.LIMIT).build()(work)
+    return guarded
+
+
+def _interlock_bulkhead() -> Any:
+    from interlock import CircuitBreaker, Pipeline
+
+    stack = Pipeline.builder().retry(attempts=3).circuit_breaker(CircuitBreaker(name="bench"))
+    return stack.bulkhead(bulkheads.SLOTS)
+
+
 SUBJECTS = (
     *family(
         "breaker + retry",
@@ -93,6 +167,21 @@ SUBJECTS = (
         ("pyresilience", "pyresilience", pyresilience_three),
         ("hyx", "hyx", hyx_three),
         ("interlock-cb", "interlock-cb", interlock_three),
+        awaited=True,
+    ),
+    *family(
+        "breaker + retry + bulkhead",
+        ("resilient", "resilient-py", resilient_bulkhead),
+        ("pyresilience", "pyresilience", pyresilience_bulkhead),
+        ("pybreaker + stamina + semaphore", "stamina", pybreaker_stamina_semaphore),
+        ("interlock-cb", "interlock-cb", interlock_bulkhead),
+    ),
+    *family(
+        "async breaker + retry + bulkhead + timeout",
+        ("resilient", "resilient-py", resilient_bulkhead_timeout),
+        ("pyresilience", "pyresilience", pyresilience_bulkhead_timeout),
+        ("hyx", "hyx", hyx_bulkhead_timeout),
+        ("interlock-cb", "interlock-cb", interlock_bulkhead_timeout),
         awaited=True,
     ),
 )
