@@ -225,6 +225,7 @@ class Bulkhead(Policy):
         books = desk.books
         with books.lock:
             chosen = desk.all() if key is None else _known(desk.find(key))
+            one = chosen[0] if chosen and (key is not None or not self._is_keyed) else None
             return BulkheadStats(
                 limit=sum(slots.limit for slots in chosen),
                 in_use=sum(slots.held for slots in chosen),
@@ -236,7 +237,7 @@ class Bulkhead(Policy):
                 abandoned=0 if self._threads is None else len(self._threads.overdue),
                 keys=len(desk.all()) if self._is_keyed else 0,
                 evicted=desk.evicted,
-                adaptive=chosen[0].adaptive() if len(chosen) == 1 else None,
+                adaptive=None if one is None else one.adaptive(),
             )
 
     def after_fork(self) -> None:
