@@ -17,7 +17,7 @@ from django.utils.asyncio import async_unsafe
 from django.utils.decorators import sync_and_async_middleware
 from django.utils.functional import SimpleLazyObject
 
-from resilient import RateLimiter, time_left
+from resilient import RateLimiter, current_priority, time_left
 from resilient.asgi import combined, route, user
 from resilient.integrations.django import request_key
 
@@ -95,6 +95,15 @@ async def astream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(chunks())
 
 
+def importance(request: HttpRequest) -> StreamingHttpResponse:
+    def chunks() -> Iterator[bytes]:
+        orders.seen.append(current_priority())
+        yield b"x"
+
+    orders.seen.append(current_priority())
+    return StreamingHttpResponse(chunks())
+
+
 def file(request: HttpRequest) -> FileResponse:
     return FileResponse(Path(__file__).open("rb"))
 
@@ -123,6 +132,7 @@ urlpatterns = [
     path("wait", wait),
     path("stream", stream),
     path("astream", astream),
+    path("importance", importance),
     path("file", file),
     path("items/<int:number>", item),
     path("items", Items().get),

@@ -22,8 +22,8 @@ from tests.integrations import django_site as site
 from tests.web.servers import connection, eventually, fetch, uvicorn_serving, wsgiref_serving
 from tests.web.support import SpyGate
 
-from resilient import RateLimiter, time_left
-from resilient.asgi import Maintenance, client_address, user
+from resilient import Bulkhead, Priority, RateLimiter, current_priority, time_left
+from resilient.asgi import Maintenance, client_address, requested_priority, user
 from resilient.errors import CallTimeoutError, CircuitOpenError, RateLimitedError
 from resilient.integrations.django import ResilienceMiddleware, request_key
 
@@ -171,6 +171,33 @@ class TestMiddleware:
 
         assert reply.status == 503
         assert site.orders.seen == []
+
+    def test_priority_holds_at_the_gate_in_views_and_in_bodies(self, mode: Any, orders: site.Orders) -> None:
+        """And no longer than its request."""
+        gate = SpyGate()
+        with guarded(shed=gate, priority=lambda request: "critical"):
+            assert statuses(mode.ask(["/importance"])) == [200]
+
+        assert gate.priorities == [Priority.CRITICAL]
+        assert orders.seen == [Priority.CRITICAL] * 2
+        assert current_priority() is Priority.DEFAULT
+
+    def test_bulkhead_sheds_what_matters_least(self, mode: Any) -> None:
+        """As the client says that it does."""
+        gate = Bulkhead("site", 10, priority=current_priority)
+        with guarded(shed=gate, priority=requested_priority(), exempt=()):
+            blocks = [gate.calling("critical") for _ in range(9)]
+            for block in blocks[:7]:
+                block.__enter__()
+            assert mode.ask(["/"], headers={"X-Request-Priority": "low"})[0].status == 503
+            assert statuses(mode.ask(["/"])) == [200]
+            for block in blocks[7:]:
+                block.__enter__()
+            assert statuses(mode.ask(["/", "/livez"])) == [503, 200]
+            for block in blocks:
+                block.__exit__(None, None, None)
+
+        assert gate.stats().in_use == 0
 
     def test_maintenance(self, mode: Any) -> None:
         """The page for browsers."""

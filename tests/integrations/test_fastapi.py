@@ -25,8 +25,8 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from tests.web.servers import connection, eventually, fetch, read, uvicorn_serving
 from tests.web.support import SpyGate
 
-from resilient import Decision, RateLimiter, events, time_left
-from resilient.asgi import api_key, client_address, route
+from resilient import Bulkhead, Decision, Priority, RateLimiter, current_priority, events, time_left
+from resilient.asgi import api_key, client_address, requested_priority, route
 from resilient.errors import (
     BulkheadFullError,
     CallTimeoutError,
@@ -348,6 +348,34 @@ class TestInstall:
             replies = [client.get(path, headers={"X-Forwarded-For": f"198.51.100.{n % 2}"}) for n in range(3)]
             assert [reply.status_code for reply in replies] == [200, 200, 429]
             assert [reply.headers.get_list("X-RateLimit-Limit") for reply in replies] == [["1"]] * 3
+
+    @pytest.mark.parametrize("kind", ["sync", "async"])
+    def test_bulkhead_sheds_what_matters_least(self, kind: str) -> None:
+        """As the client says that it does; routes know of it, in threads and in tasks."""
+        gate, seen = Bulkhead("shop", 10, priority=current_priority), []
+
+        def in_thread() -> str:
+            seen.append(current_priority())
+            return "hello"
+
+        async def in_task() -> str:
+            return in_thread()
+
+        app = app_with(
+            ("/", in_thread if kind == "sync" else in_task), shed=gate, priority=requested_priority()
+        )
+        low = {"X-Request-Priority": "low"}
+        with client_of(app) as client:
+            assert client.get("/", headers=low).status_code == 200
+            blocks = [gate.calling("critical") for _ in range(7)]
+            for block in blocks:
+                block.__enter__()
+            assert client.get("/", headers=low).status_code == 503
+            assert client.get("/").status_code == 200
+            for block in blocks:
+                block.__exit__(None, None, None)
+
+        assert seen == [Priority.SHEDDABLE, Priority.DEFAULT]
 
     def test_app_is_guarded_once(self) -> None:
         """A second time would count each request twice."""

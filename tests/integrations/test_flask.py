@@ -13,10 +13,18 @@ from flask import Blueprint, Flask, Response, stream_with_context
 from tests.web.servers import connection, eventually, wsgiref_serving
 from tests.web.support import SpyGate
 
-from resilient import CircuitBreaker, RateLimiter, Retry, time_left
+from resilient import (
+    Bulkhead,
+    CircuitBreaker,
+    Priority,
+    RateLimiter,
+    Retry,
+    current_priority,
+    time_left,
+)
 from resilient.errors import CallTimeoutError, CircuitOpenError, RateLimitedError, RejectedError
 from resilient.integrations.flask import Resilience, request_key
-from resilient.wsgi import Maintenance, client_address, combined, route, user
+from resilient.wsgi import Maintenance, client_address, combined, requested_priority, route, user
 
 PROBLEM = "application/problem+json"
 
@@ -109,6 +117,27 @@ class TestExtension:
         words: Any = {"limit": "1/hour"}
         with pytest.raises(ValueError, match=r"must be one of 'rate_limit'.*got 'limit'"):
             Resilience(**words)
+
+    def test_bulkhead_sheds_what_matters_least(self) -> None:
+        """As the client says that it does; views know of it, and the next request does not."""
+        gate, seen = Bulkhead("shop", 10, priority=current_priority), []
+
+        def view() -> str:
+            seen.append(current_priority())
+            return "hello"
+
+        client = app_with(view, shed=gate, priority=requested_priority()).test_client()
+        low = {"X-Request-Priority": "low"}
+        assert client.get("/", headers=low).status_code == 200
+        blocks = [gate.calling("critical") for _ in range(7)]
+        for block in blocks:
+            block.__enter__()
+        assert client.get("/", headers=low).status_code == 503
+        assert client.get("/").status_code == 200
+        for block in blocks:
+            block.__exit__(None, None, None)
+
+        assert seen == [Priority.SHEDDABLE, Priority.DEFAULT]
 
     def test_app_is_guarded_once(self) -> None:
         """A second time would count each request twice."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.web.support import Ask, Response, SpyGate, environ_of, http_scope
+from tests.web.support import Ask, Patient, Response, SpyGate, environ_of, http_scope
 
-from resilient import asgi, wsgi
+from resilient import Bulkhead, asgi, wsgi
 from resilient.errors import CircuitOpenError
 
 ENDINGS = ("return", "refuse", "fail", "cancel")
@@ -21,6 +21,41 @@ def end(how: str) -> None:
     """End as *how* says: by returning, or by an exception."""
     if how in ERRORS:
         raise ERRORS[how](how)
+
+
+class SpiedBulkhead(SpyGate):
+    """A bulkhead, and a note of who came and how each one left."""
+
+    def __init__(self, limit: int = 1) -> None:
+        super().__init__(limit)
+        self.bulkhead = Bulkhead("app", limit, max_wait=30.0)
+
+    def calling(self) -> Any:
+        return _SpiedBlock(super().calling(), self.bulkhead.calling())
+
+    @property
+    def slots(self) -> tuple[int, int, int]:
+        """How many slots were given out, how many are taken, and how many requests wait for one."""
+        stats = self.bulkhead.stats()
+        return stats.calls, stats.in_use, stats.waiting
+
+
+class _SpiedBlock:
+    def __init__(self, place: Any, block: Any) -> None:
+        self._place = place
+        self._block = block
+
+    def __enter__(self) -> None:
+        self._block.__enter__()
+        self._place.__enter__()
+
+    async def __aenter__(self) -> None:
+        await self._block.__aenter__()
+        self._place.__enter__()
+
+    def __exit__(self, *how: object) -> None:
+        self._place.__exit__(*how)
+        self._block.__exit__(*how)
 
 
 class Script:
@@ -95,12 +130,13 @@ class TestAsgi:
         self, steps: list[str], ending: str, status: int, patience: int | None, deadline: float | None
     ) -> None:
         """And when the body is done, not later; the client gets what the app sent, or one refusal."""
-        gate, server = SpyGate(), Server(patience)
+        gate, server = SpiedBulkhead(), Server(patience)
         script = Script(steps, ending, status, gate)
 
         error = asyncio.run(server.serve(asgi.ResilienceMiddleware(script, shed=gate, deadline=deadline)))
 
         assert (gate.entered, len(gate.left)) == (1, 1)
+        assert gate.slots == (1, 0, 0)
         assert script.held_after_the_end <= {0}
         if error is OSError:  # the client has gone: nobody is to blame
             assert not isinstance(gate.left[0], OSError)
@@ -108,6 +144,59 @@ class TestAsgi:
         refused = ending == "refuse" and "start" not in script.sent
         assert error is (None if refused else ERRORS.get(ending))
         assert len(server.sent) == len(script.sent) + (2 if refused else 0)
+
+
+class TestCrowd:
+    """Many requests for few slots: they wait, are cancelled, leave, and are cut off, all at any moment."""
+
+    @given(
+        fates=st.lists(
+            st.tuples(
+                st.lists(st.sampled_from(["start", "chunk", "final", "wait", "task"]), max_size=6),
+                st.sampled_from(ENDINGS),
+                st.sampled_from(["stays", "leaves", "is cancelled"]),
+                st.integers(0, 12),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        limit=st.integers(1, 3),
+    )
+    def test_every_slot_comes_back(self, fates: list[Any], limit: int) -> None:
+        """And none is there twice: never are more requests in the app than there are slots."""
+        gate = SpiedBulkhead(limit)
+
+        asyncio.run(self.let_come(gate, fates))
+
+        given, taken, waiting = gate.slots
+        assert (gate.held, taken, waiting) == (0, 0, 0)
+        assert given >= gate.entered  # some were given to a request in the moment in which it was given up
+
+    async def let_come(self, gate: SpiedBulkhead, fates: list[Any]) -> None:
+        """Let a request come for each of *fates*, and end all of them."""
+        clients = [Patient() for _ in fates]
+        tasks = [
+            asyncio.create_task(self.visit(gate, client, steps, ending))
+            for client, (steps, ending, _, _) in zip(clients, fates, strict=True)
+        ]
+        for tick in range(13):
+            for client, task, (_, _, how, when) in zip(clients, tasks, fates, strict=True):
+                if tick == when and how == "leaves":
+                    client.left.set()
+                elif tick == when and how == "is cancelled":
+                    task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @staticmethod
+    async def visit(gate: SpiedBulkhead, client: Patient, steps: list[str], ending: str) -> None:
+        """Make one request."""
+
+        async def send(message: Any) -> None:
+            await asyncio.sleep(0)
+
+        script = Script(steps, ending, 200, gate)
+        await asgi.ResilienceMiddleware(script, shed=gate)(http_scope(Ask()), client.receive, send)
 
 
 class TestWsgi:
@@ -124,7 +213,7 @@ class TestWsgi:
         self, steps: list[str], ending: str, lazy: bool, reads: int, closes: int
     ) -> None:
         """However far the server reads, and however often it closes the body."""
-        gate, response = SpyGate(), Response()
+        gate, response = SpiedBulkhead(), Response()
         # PEP 3333: an app starts once, before anything else.
         steps = [*(["start"] if "start" in steps else []), *(step for step in steps if step != "start")]
 
@@ -146,6 +235,7 @@ class TestWsgi:
         error = self.serve(wsgi.ResilienceMiddleware(app, shed=gate), response, reads, closes)
 
         assert (gate.entered, len(gate.left)) == (1, 1)
+        assert gate.slots == (1, 0, 0)
         if isinstance(error, CircuitOpenError):
             assert any(response.written)  # or it would have been answered
         if response.status.startswith("503"):
