@@ -25,6 +25,9 @@ from bench.subjects.model import ARGUMENT, Outcome, Subject, Work, counted, make
 WARM_UP_CALLS = 200
 """Calls before anything is timed: they fill caches, open breakers and let the interpreter specialise."""
 
+FEW_CALLS = 16
+"""Calls with which one begins to find out how many fill a sample."""
+
 CHECK_CALLS = 20
 
 CROWD_SHARE = 0.5
@@ -109,7 +112,7 @@ class Harness:
         try:
             self._check(subject)
             runner = Runner(subject, self._build(subject, _work(subject)), _loop(subject))
-            self._time(runner, WARM_UP_CALLS)
+            self._time(runner, _each(WARM_UP_CALLS, subject))
             runner.frames = self._frames(runner)
             runner.calls = self._calibrate(runner)
         except Exception as error:
@@ -176,7 +179,8 @@ class Harness:
         return entered
 
     def _calibrate(self, runner: Runner) -> int:
-        calls, sample = 16, self._sample * (CROWD_SHARE if runner.subject.crowd else 1.0)
+        calls = _each(FEW_CALLS, runner.subject)
+        sample = self._sample * (CROWD_SHARE if runner.subject.crowd else 1.0)
         # The best of three: one preempted run must not leave a subject with samples too short to time.
         while (took := min(self._time(runner, calls) for _ in range(3))) < sample / 4:
             calls *= 2
@@ -196,6 +200,11 @@ def _work(subject: Subject, *, rest: float | None = None) -> Work:
         return make_work(awaited=subject.awaited, fails=subject.outcome.raises)
     chosen = subject.crowd.rest if rest is None else rest
     return make_work(awaited=False, fails=subject.outcome.raises, rest=chosen)
+
+
+def _each(calls: int, subject: Subject) -> int:
+    """Return how many of so many *calls* each of those makes who call at once; at least 1."""
+    return max(1, calls // subject.callers)
 
 
 def _crowded(subject: Subject, loop: Callable[[Work, int], Any]) -> Callable[[Work, int], Any]:
