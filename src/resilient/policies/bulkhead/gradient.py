@@ -11,9 +11,9 @@ from .remeasurement import MeasuredAlgorithm
 
 __all__ = ["Gradient"]
 
-_WARM_UP: Final = 10  # windows of which the plain mean is taken
 _STEEPEST: Final = 0.5
-_RECOVERY: Final = 0.95  # what the baseline falls by, each window, while it is more than twice too high
+_TOO_HIGH: Final = 2.0
+_RECOVERY: Final = 0.95  # what a baseline that is too high is multiplied by with each window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +83,12 @@ class _State(MeasuredAlgorithm):
     def __init__(self, settings: Gradient, now: float) -> None:
         super().__init__(settings, settings.remeasure, now)
         self._settings = settings
-        self._windows = 0
+        self._is_new = True  # nothing has spoken against a higher limit so far
 
     def _follow(self, limit: float, window: Window) -> float:
         settings = self._settings
         if window.dropped:
+            self._is_new = False
             return limit * max(settings.backoff, 1.0 - window.drop_ratio)
         if not window.samples or window.rtt <= 0.0:
             return limit
@@ -95,18 +96,16 @@ class _State(MeasuredAlgorithm):
         if 2 * window.peak < limit:
             return limit  # nobody has asked for more, so what calls take says nothing about the limit
         gradient = max(_STEEPEST, min(1.0, settings.tolerance * baseline / window.rtt))
-        return limit + settings.smoothing * (limit * gradient + settings.queue - limit)
+        self._is_new = self._is_new and gradient == 1.0
+        queue = max(float(settings.queue), limit) if self._is_new else settings.queue
+        return limit + settings.smoothing * (limit * gradient + queue - limit)
 
     def _learn(self, rtt: float) -> float:
-        """Return the baseline, with *rtt* taken into it."""
-        self._windows += 1
-        known = self.baseline
-        if known is None:
-            self.baseline = rtt
-            return rtt
-        share = 1.0 / self._windows if self._windows <= _WARM_UP else 2.0 / (self._settings.long_window + 1)
-        baseline = known + share * (rtt - known)
-        if baseline > 2.0 * rtt:
+        """Return the baseline, with *rtt* taken into it. It only falls here: it rises when it is measured."""
+        baseline = rtt if self.baseline is None else self.baseline
+        if baseline > _TOO_HIGH * rtt:
             baseline *= _RECOVERY
+        elif baseline > rtt:
+            baseline += 2.0 / (self._settings.long_window + 1) * (rtt - baseline)
         self.baseline = baseline
         return baseline

@@ -15,6 +15,7 @@ from .limits import AdaptiveLimit, Window
 __all__ = ["LimitStats", "Outcome", "Sampler"]
 
 _OUTLIER: Final = 4.0  # times the mean of the window before: more than that, one call does not count
+_LONGEST: Final = 1.0  # seconds
 _OVERDUE: Final = 2.0  # times that mean: a call in flight for longer counts before it has ended
 
 
@@ -84,7 +85,7 @@ class Sampler:
         self._rtt: float | None = None
         self._last_peak = 0
         self.closes = now  # when to call `tick` next
-        self._total = self._least = self._most = 0.0
+        self._length = self._total = self._least = self._most = 0.0
         self._samples = self._dropped = self._peak = 0
         self._begin_window(now, in_flight=0)
 
@@ -125,7 +126,7 @@ class Sampler:
         enough = self._samples + self._dropped + len(overdue) >= self._settings.min_samples
         # Where nothing ends any more there will never be enough.
         if not enough and not 2 * len(overdue) >= held > 0:
-            self.closes = now + self._settings.window  # not to look again at each call
+            self.closes = now + self._length  # not to look again at each call
             return False
         self._close(now, held, overdue)
         return True
@@ -187,7 +188,9 @@ class Sampler:
         self._begin_window(now, held)
 
     def _begin_window(self, now: float, in_flight: int) -> None:
-        self.closes = now + self._settings.window
+        # What a change of the limit brings is seen after calls have gone through, and not before.
+        self._length = max(self._settings.window, min(self._rtt or 0.0, _LONGEST))
+        self.closes = now + self._length
         self._total = 0.0
         self._least = math.inf
         self._most = math.inf if self._rtt is None else _OUTLIER * self._rtt

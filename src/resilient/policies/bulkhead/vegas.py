@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ...engine import params
 from .limits import AdaptiveLimit, Window
 from .remeasurement import MeasuredAlgorithm
 
 __all__ = ["Vegas"]
+
+_FALL: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +74,11 @@ class _State(MeasuredAlgorithm):
             return limit - step
         if not window.samples or window.rtt <= 0.0:
             return limit
-        if self.baseline is None or window.rtt < self.baseline:
+        if self.baseline is None:
             self.baseline = window.rtt
+        elif window.rtt < self.baseline:
+            # Bit by bit, not at once: a lucky window would make every other one look like a queue.
+            self.baseline += _FALL * (window.rtt - self.baseline)
         if 2 * window.peak < limit:
             return limit  # nobody has asked for more, so what calls take says nothing about the limit
         waiting = math.ceil(limit * (1.0 - self.baseline / window.rtt))
