@@ -20,12 +20,13 @@ from django.urls import path
 from django.views.decorators.http import require_POST
 
 from examples.frameworks.warehouse import WarehouseError, stock_of
-from resilient import RateLimiter
+from resilient import Bulkhead, Gradient, RateLimiter, current_priority
 from resilient.integrations.django import request_key
-from resilient.wsgi import Maintenance, api_key
+from resilient.wsgi import Maintenance, api_key, requested_priority
 
 maintenance = Maintenance("<h1>Back soon</h1>")
 orders = RateLimiter("3/minute", name="orders", key=request_key(api_key()))
+frontend = Bulkhead("frontend", Gradient(), max_wait=0.2, priority=current_priority)
 
 settings.configure(
     SECRET_KEY="not a secret: for the example",
@@ -36,7 +37,13 @@ settings.configure(
         "resilient.integrations.django.ResilienceMiddleware",
         "django.middleware.common.CommonMiddleware",
     ],
-    RESILIENT={"rate_limit": "100/minute", "deadline": 10, "maintenance": maintenance},
+    RESILIENT={
+        "rate_limit": "100/minute",
+        "shed": frontend,
+        "priority": requested_priority(),
+        "deadline": 10,
+        "maintenance": maintenance,
+    },
 )
 django.setup()
 

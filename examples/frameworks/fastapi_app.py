@@ -8,13 +8,22 @@ from __future__ import annotations
 from fastapi import Depends, FastAPI, HTTPException
 
 from examples.frameworks.warehouse import WarehouseError, stock_of
-from resilient.asgi import Maintenance, api_key
+from resilient import Bulkhead, Gradient, current_priority
+from resilient.asgi import Maintenance, api_key, requested_priority
 from resilient.integrations.fastapi import RESPONSES, install, rate_limit
 
 maintenance = Maintenance("<h1>Back soon</h1>")
+frontend = Bulkhead("frontend", Gradient(), max_wait=0.2, priority=current_priority)
 
 app = FastAPI(title="Orders", responses=RESPONSES)
-install(app, rate_limit="100/minute", deadline=10, maintenance=maintenance)
+install(
+    app,
+    rate_limit="100/minute",
+    shed=frontend,
+    priority=requested_priority(),
+    deadline=10,
+    maintenance=maintenance,
+)
 
 
 @app.post("/orders", dependencies=[Depends(rate_limit("3/minute", key=api_key()))])

@@ -8,13 +8,20 @@ from __future__ import annotations
 from flask import Flask
 
 from examples.frameworks.warehouse import WarehouseError, stock_of
-from resilient import RateLimiter
+from resilient import Bulkhead, Gradient, RateLimiter, current_priority
 from resilient.integrations.flask import Resilience, request_key
-from resilient.wsgi import Maintenance, api_key
+from resilient.wsgi import Maintenance, api_key, requested_priority
 
 maintenance = Maintenance("<h1>Back soon</h1>")
 orders = RateLimiter("3/minute", name="orders", key=request_key(api_key()))
-resilience = Resilience(rate_limit="100/minute", deadline=10, maintenance=maintenance)
+frontend = Bulkhead("frontend", Gradient(), max_wait=0.2, priority=current_priority)
+resilience = Resilience(
+    rate_limit="100/minute",
+    shed=frontend,
+    priority=requested_priority(),
+    deadline=10,
+    maintenance=maintenance,
+)
 
 
 def create_app() -> Flask:

@@ -541,3 +541,14 @@ class TestSockets:
         assert (status, fields["content-type"]) == (429, PROBLEM)
         assert fields["content-length"] == str(len(body))
         assert (head[0], head[2]) == (429, b"")
+
+    def test_client_that_leaves_the_queue_gives_up_its_turn(self, orders: site.Orders) -> None:
+        """Under ASGI; Django itself cancels the request."""
+        gate = Bulkhead("site", 1, max_wait=20)
+        with guarded(shed=gate), uvicorn_serving(ASGIHandler()) as port, gate.calling():
+            with connection(port) as client:
+                client.request("GET", "/async")
+                assert eventually(lambda: gate.stats().waiting == 1)
+            assert eventually(lambda: gate.stats().waiting == 0)
+
+        assert orders.seen == []
