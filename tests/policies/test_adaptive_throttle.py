@@ -452,6 +452,29 @@ def test_probability_that_hovers_around_0_is_one_spell(
     assert events.of(ThrottlingStopped)[0].rejected == throttle.stats().rejected
 
 
+def test_stops_after_a_whole_tenth_without_a_refusal(
+    make: Callable[..., AdaptiveThrottle], clock: FakeClock
+) -> None:
+    """Not with the next tenth: the refusal may have been at the very end of the one before."""
+    throttle = make(window=10.0, min_calls=2)
+    answered = [throttle.calling() for _ in range(4)]
+    for block in answered:
+        block.__enter__()
+    with capture_events() as events:
+        call_on(throttle, 3, DependencyError())
+        for block in answered:
+            block.__exit__(None, None, None)
+        assert throttle.stats().probability == 0.0
+
+        told = []
+        for _ in range(3):
+            told.append(len(events))
+            clock.advance(1.0)
+            call(throttle)
+
+    assert told == [1, 1, 2]
+
+
 def test_stop_is_told_by_whoever_finds_it(make: Callable[..., AdaptiveThrottle], clock: FakeClock) -> None:
     """Without calls, reading the statistics does."""
     throttle = make(window=10.0)
