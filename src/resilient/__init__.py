@@ -6,6 +6,9 @@ object serves threads, tasks and event loops at once, and functions of every sha
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import errors, events
 from .engine.deadline import time_left
 from .engine.priority import Priority, current_priority, priority, service_criticality
@@ -22,7 +25,6 @@ from .errors import (
     ResilientError,
     ThrottledError,
 )
-from .policies.adaptive_throttle import AdaptiveThrottle
 from .policies.backoff import (
     stop_at_deadline,
     wait_decorrelated_jitter,
@@ -30,7 +32,6 @@ from .policies.backoff import (
     wait_full_jitter,
     wait_retry_after,
 )
-from .policies.bulkhead import AIMD, Bulkhead, Gradient, Pressure, Vegas
 from .policies.cache.cache import Cache
 from .policies.cache.core import freshness
 from .policies.cache.store import SieveCache
@@ -41,6 +42,10 @@ from .policies.rate_limiter import Decision, Quota, RateLimiter
 from .policies.retry import Retry
 from .policies.retry_budget import RetryBudget
 from .policies.timeout import Timeout, deadline
+
+if TYPE_CHECKING:
+    from .policies.adaptive_throttle import AdaptiveThrottle
+    from .policies.bulkhead import AIMD, Bulkhead, Gradient, Pressure, Vegas
 
 __version__ = "0.1.0.dev0"
 
@@ -88,3 +93,25 @@ __all__ = [
     "wait_full_jitter",
     "wait_retry_after",
 ]
+
+# Loaded when first asked for: `import resilient` is to take little longer than importing what it stands on.
+_LATER = {
+    "AIMD": "bulkhead",
+    "AdaptiveThrottle": "adaptive_throttle",
+    "Bulkhead": "bulkhead",
+    "Gradient": "bulkhead",
+    "Pressure": "bulkhead",
+    "Vegas": "bulkhead",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.policies.{_LATER[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _LATER.keys())

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..engine import params
 from ..engine.order import check_order
 from ..engine.policy import Policy, policies_of
 from ..engine.shape import Shape
 from ..events import Announcer, Listener
-from .lint import Finding, lint
+
+if TYPE_CHECKING:
+    from .lint import Finding
 
 __all__ = ["Pipeline", "PipelineStats"]
 
@@ -96,6 +98,8 @@ class Pipeline(Policy):
         Returns:
             What was found, in no order of importance; empty if all is well.
         """
+        from .lint import lint  # noqa: PLC0415 - it knows every policy, and is for start-up and tests
+
         return lint((*self.layers, *(policies_of(fn) if fn is not None else ())))
 
     def add_listener(self, listener: Listener) -> None:
