@@ -15,3 +15,9 @@ def restless() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody who waits for a slot look again by itself: that makes good for a wake-up that was lost."""
+    monkeypatch.setattr("resilient.policies.bulkhead.slots._LOOK_AGAIN", 3_600.0)

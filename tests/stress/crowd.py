@@ -1,4 +1,4 @@
-"""Ten thousand calls of one object at once, from eight threads and two event loops."""
+"""Ten thousand calls of one object at once, from threads and event loops."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 
-THREADS, LOOPS, TASKS = 8, 2, 10
 CALLS = 10_000
-PER_CALLER = CALLS // (THREADS + LOOPS)
+LOOPS, TASKS = 2, 10
 
 
 class Crowd:
-    """Makes `CALLS` calls, numbered: *call* from the threads, *acall* from tasks of the loops."""
+    """Makes so many *calls*, numbered: *call* from so many *threads*, *acall* from tasks of two loops."""
 
-    def __init__(self, call: Callable[[int], object], acall: Callable[[int], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        call: Callable[[int], object],
+        acall: Callable[[int], Awaitable[object]],
+        *,
+        threads: int = 8,
+        calls: int = CALLS,
+    ) -> None:
         self._call = call
         self._acall = acall
-        self._together = threading.Barrier(THREADS + LOOPS)
+        self._threads = threads
+        self._places = threads + LOOPS
+        self._calls = calls
+        self._together = threading.Barrier(self._places)
         self._errors: list[BaseException] = []
 
     def run(self) -> None:
         """Return when all calls are over; fail if one raised."""
-        threads = [threading.Thread(target=self._caller, args=(n,)) for n in range(THREADS + LOOPS)]
+        threads = [threading.Thread(target=self._caller, args=(n,)) for n in range(self._places)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -30,10 +39,10 @@ class Crowd:
         assert not self._errors, self._errors
 
     def _caller(self, place: int) -> None:
-        numbers = range(place * PER_CALLER, (place + 1) * PER_CALLER)
+        numbers = range(place, self._calls, self._places)
         try:
             self._together.wait(10.0)
-            if place < THREADS:
+            if place < self._threads:
                 for number in numbers:
                     self._call(number)
             else:

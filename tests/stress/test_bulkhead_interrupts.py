@@ -15,9 +15,10 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
-from tests.stress.signals import Interrupter, interrupting, within_seconds
+from tests.stress.bulkheads import Inside, assert_whole
+from tests.stress.signals import Interrupter, interrupting
 
-from resilient import AIMD, Bulkhead, BulkheadFullError, Gradient, deadline
+from resilient import AIMD, Bulkhead, BulkheadFullError, Gradient
 
 LIMIT = 3
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
@@ -61,26 +62,6 @@ def work(*_args: object) -> None:
     """Do what takes a few bytecodes."""
 
 
-def usable(bulkhead: Bulkhead, key: str | None = None) -> int:
-    """Return how many calls fit in at once."""
-    with contextlib.ExitStack() as held, deadline(1e-9):  # none waits
-        for count in itertools.count():
-            try:
-                held.enter_context(bulkhead.calling(key=key))
-            except BulkheadFullError:
-                break
-    return count
-
-
-def assert_whole(bulkhead: Bulkhead, key: str | None = None, slots: int = LIMIT) -> None:
-    """Fail unless nobody is in, as many as configured fit in, and other threads get through."""
-    stats = bulkhead.stats()
-    assert (stats.in_use, stats.waiting) == (0, 0)
-    assert usable(bulkhead, key) == slots
-    assert within_seconds(5.0, lambda: usable(bulkhead, key)) == slots
-    assert bulkhead.stats().in_use == 0
-
-
 def test_thirty_thousand_interrupts_lose_no_permit(interrupter: Interrupter) -> None:
     """They come out, and all slots can be used afterwards; the textbook's way is hit just as hard."""
     bulkhead = Bulkhead("b", LIMIT)
@@ -92,7 +73,7 @@ def test_thirty_thousand_interrupts_lose_no_permit(interrupter: Interrupter) -> 
     interrupter.strike(lambda: textbook.call(work), times=SIGNALS // 10)
 
     assert SIGNALS - textbook.permits > SIGNALS // 100, "the signals do no harm, so nothing is shown"
-    assert_whole(bulkhead)
+    assert_whole(bulkhead, LIMIT)
 
 
 def in_a_block(bulkhead: Bulkhead) -> Callable[[], object]:
@@ -200,7 +181,7 @@ def test_no_form_of_call_loses_a_permit(interrupter: Interrupter, form: str, kin
 
     interrupter.strike(FORMS[form](bulkhead), times=OF_EACH_OTHER // len(FORMS))
 
-    assert_whole(bulkhead)
+    assert_whole(bulkhead, LIMIT)
 
 
 def test_limit_that_moves_loses_no_permit(interrupter: Interrupter) -> None:
@@ -223,7 +204,7 @@ def test_limit_that_moves_loses_no_permit(interrupter: Interrupter) -> None:
 
     assert bulkhead.stats().adaptive.windows > 10
     bulkhead.resize(LIMIT)
-    assert_whole(bulkhead)
+    assert_whole(bulkhead, LIMIT)
 
 
 def test_resizing_loses_no_permit(interrupter: Interrupter) -> None:
@@ -238,7 +219,7 @@ def test_resizing_loses_no_permit(interrupter: Interrupter) -> None:
     interrupter.strike(call, times=OF_EACH_OTHER)
 
     bulkhead.resize(LIMIT)
-    assert_whole(bulkhead)
+    assert_whole(bulkhead, LIMIT)
 
 
 def test_keys_lose_no_permit_and_make_room_for_others(interrupter: Interrupter) -> None:
@@ -251,24 +232,7 @@ def test_keys_lose_no_permit_and_make_room_for_others(interrupter: Interrupter) 
     for key in bulkhead._desk._shelf.states:
         assert bulkhead.stats(key).in_use == 0
     for number in range(8):  # refused for want of room, these would raise
-        assert_whole(bulkhead, f"another {number}")
-
-
-class Inside:
-    """Who is inside, in a book that interrupts leave true."""
-
-    def __init__(self) -> None:
-        self._names: set[str] = set()
-        self.most = 0
-
-    def visit(self, name: str) -> None:
-        try:
-            self._names.add(name)
-            self.most = max(self.most, len(self._names))
-            for _ in range(10):  # threads take turns here
-                pass
-        finally:
-            self._names.discard(name)
+        assert_whole(bulkhead, LIMIT, key=f"another {number}")
 
 
 CONTENDED: dict[str, dict[str, Any]] = {
@@ -289,17 +253,17 @@ def test_interrupted_waiter_among_others(interrupter: Interrupter, options: dict
     visit = bulkhead(inside.visit)
     errors: list[BaseException] = []
 
-    def neighbour(name: str) -> None:
+    def neighbour() -> None:
         try:
             while not over.is_set():
-                visit(name)
+                visit()
         except BaseException as exc:
             errors.append(exc)
 
-    threads = [threading.Thread(target=neighbour, args=(f"neighbour {n}",)) for n in range(3)]
+    threads = [threading.Thread(target=neighbour) for _ in range(3)]
     for thread in threads:
         thread.start()
-    interrupter.strike(lambda: visit("interrupted"), times=OF_CONTENDED)
+    interrupter.strike(visit, times=OF_CONTENDED)
     over.set()
     for thread in threads:
         thread.join(20.0)
@@ -309,4 +273,4 @@ def test_interrupted_waiter_among_others(interrupter: Interrupter, options: dict
     assert 1 <= inside.most <= bulkhead.limit
     assert bulkhead.stats().rejected == bulkhead.stats().gave_up == 0
     bulkhead.resize(LIMIT)
-    assert_whole(bulkhead)
+    assert_whole(bulkhead, LIMIT)

@@ -1,0 +1,75 @@
+"""What is asked of a bulkhead under stress: who was inside, and whether all slots are there afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from tests.stress.signals import within_seconds
+
+from resilient import Bulkhead, BulkheadFullError, deadline
+
+__all__ = ["Inside", "assert_whole", "usable"]
+
+
+class Inside:
+    """Who is inside at a moment, in a book that needs no lock, and that interrupts leave true."""
+
+    def __init__(self) -> None:
+        self._visitors: set[object] = set()
+        self.seen: list[int] = []  # by each visitor: how many were inside, itself included
+
+    @property
+    def most(self) -> int:
+        """The most there were inside at once."""
+        return max(self.seen)
+
+    def visit(self, *_args: object) -> None:
+        """Stay for a moment."""
+        visitor = object()
+        try:
+            self.come(visitor)
+            time.sleep(0.0)  # lets other threads have their turn
+        finally:
+            self.go(visitor)
+
+    async def avisit(self, *_args: object) -> None:
+        """Stay for a turn of the loop."""
+        visitor = object()
+        try:
+            self.come(visitor)
+            await asyncio.sleep(0)
+        finally:
+            self.go(visitor)
+
+    def come(self, visitor: object) -> None:
+        """Be inside."""
+        self._visitors.add(visitor)
+        self.seen.append(len(self._visitors))
+
+    def go(self, visitor: object) -> None:
+        """Be inside no more."""
+        self._visitors.discard(visitor)
+
+
+def usable(bulkhead: Bulkhead, **how: Any) -> int:
+    """Return how many calls fit in at once; *how* is for `calling`."""
+    count = 0
+    with contextlib.ExitStack() as held, deadline(1e-9):  # none waits
+        while True:
+            try:
+                held.enter_context(bulkhead.calling(**how))
+            except BulkheadFullError:
+                return count
+            count += 1
+
+
+def assert_whole(bulkhead: Bulkhead, slots: int, **how: Any) -> None:
+    """Fail unless nobody is in, *slots* calls fit in, and other threads get through."""
+    stats = bulkhead.stats()
+    assert (stats.in_use, stats.waiting) == (0, 0)
+    assert usable(bulkhead, **how) == slots
+    assert within_seconds(5.0, lambda: usable(bulkhead, **how)) == slots
+    assert bulkhead.stats().in_use == 0
