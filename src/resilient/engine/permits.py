@@ -75,6 +75,15 @@ class Permits:
         while len(known) > self.wanted and self._retire():
             pass
 
+    def take_back(self, permit: Permit) -> None:
+        """Have *permit* free again, unless it was taken for lost.
+
+        Where a holder is collected as part of a cycle, the reference to its permit goes first, and only then
+        the holder is closed and gives the permit back. By then there is another one in its place.
+        """
+        if weakref.getweakrefcount(permit):
+            self.free.append(permit)
+
     def in_use(self) -> Iterator[tuple[Permit, float]]:
         """Return those that are held and of which is known since when."""
         # Of a copy: collecting garbage may close a forgotten stream in between, and that settles.

@@ -156,7 +156,7 @@ class Slots:
             sampler = self._sampler
             if sampler is not None:
                 sampler.ended(permit, outcome, now)
-            self.free.append(permit)
+            self._permits.take_back(permit)
             if sampler is not None and now >= sampler.closes:
                 self._tick(now)
             if not self._is_settled():
@@ -328,7 +328,7 @@ class Slots:
             permit, turn.permit = turn.permit, None
             if permit is not None:
                 permit.started = None
-                self.free.append(permit)
+                self._permits.take_back(permit)
             self._dispatch(now)
 
     def _refusal(self, turn: Turn | None = None) -> BulkheadFullError:
