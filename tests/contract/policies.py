@@ -15,6 +15,7 @@ from tests.contract.forms import FORMS, STREAMS, Form
 
 from resilient import (
     AIMD,
+    AdaptiveThrottle,
     Bulkhead,
     Cache,
     Calls,
@@ -118,6 +119,7 @@ def _pipeline(clock: FakeClock) -> Pipeline:
         deadline(60.0),
         Retry(on=UpstreamError, attempts=3, sleep=clock.sleep, clock=clock),
         CircuitBreaker("dependency", clock=clock),
+        AdaptiveThrottle("dependency", clock=clock),
         RateLimiter(PLENTY, clock=clock),
         Bulkhead("shared", 10, clock=clock),
         Timeout(30.0),
@@ -167,8 +169,18 @@ FULL_BULKHEADS = (
 
 BULKHEADS = (*FULL_BULKHEADS, Mode("bulkhead-waiting", _waiting_bulkhead))
 
+THROTTLES = (
+    Mode("throttle", lambda clock: AdaptiveThrottle("t", clock=clock)),
+    # With k = 1 each call may be one too many; these dice always let it through.
+    Mode(
+        "throttle-weighing",
+        lambda clock: AdaptiveThrottle("t", k=1.0, min_calls=1, clock=clock, random=lambda: 0.99),
+    ),
+)
+
 MODES = (
     *BREAKERS,
+    *THROTTLES,
     *LIMITERS,
     *BULKHEADS,
     Mode(
@@ -257,6 +269,9 @@ def left_behind(policy: Policy) -> dict[str, Any]:
 def _held_by(layer: Policy) -> dict[str, Any]:
     if isinstance(layer, CircuitBreaker):
         return {"probes": dict(layer._core._period.probes)}
+    if isinstance(layer, AdaptiveThrottle):
+        layer.stats()  # looks
+        return {"under way": sum(part.under_way for part in layer._core._parts)}
     if isinstance(layer, Cache):
         return {"flights": dict(layer._core._flights), "refreshes": set(layer._core.at_work)}
     if isinstance(layer, Timeout):
@@ -270,6 +285,7 @@ def _held_by(layer: Policy) -> dict[str, Any]:
 
 def evidence(policy: Policy) -> dict[str, int]:
     """Return what the breakers and retries in *policy* have made of the calls so far."""
+    judges = {"AdaptiveThrottle", "CircuitBreaker", "Retry", "Fallback", "Timeout"}
     counted: dict[str, int] = {}
     for layer in policy.layers:
         stats = layer.stats()
@@ -284,6 +300,6 @@ def evidence(policy: Policy) -> dict[str, int]:
             "failed",
             "timed_out",
         ):
-            if layer.kind in {"CircuitBreaker", "Retry", "Fallback", "Timeout"} and hasattr(stats, field):
+            if layer.kind in judges and hasattr(stats, field):
                 counted[f"{layer.kind} {field}"] = getattr(stats, field)
     return counted

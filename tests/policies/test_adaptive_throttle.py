@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from tests.stress.crowd import CALLS, Crowd
 
-from resilient import CircuitBreaker, Pipeline, RateLimiter, Retry
+from resilient import AdaptiveThrottle, CircuitBreaker, Pipeline, RateLimiter, Retry
 from resilient.errors import BulkheadFullError, RateLimitedError, RejectedError, ThrottledError
 from resilient.events import ThrottlingStarted, ThrottlingStopped
-from resilient.policies.adaptive_throttle import AdaptiveThrottle
 from resilient.testing import FakeClock, capture_events, describe
 
 WINDOW = 120.0

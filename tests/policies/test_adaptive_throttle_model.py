@@ -16,9 +16,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from resilient.errors import RejectedError, ThrottledError
+from resilient import AdaptiveThrottle, RejectedError, ThrottledError
 from resilient.events import Event, ThrottlingStarted, ThrottlingStopped
-from resilient.policies.adaptive_throttle import AdaptiveThrottle
 from resilient.testing import FakeClock
 
 # RESILIENT_HYPOTHESIS=deep takes minutes.
