@@ -284,6 +284,21 @@ class TestKeys:
         assert anonymous == [200, 200]
         assert [name for name in orders.seen if isinstance(name, str)] == ["ann", "ann", "bob", "bob"]
 
+    def test_priority_may_ask_for_the_user(self, mode: Any) -> None:
+        """Who comes from the database as well; the request counts once all the same."""
+        limiter, gate = RateLimiter("9/hour"), SpyGate()
+        with guarded(
+            "tests.integrations.django_site.knowing_users",
+            rate_limit=limiter,
+            shed=gate,
+            priority=lambda request: "critical" if request.user.is_authenticated else "sheddable",
+        ):
+            mode.ask(["/"], headers={"who": "ann"})
+            mode.ask(["/"])
+
+        assert gate.priorities == [Priority.CRITICAL, Priority.SHEDDABLE]
+        assert limiter.stats().allowed == 2
+
     def test_key_that_asks_a_database_itself_is_refused_by_django(self) -> None:
         """Its own error says what to do."""
 

@@ -269,7 +269,7 @@ async def served(
 
     guarded = ResilienceMiddleware(app, shed=gate, **options)
     tasks = []
-    async with gate.calling("critical"):
+    async with gate.calling():
         for number, path in enumerate(paths or ["/"] * 4, 1):
             client = Patient()
             scope = http_scope(Ask(path)) | {"number": number}
@@ -364,7 +364,7 @@ class Learning:
         self._answers = answers if callable(answers) else lambda: answers
         status = self._world.get(self._app, **ask).status
         self.clock.advance(1.0)
-        with self.gate.calling("critical"):  # closes the window; nothing is learnt from it
+        with self.gate.calling():  # closes the window; nothing is learnt from it
             stats = self.gate.stats().adaptive
         assert stats is not None
         return status, stats.rtt, stats.dropped

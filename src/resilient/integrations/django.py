@@ -154,8 +154,8 @@ async def _enter(visit: Visit, request: HttpRequest) -> None:
     try:
         await visit.enter()
     except SynchronousOnlyOperation:
-        # A key has asked for the user, who comes from the database. Once asked for in a thread, which is how
-        # Django calls what is synchronous, the user is at hand.
+        # A key or priority function has asked for the user, who comes from the database. Once asked for in a
+        # thread, which is how Django calls what is synchronous, the user is at hand.
         visit.leave()
         await sync_to_async(_load_user)(request)
         await visit.enter()

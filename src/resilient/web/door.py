@@ -323,16 +323,17 @@ class Visit:
             door.maintenance.check(request)
         if self._timed:
             self._time = door.time_limits.begin(request)
+        # Before anything is taken: it is the user's function, and may fail.
+        if door.rank is not None and (level := door.rank(request)) is not None:
+            innermost_priority.set(level)
         limit = None if door.limits is None else door.limits.find(request.path)
         decision: Decision | None = None
-        # Key functions are the user's: they are asked only where there is something to apply the answer to.
+        # So is a key function; it is asked only where there is a limit to apply.
         if limit is not None and (key := door.key(request)) is not None:
             decision = await self._waits.hit(limit.limiter, key)
             self.notes.tell(decision, limit.fields.of(decision))
             if not decision.allowed:
                 raise refusal(limit.limiter.name, decision)
-        if door.rank is not None and (level := door.rank(request)) is not None:
-            innermost_priority.set(level)
         if door.shed is None:
             return
         place = door.shed.calling()
