@@ -77,6 +77,13 @@ def resilient_aimd(work: Work) -> Work:
     return _adaptive(work, AIMD())
 
 
+def resilient_pressure(work: Work) -> Work:
+    """Limit with ours, by how long calls take and how busy the process is."""
+    from resilient import Gradient, Pressure
+
+    return _adaptive(work, Gradient(pressure=Pressure()))
+
+
 def _adaptive(work: Work, limit: Any) -> Work:
     from resilient import Bulkhead
 
@@ -226,6 +233,7 @@ _VARIANTS: tuple[Row, ...] = (
     ("resilient (AIMD)", "resilient-py", resilient_aimd),
     ("resilient (Vegas)", "resilient-py", resilient_vegas),
     ("resilient (Gradient)", "resilient-py", resilient_gradient),
+    ("resilient (Gradient, pressure)", "resilient-py", resilient_pressure),
 )
 
 # A semaphore of the standard library has nobody turned away unless one writes that oneself.
