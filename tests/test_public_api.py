@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,9 @@ PLUMBING = {
     "RateLimiter": {"after_fork"},
     "Retry": {"limit", "begin", "after_fork"},
     "RetryBudget": {"enrol", "withdraw", "refund", "after_fork"},
+    "AdaptiveLimit": {"bounded", "drop_after", "open"},
+    "Bulkhead": {"after_fork"},
+    "Pressure": {"factor", "meter"},
     "SieveCache": {"keep", "drop", "after_fork"},
     "wait_full_jitter": {"longest_total"},
     "wait_equal_jitter": {"longest_total"},
@@ -47,22 +51,29 @@ PLUMBING = {
 
 # For each class whose constructor validates: arguments that it takes.
 VALID: dict[str, dict[str, Any]] = {
+    "AIMD": {},
+    "AdaptiveThrottle": {"name": "t"},
+    "Bulkhead": {"name": "b", "limit": 1},
     "Cache": {"name": "c", "ttl": 1.0},
     "Calls": {"count": 10},
     "CircuitBreaker": {"name": "b"},
     "Fallback": {"handler": 0},
     "FakeClock": {},
+    "Gradient": {},
     "Pipeline": {},
+    "Pressure": {},
     "RateLimiter": {"rate": "1/second"},
     "Retry": {"on": OSError},
     "RetryBudget": {},
     "SieveCache": {"maxsize": 10},
     "Timeout": {"seconds": 1.0},
+    "Vegas": {},
     "wait_decorrelated_jitter": {},
     "wait_equal_jitter": {},
     "wait_full_jitter": {},
     "stop_at_deadline": {},
     "wait_retry_after": {},
+    "priority": {"level": "critical"},
 }
 POLICIES = {"Pipeline": (resilient.Timeout(1.0),)}
 
@@ -162,10 +173,18 @@ class TestNames:
         assert public - {"Deadline"} <= set(resilient.__all__)
 
     def test_what_the_package_exports_is_all_it_shows(self):
-        """`dir(resilient)` has no public name beside `__all__`, its subpackages and `annotations`."""
-        stray = {name for name in vars(resilient) if not name.startswith("_")} - set(resilient.__all__)
-        assert {name for name in stray if not inspect.ismodule(getattr(resilient, name))} <= {"annotations"}
-        assert {f"resilient.{name}" for name in stray - {"annotations"}} <= sys.modules.keys()
+        """`vars(resilient)` has no public name beside `__all__`, its subpackages and what it works with."""
+        tools = {"annotations", "importlib", "TYPE_CHECKING"}
+        stray = (
+            {name for name in vars(resilient) if not name.startswith("_")} - set(resilient.__all__) - tools
+        )
+        assert {f"resilient.{name}" for name in stray} <= sys.modules.keys()
+
+    def test_what_is_loaded_later_is_there(self):
+        """`dir()` shows what is loaded when it is asked for, and nothing else is made up."""
+        assert set(resilient.__all__) <= set(dir(resilient))
+        with pytest.raises(AttributeError, match="module 'resilient' has no attribute 'bulkhead_of'"):
+            _ = resilient.bulkhead_of
 
     def test_every_error_can_be_imported_from_the_top(self):
         """What users catch is one import away."""
@@ -276,16 +295,19 @@ class TestSignatures:
 
     def test_options_are_keywords(self):
         """A policy takes at most its name, or what it is about, by position: options can be added freely."""
+        both = {resilient.Bulkhead}  # a limit has no meaning without its name, and no name but `limit`
         for name, cls in CLASSES.items():
             if issubclass(cls, Policy):
                 kinds = [parameter.kind for parameter in inspect.signature(cls).parameters.values()]
-                assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 1, name
+                assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 1 + (cls in both), name
 
 
 def snapshot() -> Iterator[str]:
     """Yield a line for each public name."""
     for name, value in sorted(EXPORTED.items()):
-        if inspect.isclass(value):
+        if inspect.isclass(value) and issubclass(value, Enum):
+            yield f"class {name}{_bases(value)}: {', '.join(f'{each.name} = {each.value}' for each in value)}"
+        elif inspect.isclass(value):
             inherited = not (inspect.isfunction(value.__init__) or issubclass(value, BaseException | tuple))
             yield f"class {name}{_bases(value)}{'' if inherited else _signature(value)}"
             for member_name, member in sorted(members(value).items()):

@@ -7,7 +7,7 @@ object serves threads, tasks and event loops at once, and functions of every sha
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import errors, events
 from .engine.deadline import time_left
@@ -105,7 +105,7 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.policies.{_LATER[name]}")

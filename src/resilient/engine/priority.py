@@ -30,6 +30,10 @@ class Priority(IntEnum):
         CRITICAL: somebody is waiting, and it cannot be made good later.
         DEFAULT: what nobody has said anything about.
         SHEDDABLE: nobody will miss it.
+
+    Concurrency: immutable.
+
+    Source: B. Beyer et al., "Site Reliability Engineering", chapter 21, on criticality.
     """
 
     PROBE = 0
@@ -62,18 +66,19 @@ def priority_of(parameter: str, value: object) -> Priority:
     return _NAMES[params.one_of(parameter, value, _NAMES)]
 
 
-def service_criticality(environ: Mapping[str, str] = os.environ) -> Priority:
+def service_criticality(environ: Mapping[str, str] | None = None) -> Priority:
     """Return the priority of this service, as its OpenTelemetry resource tells it.
 
     Args:
-        environ: where `OTEL_RESOURCE_ATTRIBUTES` is looked up.
+        environ: where `OTEL_RESOURCE_ATTRIBUTES` is looked up. None: in the environment of the process.
 
     Returns:
         `CRITICAL` where `service.criticality` is "critical", `SHEDDABLE` where it is "low", else `DEFAULT`.
 
     Source: OpenTelemetry semantic conventions, service attributes.
     """
-    for attribute in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+    variables = os.environ if environ is None else environ
+    for attribute in variables.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
         name, _, value = attribute.partition("=")
         if name.strip() == "service.criticality":
             return CRITICALITIES.get(unquote(value.strip()).lower(), Priority.DEFAULT)
@@ -82,6 +87,10 @@ def service_criticality(environ: Mapping[str, str] = os.environ) -> Priority:
 
 def current_priority(*_args: Any, **_kwargs: Any) -> Priority:
     """Return the priority of this context, whatever the arguments: `Bulkhead(priority=current_priority)`.
+
+    Args:
+        *_args: of a decorated call; not looked at.
+        **_kwargs: the same.
 
     Returns:
         The priority of the innermost `priority` block around, `Priority.DEFAULT` outside of all.

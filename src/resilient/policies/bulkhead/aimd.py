@@ -22,11 +22,11 @@ class AIMD(AdaptiveLimit):
         initial: the limit to begin with; from *min_limit* to *max_limit*.
         min_limit: the least it can be; at least 1.
         max_limit: the most it can be; at least *min_limit*.
-        backoff: what a drop multiplies the limit by; above 0 and below 1.
-        timeout: a call that takes longer, in seconds, counts as dropped; above 0.
         window: how long calls are gathered before the limit is changed, in seconds; above 0.
         min_samples: how many calls are gathered at least; at least 1.
         pressure: what of the process itself lowers the limit as well. None: nothing does.
+        backoff: what a drop multiplies the limit by; above 0 and below 1.
+        timeout: a call that takes longer, in seconds, counts as dropped; above 0.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -55,7 +55,11 @@ class AIMD(AdaptiveLimit):
         return self.timeout
 
     def open(self, now: float) -> _State:  # noqa: ARG002 - it knows no time
-        """Return the state machine with these settings."""
+        """Return the state machine with these settings.
+
+        Args:
+            now: the time it begins at, in seconds.
+        """
         return _State(self)
 
 

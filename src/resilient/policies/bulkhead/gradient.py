@@ -28,17 +28,17 @@ class Gradient(AdaptiveLimit):
         initial: the limit to begin with; from *min_limit* to *max_limit*.
         min_limit: the least it can be; at least 1.
         max_limit: the most it can be; at least *min_limit*.
+        window: how long calls are gathered before the limit is changed, in seconds; above 0.
+        min_samples: how many calls are gathered at least; at least 1.
+        pressure: what of the process itself lowers the limit as well. None: nothing does.
         smoothing: the share of the way the limit goes with each window; above 0, at most 1.
         queue: calls that may wait in the dependency; at least 1. What the limit grows by, too.
         long_window: windows that the baseline looks back on; at least 1.
         tolerance: by what factor calls may take longer before the limit falls; at least 1.
         backoff: the least that drops, in a window of nothing but drops, multiply the limit by; above 0, at
             most 1. Fewer drops lower it by their share.
-        window: how long calls are gathered before the limit is changed, in seconds; above 0.
-        min_samples: how many calls are gathered at least; at least 1.
         remeasure: seconds between measurements of the baseline, for which the limit is halved for a moment;
             above 0. Up to 15 % are added, by chance.
-        pressure: what of the process itself lowers the limit as well. None: nothing does.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -70,7 +70,11 @@ class Gradient(AdaptiveLimit):
         params.number("remeasure", self.remeasure, above=True, what="a number of seconds")
 
     def open(self, now: float) -> _State:
-        """Return the state machine with these settings, begun at *now*."""
+        """Return the state machine with these settings.
+
+        Args:
+            now: the time it begins at, in seconds.
+        """
         return _State(self, now)
 
 

@@ -41,8 +41,10 @@ class Algorithm(Protocol):
     Concurrency: requires external locking; no clock, no I/O.
     """
 
-    baseline: float | None
-    """What a call takes when there is no queue, in seconds, as far as is known."""
+    @property
+    def baseline(self) -> float | None:
+        """What a call takes when there is no queue, in seconds, as far as is known."""
+        ...
 
     @property
     def limit(self) -> float:
@@ -99,8 +101,16 @@ class AdaptiveLimit(metaclass=ABCMeta):
 
     @abstractmethod
     def open(self, now: float) -> Algorithm:
-        """Return the state machine with these settings, begun at *now*."""
+        """Return the state machine with these settings.
+
+        Args:
+            now: the time it begins at, in seconds.
+        """
 
     def bounded(self, limit: float) -> float:
-        """Return *limit*, within bounds."""
+        """Return *limit*, within bounds.
+
+        Args:
+            limit: any number.
+        """
         return min(max(limit, float(self.min_limit)), float(self.max_limit))

@@ -32,9 +32,9 @@ class Vegas(AdaptiveLimit):
         max_limit: the most it can be; at least *min_limit*.
         window: how long calls are gathered before the limit is changed, in seconds; above 0.
         min_samples: how many calls are gathered at least; at least 1.
+        pressure: what of the process itself lowers the limit as well. None: nothing does.
         remeasure: seconds between measurements of the baseline, for which the limit is halved for a moment;
             above 0. Up to 15 % are added, by chance.
-        pressure: what of the process itself lowers the limit as well. None: nothing does.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -55,7 +55,11 @@ class Vegas(AdaptiveLimit):
         params.number("remeasure", self.remeasure, above=True, what="a number of seconds")
 
     def open(self, now: float) -> _State:
-        """Return the state machine with these settings, begun at *now*."""
+        """Return the state machine with these settings.
+
+        Args:
+            now: the time it begins at, in seconds.
+        """
         return _State(self, now)
 
 
