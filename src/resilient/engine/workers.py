@@ -84,10 +84,12 @@ class Job:
             if self.stage is not Stage.QUEUED or call is None or context is None:
                 return
             self.stage = Stage.RUNNING
+            self._call = self._context = None
         try:
             self.result = context.run(call)
         except BaseException as exc:  # noqa: BLE001 - it is raised again in the caller's thread
             self.error = exc
+        del call, context  # this frame is in the traceback: who keeps the error must not keep these
         with self._lock:
             self.stage = Stage.DONE
             if self in self._overdue:

@@ -54,6 +54,7 @@ class ThreadForm:
             # Withdrawn once more: if an interrupt kept it from being so, it would be begun after all.
             if job.stage in _NEVER_BEGUN and job.withdraw() in _NEVER_BEGUN:
                 self._core.leave(permit, GeneratorExit())
+            del permit  # or the traceback of an error would hold what belongs to others by then
         if stage is Stage.DONE:
             return job.outcome()
         raise self._late(stage, seconds)
@@ -63,6 +64,7 @@ class ThreadForm:
             result = fn(*args, **kwargs)
         except BaseException as exc:
             self._core.leave(permit, exc)
+            del permit
             raise
         self._core.leave(permit, None)
         return result
