@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 
@@ -21,3 +22,12 @@ def restless() -> Iterator[None]:
 def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody who waits for a slot look again by itself: that makes good for a wake-up that was lost."""
     monkeypatch.setattr("resilient.policies.bulkhead.slots._LOOK_AGAIN", 3_600.0)
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What dies in here dies because nothing refers to it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

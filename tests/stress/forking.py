@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -16,10 +17,16 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.stress.bulkheads import Inside, usable
+
 from resilient import (
+    AIMD,
+    Bulkhead,
+    BulkheadFullError,
     Cache,
     CircuitBreaker,
     Fallback,
+    Gradient,
     Pipeline,
     RateLimiter,
     Retry,
@@ -33,7 +40,9 @@ from resilient.engine import flight
 from resilient.engine.policy import Policy
 
 HUNG = 10  # seconds after which a child is taken for hung
-FORKS = 40
+FORKS = 500 if os.environ.get("RESILIENT_SOAK") else 40
+LIMIT = 3  # slots of each bulkhead
+LONG = 60.0  # seconds; nobody waits for as long
 # What leads out of the policies into the rest of the process.
 ELSEWHERE = (type, types.ModuleType, types.FunctionType, types.FrameType, threading.Thread)
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
@@ -56,6 +65,8 @@ class Shop:
             RateLimiter(["100/second", "5000/hour"], strategy=strategy, max_keys=10)
             for strategy in ("fixed-window", "sliding-window-counter", "moving-window")
         ]
+        self.bulkheads = bulkheads()
+        self.elsewhere = Bulkhead("threads", LIMIT, max_wait=LONG, threads=True)
         self.all = Pipeline(
             self.fallback, self.cache, deadline(30.0), self.retry, self.breaker, self.rate, self.limit
         )
@@ -64,7 +75,8 @@ class Shop:
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        return (*self.all.layers, self.threads, self.inner, *self.windows)
+        own = (self.threads, self.inner, self.elsewhere)
+        return (*self.all.layers, *own, *self.windows, *self.bulkheads)
 
     def use(self, number: int) -> None:
         """Make calls through every policy: good, bad, cached, in threads."""
@@ -74,6 +86,9 @@ class Shop:
         assert self.rate.acquire()
         for limiter in self.windows:
             limiter.refund(limiter.hit(str(number % 20)))
+        for bulkhead in self.bulkheads:
+            assert bulkhead.call(str, number) == str(number)
+        assert self.elsewhere.call(str, number) == str(number)
 
     def use_all(self) -> None:
         """Do what a fresh process does with them, in both colours."""
@@ -82,6 +97,8 @@ class Shop:
         assert asyncio.run(self._gather()) == [*range(0, 20, 3)]
         for limiter in self.windows:
             assert limiter.hit("of the child") or limiter.peek().retry_after < 3_600.0
+        for bulkhead in self.bulkheads:
+            assert_afresh(bulkhead)
         for policy in self.policies:
             assert policy.stats()
             policy.add_listener(self._listen)
@@ -108,9 +125,36 @@ class Shop:
         return [answer for answer in answers if answer != "instead"]
 
 
-def in_child(body: Callable[[], None]) -> int:
+def bulkheads() -> tuple[Bulkhead, ...]:
+    """Make one of each kind; all have so many slots, for ever."""
+    steady = {"initial": LIMIT, "min_limit": LIMIT, "max_limit": LIMIT, "window": 0.001, "min_samples": 1}
+    return (
+        Bulkhead("fixed", LIMIT, max_wait=LONG),
+        Bulkhead("priorities", LIMIT, max_wait=LONG, priority="critical", reserve=0),
+        Bulkhead("gradient", Gradient(**steady), max_wait=LONG),
+        Bulkhead("aimd", AIMD(**steady), max_wait=LONG, order="newest-first"),
+        Bulkhead("keyed", LIMIT, max_wait=LONG, key=lambda *_: "key"),
+    )
+
+
+def assert_afresh(bulkhead: Bulkhead) -> None:
+    """Fail unless nobody is in, all slots can be used, and no more than these, by threads that wait too."""
+    stats = bulkhead.stats()
+    assert (stats.in_use, stats.waiting, stats.abandoned) == (0, 0, 0), stats
+    assert usable(bulkhead, key="key" if bulkhead.name == "keyed" else None) == LIMIT
+    inside = Inside()
+    crowd = [threading.Thread(target=bulkhead.call, args=(inside.visit,)) for _ in range(3 * LIMIT)]
+    for thread in crowd:
+        thread.start()
+    for thread in crowd:
+        thread.join()
+    assert inside.most <= LIMIT
+    assert bulkhead.stats().in_use == 0
+
+
+def in_child(body: Callable[[], None], fork: Callable[[], int] = os.fork) -> int:
     """Return the exit status of a forked child that ran *body*; a signal's number if one ended it."""
-    child = os.fork()
+    child = fork()
     if not child:
         signal.alarm(HUNG)
         status = 1
@@ -169,6 +213,95 @@ def fork_with_every_lock_held() -> None:
     assert status == 0, status
 
 
+def fork_with_slots_taken() -> None:
+    """Threads hold all slots, more wait: none of that is the child's business, and the parent goes on."""
+    for bulkhead in bulkheads():
+        over = threading.Event()
+        holders = [threading.Thread(target=bulkhead.call, args=(over.wait,)) for _ in range(3 * LIMIT)]
+        for thread in holders:
+            thread.start()
+        while (bulkhead.stats().in_use, bulkhead.stats().waiting) != (LIMIT, 2 * LIMIT):
+            over.wait(0.001)
+        status = in_child(functools.partial(assert_afresh, bulkhead))
+        over.set()
+        for thread in holders:
+            thread.join()
+        assert status == 0, status
+        assert_afresh(bulkhead)
+
+
+def fork_while_slots_change_hands() -> None:
+    """Eight threads take slots, wait, give up and leave, in the middle of everything."""
+    for bulkhead in bulkheads():
+        over, inside = threading.Event(), Inside()
+        visit = bulkhead(inside.visit)
+
+        def hammer(visit: Callable[[], None] = visit, over: threading.Event = over) -> None:
+            while not over.is_set():
+                visit()
+                with contextlib.suppress(BulkheadFullError), deadline(0.0001):
+                    visit()
+
+        threads = [threading.Thread(target=hammer) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        sys.setswitchinterval(1e-6)
+        statuses = [in_child(functools.partial(assert_afresh, bulkhead)) for _ in range(FORKS // 4)]
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == [0] * len(statuses), statuses
+        assert inside.most <= LIMIT
+        assert_afresh(bulkhead)
+
+
+def fork_inside() -> None:
+    """Child, grandchild and parent come out of calls that were begun before the fork, and have all slots."""
+    for bulkhead in bulkheads():
+        for fork in forks_inside(bulkhead):
+
+            def come_out(bulkhead: Bulkhead = bulkhead, fork: Callable[[], int] = fork) -> None:
+                assert_afresh(bulkhead)
+                assert in_child(functools.partial(assert_afresh, bulkhead), fork) == 0
+                assert_afresh(bulkhead)
+
+            assert in_child(come_out, fork) == 0, (bulkhead, fork)
+            assert_afresh(bulkhead)
+
+
+def forks_inside(bulkhead: Bulkhead) -> Iterator[Callable[[], int]]:
+    """Yield ways to fork while holding a slot, in each form of call."""
+    key = "key" if bulkhead.name == "keyed" else None
+
+    def in_a_block() -> int:
+        with bulkhead.calling(key=key):
+            return os.fork()
+
+    @bulkhead
+    def stream() -> Iterator[int]:
+        yield os.fork()
+
+    def in_a_stream() -> int:
+        (child,) = stream()
+        return child
+
+    @bulkhead
+    async def afork() -> int:
+        return os.fork()
+
+    def by_hand() -> int:
+        try:
+            afork().send(None)
+        except StopIteration as stop:
+            return int(stop.value)
+        raise AssertionError("there was something to wait for")
+
+    yield functools.partial(bulkhead.call, os.fork)
+    yield in_a_block
+    yield in_a_stream
+    yield by_hand
+
+
 def locks_in(*roots: object) -> Iterator[Any]:
     """Yield every lock that *roots* hold, themselves or in what they are made of."""
     seen, left = set(), [*roots]
@@ -186,4 +319,11 @@ def locks_in(*roots: object) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    {"load": fork_under_load, "locks": fork_with_every_lock_held}[sys.argv[1]]()
+    moments = {
+        "load": fork_under_load,
+        "locks": fork_with_every_lock_held,
+        "slots": fork_with_slots_taken,
+        "inside": fork_inside,
+        "hammered": fork_while_slots_change_hands,
+    }
+    moments[sys.argv[1]]()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from tests.contract.forms import ASYNC_GENERATOR, COROUTINE, GENERATOR, PLAIN
 from tests.contract.policies import MODES, Mode, UpstreamError, each_mode
+from tests.stress.memory import aassert_flat, assert_flat
 
 from resilient import Cache, CircuitBreaker, Pipeline, Timeout
 from resilient.errors import CallTimeoutError, CircuitOpenError
@@ -20,9 +20,6 @@ from resilient.testing import FakeClock
 
 CALLS = 100_000
 CALLS_THAT_COST_MORE = 5_000  # into threads, on a loop
-WARM_UP = 500
-FEW_BLOCKS = 300  # caches of the interpreter's own come and go
-ROUNDS = 3  # what leaks does so in each of them; what the interpreter or a late neighbour keeps, in one
 
 
 class Tracked:
@@ -37,15 +34,6 @@ class ThrownError(Exception):
 def alive() -> list[weakref.ref[Tracked]]:
     """Tracked objects, seen from outside."""
     return []
-
-
-@pytest.fixture
-def without_collector() -> Iterator[None]:
-    """What dies in here dies because nothing refers to it."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def failing(kind: str, alive: list[weakref.ref[Tracked]]) -> Callable[[], Any]:
@@ -200,7 +188,7 @@ def test_calls_leave_no_memory_behind(mode: Mode) -> None:
                 with contextlib.suppress(UpstreamError, CircuitOpenError):
                     fail()
 
-    _assert_flat(calls, CALLS_THAT_COST_MORE if "threads" in mode.name else CALLS)
+    assert_flat(calls, CALLS_THAT_COST_MORE if "threads" in mode.name else CALLS)
 
 
 class _Nowhere(list[Any]):
@@ -225,29 +213,7 @@ async def test_coroutine_calls_leave_no_memory_behind(mode: Mode) -> None:
             await asyncio.gather(*(work((turn + n) % 2000) for n in range(10)))
 
     await calls(2 * 2000)
-    growth = []
-    for _ in range(ROUNDS):
-        before = _blocks()
-        await calls(CALLS_THAT_COST_MORE)
-        growth.append(_blocks() - before)
-
-    assert min(growth) < FEW_BLOCKS, growth
-
-
-def _assert_flat(calls: Callable[[int], None], number: int) -> None:
-    calls(WARM_UP)
-    growth = []
-    for _ in range(ROUNDS):
-        before = _blocks()
-        calls(number)
-        growth.append(_blocks() - before)
-
-    assert min(growth) < FEW_BLOCKS, growth
-
-
-def _blocks() -> int:
-    gc.collect()
-    return sys.getallocatedblocks()
+    await aassert_flat(calls, CALLS_THAT_COST_MORE)
 
 
 def test_pipeline_of_two_hundred_functions_is_freed() -> None:
