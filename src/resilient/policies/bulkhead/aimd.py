@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ...engine import params
 from .limits import AdaptiveLimit, Window
 
 __all__ = ["AIMD"]
 
+_STEEPEST: Final = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AIMD(AdaptiveLimit):
     """Follow errors: one more with each good window, a tenth fewer with each in which a call was dropped.
 
-    Dropped are the calls that end in one of the bulkhead's `drops`, and those that take longer than
-    *timeout*. Use it where how long a call takes says little, because they differ or wait for something else.
+    Where more than a tenth were dropped, the limit loses as large a share, a half at most. Dropped are the
+    calls that end in one of the bulkhead's `drops`, and those that take longer than *timeout*. Use it where
+    how long a call takes says little, because they differ or wait for something else.
 
     Args:
         initial: the limit to begin with; from *min_limit* to *max_limit*.
@@ -25,7 +28,7 @@ class AIMD(AdaptiveLimit):
         window: how long calls are gathered before the limit is changed, in seconds; above 0.
         min_samples: how many calls are gathered at least; at least 1.
         pressure: what of the process itself lowers the limit as well. None: nothing does.
-        backoff: what a drop multiplies the limit by; above 0 and below 1.
+        backoff: what a drop multiplies the limit by at most; above 0 and below 1.
         timeout: a call that takes longer, in seconds, counts as dropped; above 0.
 
     Raises:
@@ -69,22 +72,24 @@ class _State:
     Concurrency: requires external locking.
     """
 
-    __slots__ = ("_settings", "baseline", "epoch", "limit", "measurements")
+    __slots__ = ("_before", "_settings", "baseline", "epoch", "limit", "measurements")
 
     def __init__(self, settings: AIMD) -> None:
         self._settings = settings
-        self.limit = float(settings.initial)
+        self.limit = self._before = float(settings.initial)
         self.epoch = 0
         self.baseline: float | None = None
         self.measurements = 0
 
-    def hold(self, limit: float) -> None:
-        """Let the limit be *limit* at most."""
-        self.limit = min(self.limit, self._settings.bounded(limit))
+    def hold(self) -> None:
+        """Take back what the limit has grown by with the last window."""
+        self.limit = min(self.limit, self._before)
 
     def update(self, window: Window, now: float) -> None:  # noqa: ARG002
         """Learn from *window*."""
+        self._before = self.limit
         if window.dropped:
-            self.limit = self._settings.bounded(self.limit * self._settings.backoff)
+            factor = max(_STEEPEST, min(self._settings.backoff, 1.0 - window.drop_ratio))
+            self.limit = self._settings.bounded(self.limit * factor)
         elif 2 * window.peak >= self.limit:  # else nobody has asked for more, and nothing was tried
             self.limit = self._settings.bounded(self.limit + 1.0)

@@ -1,4 +1,4 @@
-"""Gradient: hold what calls take now against what they took in the longer run."""
+"""Gradient: hold what calls take now against what they take without a queue."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from .remeasurement import MeasuredAlgorithm
 __all__ = ["Gradient"]
 
 _STEEPEST: Final = 0.5
-_TOO_HIGH: Final = 2.0
-_RECOVERY: Final = 0.95  # what a baseline that is too high is multiplied by with each window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient(AdaptiveLimit):
-    """Follow latency: the limit falls as calls take longer than they did in the longer run.
+    """Follow latency: the limit falls as calls take longer than they do without a queue.
 
     With `gradient = clamp(tolerance * baseline / rtt, 0.5, 1)`, the limit moves towards
-    `limit * gradient + queue`, by *smoothing* of the way with each window. The baseline is the mean over
-    *long_window* windows, and measured anew every *remeasure* seconds.
+    `limit * gradient + queue`, by *smoothing* of the way each time. It is moved once in the time that calls
+    take to show the last move, and not before the window is full. The baseline is measured every *remeasure*
+    seconds; between, while less than half of the limit is used, it is the mean over *long_window* moves.
 
     Args:
         initial: the limit to begin with; from *min_limit* to *max_limit*.
@@ -31,14 +30,14 @@ class Gradient(AdaptiveLimit):
         window: how long calls are gathered before the limit is changed, in seconds; above 0.
         min_samples: how many calls are gathered at least; at least 1.
         pressure: what of the process itself lowers the limit as well. None: nothing does.
-        smoothing: the share of the way the limit goes with each window; above 0, at most 1.
+        smoothing: the share of the way the limit goes with each move; above 0, at most 1.
         queue: calls that may wait in the dependency; at least 1. What the limit grows by, too.
-        long_window: windows that the baseline looks back on; at least 1.
+        long_window: moves that the baseline looks back on; at least 1.
         tolerance: by what factor calls may take longer before the limit falls; at least 1.
-        backoff: the least that drops, in a window of nothing but drops, multiply the limit by; above 0, at
-            most 1. Fewer drops lower it by their share.
+        backoff: the least that drops multiply the limit by, however many they are; above 0, at most 1. Fewer
+            lower it by their share.
         remeasure: seconds between measurements of the baseline, for which the limit is halved for a moment;
-            above 0. Up to 15 % are added, by chance.
+            above 0. Up to 15 % are added, by chance. After a long one, ten times as long as it took.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -57,7 +56,7 @@ class Gradient(AdaptiveLimit):
     queue: int = 4
     long_window: int = 600
     tolerance: float = 1.5
-    backoff: float = 0.9
+    backoff: float = 0.5
     remeasure: float = 30.0
 
     def __post_init__(self) -> None:
@@ -85,31 +84,19 @@ class _State(MeasuredAlgorithm):
     """
 
     def __init__(self, settings: Gradient, now: float) -> None:
-        super().__init__(settings, settings.remeasure, now)
+        super().__init__(
+            settings,
+            remeasure=settings.remeasure,
+            memory=settings.long_window,
+            tolerance=settings.tolerance,
+            now=now,
+        )
         self._settings = settings
-        self._is_new = True  # nothing has spoken against a higher limit so far
 
-    def _follow(self, limit: float, window: Window) -> float:
+    def _drop(self, limit: float, seen: Window) -> float:
+        return limit * max(self._settings.backoff, 1.0 - seen.drop_ratio)
+
+    def _follow(self, limit: float, baseline: float, seen: Window) -> float:
         settings = self._settings
-        if window.dropped:
-            self._is_new = False
-            return limit * max(settings.backoff, 1.0 - window.drop_ratio)
-        if not window.samples or window.rtt <= 0.0:
-            return limit
-        baseline = self._learn(window.rtt)
-        if 2 * window.peak < limit:
-            return limit  # nobody has asked for more, so what calls take says nothing about the limit
-        gradient = max(_STEEPEST, min(1.0, settings.tolerance * baseline / window.rtt))
-        self._is_new = self._is_new and gradient == 1.0
-        queue = max(float(settings.queue), limit) if self._is_new else settings.queue
-        return limit + settings.smoothing * (limit * gradient + queue - limit)
-
-    def _learn(self, rtt: float) -> float:
-        """Return the baseline, with *rtt* taken into it. It only falls here: it rises when it is measured."""
-        baseline = rtt if self.baseline is None else self.baseline
-        if baseline > _TOO_HIGH * rtt:
-            baseline *= _RECOVERY
-        elif baseline > rtt:
-            baseline += 2.0 / (self._settings.long_window + 1) * (rtt - baseline)
-        self.baseline = baseline
-        return baseline
+        gradient = max(_STEEPEST, min(1.0, settings.tolerance * baseline / seen.rtt))
+        return limit + settings.smoothing * (limit * gradient + settings.queue - limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from ...engine import params
 from .pressure import Pressure
@@ -34,6 +34,21 @@ class Window(NamedTuple):
         """The share of the calls that told of overload."""
         return self.dropped / (self.samples + self.dropped) if self.dropped else 0.0
 
+    @classmethod
+    def empty(cls) -> Self:
+        """Return a window in which nothing was seen."""
+        return cls(rtt=0.0, least=0.0, samples=0, dropped=0, peak=0)
+
+    def joined(self, other: Window) -> Window:
+        """Return one window of both."""
+        samples = self.samples + other.samples
+        if not self.samples or not other.samples:
+            rtt, least = (self if self.samples else other)[:2]
+        else:
+            rtt = (self.rtt * self.samples + other.rtt * other.samples) / samples
+            least = min(self.least, other.least)
+        return Window(rtt, least, samples, self.dropped + other.dropped, max(self.peak, other.peak))
+
 
 class Algorithm(Protocol):
     """Follows what calls show, and says how many may be in flight.
@@ -61,8 +76,8 @@ class Algorithm(Protocol):
         """How often the baseline was measured."""
         ...
 
-    def hold(self, limit: float) -> None:
-        """Let the limit be *limit* at most."""
+    def hold(self) -> None:
+        """Take back what the limit has grown by with the last window."""
         ...
 
     def update(self, window: Window, now: float) -> None:

@@ -1,101 +1,155 @@
-"""Measuring the baseline anew, at half the limit: where there is no queue of our own making."""
+"""Measuring the baseline anew, at ever lower limits: where there is no queue of our own making."""
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABCMeta, abstractmethod
-from typing import Final
+from typing import Final, NamedTuple
 
 from .limits import AdaptiveLimit, Window
+from .rounds import Round
 
 __all__ = ["MeasuredAlgorithm"]
 
 _JITTER: Final = 0.15  # of the interval: many processes before one dependency must not all do it at once
-_SAMPLES: Final = 50
-_SAMPLES_A_SLOT: Final = 10  # the higher the limit, the smaller the queue beside it that has to be told
+_REST: Final = 10.0  # times as long as a measurement took, there is none
+_SAMPLES: Final = 100
 _SECONDS: Final = 2.0  # where calls are rare, fewer must do
-_ROUNDS: Final = 4.0  # but not those alone that are quick to come back
-_QUEUED: Final = 0.6  # calls that take so much less at half the limit did little but wait in our own queue
-_FIRST_INTERVAL: Final = 0.125  # of the interval; then twice that, and so on: the first ones know little
-_RECENT: Final = 0.3  # the weight of the last window in what calls take now
+_ROUNDS: Final = 4.0  # but so many times what calls take
+_SHORTER: Final = (
+    0.65  # times what they took at twice the limit: most of that was waiting, as may be the rest
+)
+_LONGER: Final = 1.3  # times that: the queue was still growing then
+_TOO_HIGH: Final = 2.0  # times what calls take
+_FALL: Final = 0.95  # what a baseline that is too high is multiplied by, with each round
+_SETTLED: Final = 1.0  # times what calls take, after which they show a change of the limit
+_ALL_NEW: Final = 3.0  # the same, where those that were begun before are left out: the long ones take time
+
+
+class _Finding(NamedTuple):
+    """What was measured: seconds a call takes without a queue, and how many end in a second at most."""
+
+    rtt: float
+    throughput: float
 
 
 class _Measurement:
-    """Says when to measure, and gathers what is measured.
+    """Says when to measure, and at which limit, and gathers what is measured.
 
     Concurrency: requires external locking.
     """
 
     def __init__(self, interval: float, now: float) -> None:
         self._interval = interval
-        self._pause = interval * _FIRST_INTERVAL
-        self._due = now  # the first one at once: nothing is known of the limit to begin with
-        self._level = 0.0
         self.active = False
         self.epoch = 0
         self.count = 0
-        self._since = now
-        self._longest = 0.0
-        self._enough = 0.0
-        self._total = 0.0
-        self._samples = 0
+        self.level = 0.0
+        self._seen = Window.empty()  # at the level before; without samples where that was not measured
+        self._highest = 0.0
+        self._throughput = 0.0
+        self._began = now
+        self._round = Round(now, _ALL_NEW)
+        self._rest(now)
 
     def is_due(self, limit: float, now: float) -> bool:
-        """Tell whether it is time to measure."""
-        return now >= self._due or 2.0 * limit <= self._level
+        """Tell whether it is time to measure, where the limit is *limit*."""
+        self._highest = max(self._highest, limit)
+        return now >= self._due or 2.0 * limit <= self._highest
 
     def begin(self, limit: float, rtt: float, now: float) -> None:
-        """Begin to measure, from *limit*, at which calls take *rtt*. Those under way already do not count."""
+        """Begin to measure, at half of *limit*, at which calls take *rtt* seconds; 0.0: that is not known."""
         self.active = True
-        self.epoch += 1
-        self._since = now
-        self._longest = max(_SECONDS, _ROUNDS * rtt)
-        self._enough = max(_SAMPLES, _SAMPLES_A_SLOT * limit / 2.0)
-        self._total = 0.0
-        self._samples = 0
+        self._began = now
+        self._throughput = limit / rtt if rtt else 0.0
+        self._try(limit / 2.0, Window.empty()._replace(rtt=rtt), now)
 
-    def add(self, window: Window, now: float) -> float | None:
-        """Take *window* in, and return what calls take if there is enough to tell."""
-        self._total += window.rtt * window.samples
-        self._samples += window.samples
-        if not self._samples or (self._samples < self._enough and now - self._since < self._longest):
+    def add(self, window: Window, least: float, now: float) -> _Finding | None:
+        """Take *window* in; return what was found, or go on at half the limit, though not below *least*."""
+        seen = self._round.add(window, now)
+        if seen is None or not self._is_enough(seen, now):
             return None
-        return self._total / self._samples
+        if seen.samples:
+            self._throughput = max(self._throughput, self.level / seen.rtt)
+        if self._is_queued(seen) and self.level > least:
+            self._try(max(self.level / 2.0, least), seen, now)
+        elif seen.dropped > seen.samples:
+            self._try(self.level, seen, now)  # what the few take that come back says little
+        else:
+            self.active = False
+            self.count += 1
+            self._highest = 0.0
+            self._rest(now)
+            return _Finding(self._seen.joined(seen).rtt, self._throughput)
+        return None
 
-    def end(self, limit: float, now: float) -> None:
-        """Let the limit be *limit* until the next time."""
-        self.active = False
-        self.count += 1
-        self._level = limit
-        self._due = now + self._pause * (1.0 + random.uniform(0.0, _JITTER))
-        self._pause = min(2.0 * self._pause, self._interval)
+    def _is_enough(self, seen: Window, now: float) -> bool:
+        length = self._round.length(now)
+        if length < seen.rtt:
+            return False
+        return seen.samples + seen.dropped >= _SAMPLES or length >= max(_SECONDS, _ROUNDS * seen.rtt)
+
+    def _is_queued(self, seen: Window) -> bool:
+        return seen.dropped > seen.samples or not (
+            _SHORTER * self._seen.rtt <= seen.rtt <= _LONGER * self._seen.rtt
+        )
+
+    def _try(self, level: float, before: Window, now: float) -> None:
+        """Measure at *level*. What was begun before this moment does not count."""
+        self.level = level
+        self.epoch += 1
+        self._seen = before
+        self._round = Round(now, _ALL_NEW)
+
+    def _rest(self, now: float) -> None:
+        pause = max(self._interval, _REST * (now - self._began))
+        self._due = now + pause * (1.0 + random.uniform(0.0, _JITTER))
 
 
 class MeasuredAlgorithm(metaclass=ABCMeta):
-    """An algorithm that goes by a baseline, which is measured anew now and then.
+    """An algorithm that goes by a baseline: what calls take where there is no queue of our own making.
 
     A baseline that follows what calls take ends up following the queue that the limit itself lets grow, and
-    the limit follows the baseline. So the limit is halved, every so often, until calls that were begun after
-    that have told what they take. If that is little more than half, they have done nothing but wait: then
-    the half is the limit, and half of it is tried.
+    the limit follows the baseline. So while the limit is used, nothing raises the baseline but a measurement.
+    For that the limit is halved until calls that were begun since then have told what they take. If that is
+    much less, they did little but wait before, and may still: the limit is halved again, until it makes no
+    difference. The limit goes on at what can be in flight without a queue: so many calls as end in a second,
+    times the seconds that each takes.
 
-    The same is done when the limit has fallen to half by itself. Where calls take no less by then, it is not
-    the queue that takes the time: a dependency that has become slower for good is followed.
+    It is measured now and then, and as soon as the limit has fallen to half. Where calls take no less by
+    then, it is not the queue that takes the time: a dependency that is slower for good is followed.
+
+    After each measurement, and in the beginning, the limit is sought: it is raised by as much as what calls
+    take leaves room for. The first time that there is no more room, the baseline is measured, as until then
+    it is but what the first calls took.
+
+    Args:
+        settings: the bounds and the beginning.
+        remeasure: seconds between measurements.
+        memory: over how many rounds the baseline is the mean while nobody uses the limit.
+        tolerance: by what factor calls may take longer than the baseline while the limit is sought.
+        now: the time.
 
     Concurrency: requires external locking.
     """
 
-    def __init__(self, settings: AdaptiveLimit, remeasure: float, now: float) -> None:
+    def __init__(
+        self, settings: AdaptiveLimit, *, remeasure: float, memory: int, tolerance: float, now: float
+    ) -> None:
         self._bounded = settings.bounded
-        self._estimate = float(settings.initial)
+        self._weight = 2.0 / (memory + 1)
+        self._tolerance = tolerance
+        self._estimate = self._before = float(settings.initial)
+        self._is_sought = True
         self._measurement = _Measurement(remeasure, now)
-        self._recent: float | None = None
+        self._round = Round(now, _ALL_NEW)
         self.baseline: float | None = None
 
     @property
     def limit(self) -> float:
         """How many calls may be in flight now."""
-        return self._bounded(self._estimate / 2.0) if self._measurement.active else self._estimate
+        return self._bounded(self._measurement.level) if self._measurement.active else self._estimate
 
     @property
     def epoch(self) -> int:
@@ -107,35 +161,69 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
         """How often the baseline was measured."""
         return self._measurement.count
 
-    def hold(self, limit: float) -> None:
-        """Let the limit be *limit* at most."""
-        self._estimate = min(self._estimate, self._bounded(limit))
+    def hold(self) -> None:
+        """Take back what the limit has grown by with the last window."""
+        self._estimate = min(self._estimate, self._before)
 
     def update(self, window: Window, now: float) -> None:
         """Learn from *window*, which ends at *now*."""
+        self._before = self._estimate
+        if not 0.0 < window.rtt < math.inf:
+            window = window._replace(rtt=0.0, samples=0)
         if self._measurement.active:
             self._measure(window, now)
             return
-        if window.samples and window.rtt > 0.0:
-            recent = window.rtt if self._recent is None else self._recent
-            self._recent = recent + _RECENT * (window.rtt - recent)
-        self._estimate = self._bounded(self._follow(self._estimate, window))
-        if self._recent is not None and self._measurement.is_due(self._estimate, now):
-            self._measurement.begin(self._estimate, self._recent, now)
+        seen = self._round.add(window, now)
+        if seen is not None:
+            self._estimate = self._bounded(self._next(self._estimate, seen))
+            self._round = Round(now, _SETTLED, seen.rtt)
+            self._remeasure(seen.rtt, now)
 
-    @abstractmethod
-    def _follow(self, limit: float, window: Window) -> float:
-        """Return what becomes of *limit* by *window*."""
+    def _remeasure(self, rtt: float, now: float) -> None:
+        measurement = self._measurement
+        if not measurement.count and not self._is_sought:
+            # The queue may still be growing: what calls take now is nothing to compare with.
+            measurement.begin(self._estimate, 0.0, now)
+        elif measurement.is_due(self._estimate, now):
+            measurement.begin(self._estimate, rtt, now)
 
     def _measure(self, window: Window, now: float) -> None:
-        rtt = self._measurement.add(window, now)
-        if rtt is None or self._recent is None:
-            return
-        half = self._bounded(self._estimate / 2.0)
-        if rtt < _QUEUED * self._recent and half < self._estimate:
-            self._estimate = half
-            self._recent = rtt
-            self._measurement.begin(half, rtt, now)
-        else:
-            self.baseline = rtt
-            self._measurement.end(self._estimate, now)
+        found = self._measurement.add(window, self._bounded(0.0), now)
+        if found is not None:
+            self.baseline = found.rtt
+            self._is_sought = True
+            room = self._tolerance * found.rtt * found.throughput
+            self._estimate = self._bounded(min(self._estimate, room))
+            self._round = Round(now, _SETTLED, found.rtt)
+
+    def _next(self, limit: float, seen: Window) -> float:
+        if seen.dropped:
+            self._is_sought = False
+            return self._drop(limit, seen)
+        if not seen.samples:
+            return limit
+        is_used = 2 * seen.peak >= limit
+        baseline = self._learn(seen.rtt, is_used=is_used)
+        if not is_used:
+            return limit  # nobody has asked for more, so what calls take says nothing about the limit
+        room = self._tolerance * min(1.0, baseline / seen.rtt)
+        self._is_sought = self._is_sought and room > 1.0
+        return limit * room if self._is_sought else self._follow(limit, baseline, seen)
+
+    def _learn(self, rtt: float, *, is_used: bool) -> float:
+        """Return the baseline, with *rtt* taken into it."""
+        baseline = rtt if self.baseline is None else self.baseline
+        if not is_used:
+            baseline += self._weight * (rtt - baseline)
+        if baseline > _TOO_HIGH * rtt:
+            baseline *= _FALL
+        self.baseline = baseline
+        return baseline
+
+    @abstractmethod
+    def _drop(self, limit: float, seen: Window) -> float:
+        """Return what becomes of *limit* where calls were dropped."""
+
+    @abstractmethod
+    def _follow(self, limit: float, baseline: float, seen: Window) -> float:
+        """Return what becomes of *limit* by what calls take."""

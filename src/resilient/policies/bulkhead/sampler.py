@@ -173,13 +173,13 @@ class Sampler:
                 self._dropped += 1
             else:
                 self._add(age)
-        algorithm, before = self._algorithm, self._algorithm.limit
+        algorithm = self._algorithm
         rtt = self._total / self._samples if self._samples else 0.0
         least = self._least if self._samples else 0.0
         algorithm.update(Window(rtt, least, self._samples, self._dropped, self._peak), now)
         self._factor = 1.0 if self._meter is None else self._meter.read().factor
         if self._factor < 1.0:
-            algorithm.hold(before)
+            algorithm.hold()
         self._epoch = algorithm.epoch
         self._rtt = self._rtt if good is None else good
         self._windows += 1
