@@ -39,6 +39,7 @@ class Caller:
 
     def __init__(self, bulkhead: Bulkhead, served: list[Any], name: object = None) -> None:
         self._error: BaseException | None = None
+        self._begun = threading.Event()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(bulkhead, served, name), daemon=True)
         self._thread.start()
@@ -47,9 +48,14 @@ class Caller:
         try:
             with bulkhead.calling():
                 served.append(name)
+                self._begun.set()
                 assert self._end.wait(_PATIENCE)
         except BaseException as exc:
             self._error = exc
+
+    def begun(self) -> bool:
+        """Wait until the call has begun; return whether it has."""
+        return self._begun.wait(_PATIENCE)
 
     def end(self) -> BaseException | None:
         """End the call, as soon as it has begun or was refused; return what it raised."""
