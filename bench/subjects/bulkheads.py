@@ -128,19 +128,10 @@ def executor(work: Work) -> Work:
 
 def pyresilience(work: Work, slots: int = SLOTS) -> Work:
     """Limit with pyresilience."""
-    return _pyresilience(work, max_concurrent=slots)
-
-
-def pyresilience_waiting(work: Work, slots: int) -> Work:
-    """Limit with pyresilience, calls waiting for a slot."""
-    return _pyresilience(work, max_concurrent=slots, max_wait=PATIENCE)
-
-
-def _pyresilience(work: Work, **settings: Any) -> Work:
     from pyresilience import BulkheadConfig
     from pyresilience import resilient as guard
 
-    guarded: Work = guard(bulkhead=BulkheadConfig(**settings))(work)
+    guarded: Work = guard(bulkhead=BulkheadConfig(max_concurrent=slots))(work)
     return guarded
 
 
@@ -236,11 +227,10 @@ _VARIANTS: tuple[Row, ...] = (
     ("resilient (Gradient, pressure)", "resilient-py", resilient_pressure),
 )
 
-# A semaphore of the standard library has nobody turned away unless one writes that oneself.
+# A semaphore turns nobody away, so ours has everybody wait. The peers that have threads wait use a semaphore.
 _PATIENT: tuple[Library, ...] = (
     ("resilient", "resilient-py", resilient_waiting),
     (_SEMAPHORE, None, bounded_semaphore),
-    ("pyresilience", "pyresilience", pyresilience_waiting),
 )
 
 THREADS = 32
