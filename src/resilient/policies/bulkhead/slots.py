@@ -110,7 +110,8 @@ class Slots:
                 self._line.append(turn)
                 # From here on it is seen by whoever puts a slot back; who has done so just before is not.
                 self._watch()
-                self._dispatch(now)
+                if self.free:
+                    self._dispatch(now)
                 return turn
             self._books.rejected += 1
             raise self._refusal()
@@ -216,14 +217,12 @@ class Slots:
 
     def _may_try(self, level: Priority, now: float) -> bool:
         """See to those who wait, and tell whether a newcomer overtakes none of them."""
-        self._dispatch(now)
+        if self.free or self._permits.unsettled:
+            self._dispatch(now)
         return not self._line.holds_up(level)
 
     def _take(self, level: Priority) -> Permit | None:
-        permits = self._permits
-        if not self.free:
-            permits.settle()  # one may have been lost
-        if self._ceilings is not None and permits.held >= self._ceilings[level]:
+        if self._ceilings is not None and self._permits.held >= self._ceilings[level]:
             return None
         try:
             return self.free.pop()
@@ -242,8 +241,10 @@ class Slots:
         A turn is taken out of the line after it was given its slot and woken. If an interrupt comes before
         that, it is woken again: once more does no harm.
         """
-        self._permits.settle()
-        while (turn := self._line.next(now)) is not None:
+        permits = self._permits
+        if permits.unsettled:
+            permits.settle()
+        while self.free and (turn := self._line.next(now)) is not None:
             if turn.permit is None and now < turn.until and not turn.waiter.stranded:
                 permit = self._take(turn.level)
                 if permit is None:
@@ -251,6 +252,8 @@ class Slots:
                 turn.permit = self._start(permit, now, timed=turn.timed)
             turn.waiter.wake()
             self._line.remove(turn)
+            if permits.unsettled:  # whoever waited has vanished, and the slot with him
+                permits.settle()
         self._watch()
 
     def _watch(self) -> None:
