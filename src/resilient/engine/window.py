@@ -17,7 +17,7 @@ from typing import Protocol, TypeAlias
 from . import params
 from .fork import renew_after_fork
 
-__all__ = ["CallWindow", "Calls", "Counts", "NoWindow", "Tally", "TimeWindow", "Window"]
+__all__ = ["CallWindow", "Calls", "Counts", "NoWindow", "Tally", "TimeWindow", "Window", "ticker"]
 
 BUCKETS = 10
 """Parts of a time window: it forgets in steps of a tenth of its length."""
@@ -42,6 +42,11 @@ class _LockedCount:
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
+def ticker() -> itertools.count[int] | _LockedCount:
+    """Return what any thread may raise without a lock, by `next`: one atomic C call."""
+    return itertools.count() if _GIL else _LockedCount()
+
+
 class Tally:
     """A counter that any thread may raise without a lock: `next(tally.ticker)`.
 
@@ -52,7 +57,7 @@ class Tally:
     __slots__ = ("__weakref__", "_lock", "_reads", "ticker")
 
     def __init__(self) -> None:
-        self.ticker: itertools.count[int] | _LockedCount = itertools.count() if _GIL else _LockedCount()
+        self.ticker = ticker()
         self._reads = 0
         self.after_fork()
         renew_after_fork(self)

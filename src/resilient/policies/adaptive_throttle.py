@@ -16,7 +16,7 @@ from ..engine.fork import renew_after_fork
 from ..engine.matching import Matcher, is_refusal
 from ..engine.policy import Policy
 from ..engine.shape import Shape
-from ..engine.window import BUCKETS, Tally
+from ..engine.window import BUCKETS, Tally, ticker
 from ..errors import ThrottledError
 from ..events import Announcer, ThrottlingStarted, ThrottlingStopped
 from ..typing import Clock, FailureRule, Seconds
@@ -183,8 +183,8 @@ class _Part:
     """
 
     __slots__ = (
-        "_accepts", "_attempts", "accepts", "attempts", "begun", "edge", "failures", "free", "is_over",
-        "number", "ok", "refused", "withdrawn",
+        "_looks", "accepts", "attempts", "begun", "edge", "failures", "free", "is_over", "number", "ok",
+        "refused", "withdrawn",
     )  # fmt: skip
 
     def __init__(self, number: int, edge: float, free: int) -> None:
@@ -193,9 +193,11 @@ class _Part:
         """Until when calls that begin belong here."""
         self.free = free
         """What `begun` gives is below this: the call need not be weighed."""
-        self._attempts, self._accepts = Tally(), Tally()
-        self.begun, self.ok = self._attempts.ticker, self._accepts.ticker
-        self.attempts = self.accepts = 0  # as of the last look
+        # No tallies: those register for forks, and forgetting one takes a finalizer, where an interrupt
+        # would be lost. The throttle's lock is there for the looks.
+        self.begun, self.ok = ticker(), ticker()
+        self._looks = 0  # a look raises both
+        self.attempts = self.accepts = 0  # as of the last one
         self.failures = self.refused = self.withdrawn = 0
         self.is_over = False
 
@@ -212,8 +214,10 @@ class _Part:
     def look(self) -> None:
         """Read the counters, unless nothing is left that could raise them."""
         if not self.is_over or self.under_way:
-            self.attempts = self._attempts.read() - self.withdrawn
-            self.accepts = self._accepts.read()
+            # In this order a call that begins and ends between the two is under way, never another one not.
+            self.accepts = next(self.ok) - self._looks
+            self.attempts = next(self.begun) - self._looks - self.withdrawn
+            self._looks += 1
 
 
 class _Core:
@@ -360,33 +364,35 @@ class _Core:
         current = self._part
         if now < current.edge:
             return current
-        skipped = (now - current.edge) / self._step
-        if skipped < BUCKETS:
-            number = current.number + 1 + int(skipped)
-            edge = current.edge + (1 + int(skipped)) * self._step
-        else:  # long ago, or a clock that makes no sense
-            number, edge = current.number + 1 + BUCKETS, now + self._step
-        kept, gone = self._parts_around(number - BUCKETS)
+        number, edge = self._place_of(now)
+        kept = [part for part in self._parts if part.number > number - BUCKETS]
+        gone = [part for part in self._parts if part.number <= number - BUCKETS]
         attempts, accepts, decided = _sums(kept)
         new = _Part(number, edge, self.rules.headroom(attempts, accepts))
         # An interrupt before this leaves the current part current: the next call moves on again.
         self._parts, self._part = (*kept, new), new
         self._forget(gone)
         current.is_over = True  # and looked at since its last call began
-        if self._throttles and now >= self._calm_from:
+        if self._throttles and not now < self._calm_from:
             self._stop_unless(self.rules.probability(attempts, accepts, decided))
         return new
 
-    def _parts_around(self, number: int) -> tuple[list[_Part], list[_Part]]:
-        """Return the parts after that *number*, and the others."""
-        after = [part for part in self._parts if part.number > number]
-        return after, [part for part in self._parts if part.number <= number]
+    def _place_of(self, now: float) -> tuple[int, float]:
+        """Return the number and the edge of the part that *now* belongs to, after the current one."""
+        current = self._part
+        skipped = (now - current.edge) / self._step
+        if skipped < BUCKETS:
+            return current.number + 1 + int(skipped), current.edge + (1 + int(skipped)) * self._step
+        # Long ago, never, or a clock that makes no sense: all that there is leaves the window.
+        return current.number + 1 + BUCKETS, now + self._step
 
     def _forget(self, parts: list[_Part]) -> None:
         for part in parts:
             part.look()
             self._accepted += part.accepts
-            part.ok = self._late.ticker  # what is answered from now on is late
+            # What is answered from now on is late. An answer that comes right between the look and this is
+            # in neither count: not worth a lock for each of the others.
+            part.ok = self._late.ticker
 
     def _stop_unless(self, probability: float) -> None:
         if not probability:
@@ -416,7 +422,7 @@ class _Core:
         """Begin afresh in a forked child: what is under way belongs to threads of the parent."""
         self._lock = threading.RLock()
         self.announcer.after_fork()
-        # The first call moves on from here, and forgets: the locks of the counters may not be new ones yet.
+        # The first call moves on from here, and forgets.
         self._part = _Part(self._part.number, -math.inf, 0)
 
 
