@@ -6,6 +6,7 @@ CONTRIBUTING.md describes the tables.
 from __future__ import annotations
 
 import inspect
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ def _shown(default: Any) -> str:
     """Return *default* as one would type it: functions and classes by name, the rest by its repr."""
     if callable(default) and hasattr(default, "__qualname__"):
         module = default.__module__
+        if module is None:  # a method of an object that its module shows as functions, as `random` does
+            return f"{type(default.__self__).__module__}.{default.__name__}"
         return default.__qualname__ if module == "builtins" else f"{module}.{default.__qualname__}"
     return repr(default)
 
@@ -99,7 +102,12 @@ def test_defaults_agree_with_the_signatures(page: Path) -> None:
 
 class Sample:
     def __init__(
-        self, *policies: int, on: type | tuple[type, ...], wait: float = 0.5, clock: Any = time.monotonic
+        self,
+        *policies: int,
+        on: type | tuple[type, ...],
+        wait: float = 0.5,
+        clock: Any = time.monotonic,
+        dice: Any = random.random,
     ) -> None: ...
 
 
@@ -112,6 +120,7 @@ _SAMPLE_TABLE = """
 | `on` | required | a type \\| a tuple |
 | `wait` | `0.5` | seconds |
 | `clock` | `time.monotonic` | the clock |
+| `dice` | `random.random` | the dice |
 
 ## Telemetry
 
@@ -140,7 +149,7 @@ def test_table_of_a_page_is_read_and_compared() -> None:
         pytest.param("| `wait` | `0.5` |", "| `wait` | `0.6` |", id="wrong default"),
         pytest.param("| `wait` |", "| `waits` |", id="wrong name"),
         pytest.param("| `on` | required |", "| `on` | `None` |", id="not required"),
-        pytest.param("the clock |\n", "the clock |\n| `more` | `1` | one too many |\n", id="too many"),
+        pytest.param("the dice |\n", "the dice |\n| `more` | `1` | one too many |\n", id="too many"),
     ],
 )
 def test_wrong_table_is_found(right: str, wrong: str) -> None:
