@@ -507,3 +507,33 @@ class TestBeginningOfAnswers:
         await ResilienceMiddleware(app, shed=gate)(scope, client.receive, client.send)
 
         assert (gate.heard, gate.left) == ([(None, 1)], [None])
+
+    async def test_stream_that_lasts_does_not_look_like_a_request_that_is_stuck(self) -> None:
+        """An adaptive limit has learnt how long its answer took to begin; it holds a slot, no more."""
+        clock, go = FakeClock(), asyncio.Event()
+        gate = Bulkhead("app", Gradient(window=0.1, min_samples=1), clock=clock)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            clock.advance(0.1)
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            if scope["path"] == "/events":
+                await go.wait()
+            await send({"type": "http.response.body", "body": b"x"})
+
+        async def visit(path: str) -> None:
+            client = Patient()
+            await ResilienceMiddleware(app, shed=gate)(http_scope(Ask(path)), client.receive, client.send)
+
+        streams = [asyncio.create_task(visit("/events")) for _ in range(8)]
+        await asyncio.sleep(0)
+        for _ in range(600):
+            await visit("/")
+            clock.advance(1.0)
+        stats = gate.stats()
+        go.set()
+        await asyncio.gather(*streams)
+
+        assert stats.adaptive is not None
+        assert (stats.in_use, stats.adaptive.overdue, stats.rejected) == (8, 0, 0)
+        assert stats.adaptive.rtt == pytest.approx(0.1)

@@ -203,6 +203,8 @@ class Door:
             params.refuse(TypeError, "shed", "must be a gate itself, not its class", shed)
         if shed is not None and not callable(getattr(shed, "calling", None)):
             params.refuse(TypeError, "shed", "must be a gate, with a method calling()", shed)
+        if getattr(shed, "is_keyed", False):
+            params.refuse(ValueError, "shed", "must not go by key: a request has none", shed)
         self.time_limits = TimeLimits(params.optional_seconds("deadline", deadline), in_tasks=in_tasks)
         self.maintenance = maintenance
         if maintenance is not None and not isinstance(maintenance, Maintenance):

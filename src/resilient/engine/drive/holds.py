@@ -34,6 +34,7 @@ class Lender(Protocol):
     def enter(self, fn: Any, args: Any, kwargs: Any, /, *, stream: bool = False) -> Permit: ...
     def aenter(self, fn: Any, args: Any, kwargs: Any, /, *, stream: bool = False) -> Awaitable[Permit]: ...
     def leave(self, permit: Permit, exc: BaseException | None, /) -> None: ...
+    def answered(self, permit: Permit, exc: BaseException | None, /) -> None: ...
     def attend(self) -> None:
         """See to those who wait: a permit was put back when `alert` had just become true."""
         ...
@@ -69,6 +70,15 @@ class HoldBlock:
 
     async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         self.__exit__(kind, exc, traceback)
+
+    def answered(self, exc: BaseException | None) -> None:
+        """Let what is to be learnt from the call be learnt now; it keeps its permit until the block is left.
+
+        Args:
+            exc: how it ended, as far as anybody learns from it; None: well.
+        """
+        if self._permit is not None:
+            self._core.answered(self._permit, exc)
 
     def _taken(self) -> bool:
         core = self._core

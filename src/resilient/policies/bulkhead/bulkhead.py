@@ -39,7 +39,7 @@ class BulkheadStats:
         waiting: calls that wait for a slot.
         calls: calls that got one.
         rejected: calls that were refused at once.
-        gave_up: calls that waited in vain.
+        gave_up: calls that waited in vain, those that were cancelled included.
         put_out: calls that waited and had to make room for a more important one.
         abandoned: calls that run on in a thread, and keep their slot, though nobody waits for them any more.
         keys: keys that are kept; 0 where it does not go by key.
@@ -164,6 +164,11 @@ class Bulkhead(Policy):
     def limit(self) -> int:
         """How many calls may run now; of all keys that are kept, where it goes by key."""
         return sum(slots.limit for slots in self._desk.all())
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether each key has slots of its own."""
+        return self._is_keyed
 
     def resize(self, limit: int | AdaptiveLimit) -> None:
         """Have another limit from now on.

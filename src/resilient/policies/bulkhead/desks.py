@@ -93,6 +93,10 @@ class Desk(metaclass=ABCMeta):
         """Take the slot of a call back that ended with *exc*, or well."""
         permit.home.leave(permit, self._outcome_of(exc))
 
+    def answered(self, permit: Permit, exc: BaseException | None) -> None:
+        """Learn how a call ended that keeps its slot: its answer has begun, and others set the pace now."""
+        permit.home.answered(permit, self._outcome_of(exc))
+
     def attend(self) -> None:
         """Hand on what is free."""
         for slots in self.all():
@@ -239,6 +243,9 @@ class _Unlimited:
 
     def leave(self, permit: Permit, outcome: Outcome) -> None:
         """Let go."""
+
+    def answered(self, permit: Permit, outcome: Outcome) -> None:
+        """Learn nothing."""
 
 
 def _is_used(slots: Slots, _now: float) -> bool:

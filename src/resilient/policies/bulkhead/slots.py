@@ -163,6 +163,18 @@ class Slots:
             if not self._is_settled():
                 self._dispatch(now)
 
+    def answered(self, permit: Permit, outcome: Outcome) -> None:
+        """Have an adaptive limit learn from a call that keeps its slot for longer than its work takes."""
+        now = self._clock()
+        with self._books.lock:
+            sampler = self._sampler
+            if sampler is None or permit.era != self._permits.era:
+                return
+            sampler.ended(permit, outcome, now)
+            if now >= sampler.closes:
+                self._tick(now)
+                self._dispatch(now)
+
     def attend(self) -> None:
         """Hand on what is free."""
         now = self._clock()
@@ -261,7 +273,7 @@ class Slots:
         if self._sampler is not None or self._ceilings is not None or self._forked:
             needed = True
         else:
-            needed = len(self._line) > 0 or self._permits.excess > 0
+            needed = any(self._lanes) or self._permits.excess > 0
         if not needed:
             self.alert.clear()
         elif not self.alert:
@@ -306,7 +318,11 @@ class Slots:
     def _waits(self, turn: Turn) -> Generator[float]:
         """Return how long to wait for *turn* before one looks again, each time anew, until it is decided."""
         while turn.permit is None and not turn.put_out:
-            left = turn.until - self._clock()
+            now = self._clock()
+            # A signal's handler may have come into one of our own steps: while it waits, nobody can take one.
+            if self._books.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
+                turn.until = now
+            left = turn.until - now
             if left <= 0.0:
                 return
             yield min(left, _LOOK_AGAIN)
@@ -329,7 +345,9 @@ class Slots:
         with self._books.lock:
             self._line.remove(turn)
             permit, turn.permit = turn.permit, None
-            if permit is not None:
+            if permit is None:
+                self._books.gave_up += 1
+            else:
                 permit.started = None
                 self._permits.take_back(permit)
             self._dispatch(now)
