@@ -342,6 +342,7 @@ async def test_who_is_cancelled_while_put_out_is_cancelled():
 
     assert loser.cancelled()
     assert line.put_out == []
+    assert (bulkhead.stats().put_out, bulkhead.stats().gave_up) == (1, 0)
     assert await line.serve_all() == ["default"]
 
 

@@ -345,11 +345,11 @@ class Slots:
         with self._books.lock:
             self._line.remove(turn)
             permit, turn.permit = turn.permit, None
-            if permit is None:
-                self._books.gave_up += 1
-            else:
+            if permit is not None:
                 permit.started = None
                 self._permits.take_back(permit)
+            elif not turn.put_out:
+                self._books.gave_up += 1
             self._dispatch(now)
 
     def _refusal(self, turn: Turn | None = None) -> BulkheadFullError:
