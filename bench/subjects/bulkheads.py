@@ -151,6 +151,28 @@ def hyx(work: Work, slots: int = SLOTS) -> Work:
     return guarded
 
 
+def aioresilience(work: Work, slots: int = SLOTS) -> Work:
+    """Limit with a block of aioresilience's (asynchronous only)."""
+    from aioresilience import Bulkhead, BulkheadConfig
+
+    return _block(Bulkhead("bench", BulkheadConfig(max_concurrent=slots)), work)
+
+
+def aioresilience_aimd(work: Work) -> Work:
+    """Limit with a block of aioresilience's, by which calls fail."""
+    from aioresilience import AdaptiveConcurrencyLimiter
+
+    return _block(AdaptiveConcurrencyLimiter("bench"), work)
+
+
+def _block(limiter: Any, work: Work) -> Work:
+    async def guarded(x: int) -> Any:
+        async with limiter:
+            return await work(x)
+
+    return guarded
+
+
 # -- full ------------------------------------------------------------------------------------------------
 
 OCCUPANT = -1
@@ -216,7 +238,11 @@ _BOTH: tuple[Library, ...] = (
     ("pyresilience", "pyresilience", pyresilience),
     ("interlock-cb", "interlock-cb", interlock),
 )
-_ASYNC: tuple[Library, ...] = (*_BOTH, ("hyx", "hyx", hyx))
+_ASYNC: tuple[Library, ...] = (
+    *_BOTH,
+    ("hyx", "hyx", hyx),
+    ("aioresilience", "aioresilience", aioresilience),
+)
 
 _VARIANTS: tuple[Row, ...] = (
     ("resilient (key of the arguments)", "resilient-py", resilient_keys),
@@ -273,6 +299,7 @@ SUBJECTS = (
         "async bulkhead",
         *_rows(_ASYNC),
         ("asyncio.Semaphore", None, asyncio_semaphore),
+        ("aioresilience (AIMD)", "aioresilience", aioresilience_aimd),
         *_VARIANTS,
         awaited=True,
     ),
