@@ -271,6 +271,7 @@ def test_interrupted_waiter_among_others(interrupter: Interrupter, options: dict
     assert not errors
     assert not any(thread.is_alive() for thread in threads)
     assert 1 <= inside.most <= bulkhead.limit
-    assert bulkhead.stats().rejected == bulkhead.stats().gave_up == 0
+    assert bulkhead.stats().rejected == 0
+    assert bulkhead.stats().gave_up <= interrupter.interrupts
     bulkhead.resize(LIMIT)
     assert_whole(bulkhead, LIMIT)
