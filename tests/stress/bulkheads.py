@@ -33,7 +33,7 @@ class Inside:
             self.come(visitor)
             time.sleep(0.0)  # lets other threads have their turn
         finally:
-            self.go(visitor)
+            self._visitors.discard(visitor)  # not by `go`: an interrupt could come between
 
     async def avisit(self, *_args: object) -> None:
         """Stay for a turn of the loop."""
@@ -42,7 +42,7 @@ class Inside:
             self.come(visitor)
             await asyncio.sleep(0)
         finally:
-            self.go(visitor)
+            self._visitors.discard(visitor)  # not by `go`: an interrupt could come between
 
     def come(self, visitor: object) -> None:
         """Be inside."""
