@@ -16,13 +16,20 @@ import pybreaker
 import tenacity
 
 from resilient import (
+    AIMD,
+    AdaptiveThrottle,
+    Bulkhead,
+    BulkheadFullError,
     Cache,
     Calls,
     CircuitBreaker,
     CircuitOpenError,
     Decision,
     Fallback,
+    Gradient,
     Pipeline,
+    Pressure,
+    Priority,
     Quota,
     RateLimitedError,
     RateLimiter,
@@ -30,11 +37,16 @@ from resilient import (
     Retry,
     RetryBudget,
     SieveCache,
+    ThrottledError,
     Timeout,
+    Vegas,
+    current_priority,
     deadline,
     errors,
     events,
     freshness,
+    priority,
+    service_criticality,
     time_left,
     wait_full_jitter,
 )
@@ -48,7 +60,9 @@ timeout = Timeout(timedelta(seconds=5))
 fallback = Fallback(0.0)
 cache = Cache("rates", ttl=60, key=lambda *args: args)
 limiter = RateLimiter("100/minute", burst=200, key=str.upper, max_wait=timedelta(seconds=1))
-pipeline = Pipeline(fallback, cache, deadline(10), retry, breaker, limiter, timeout)
+bulkhead = Bulkhead("rates", Gradient(pressure=Pressure()), max_wait=timedelta(seconds=1), key=str.upper)
+throttle = AdaptiveThrottle("rates", on=OSError)
+pipeline = Pipeline(fallback, cache, deadline(10), retry, breaker, throttle, limiter, bulkhead, timeout)
 
 
 # Functions of every shape, under every policy.
@@ -90,6 +104,21 @@ async def limited_stream(number: int) -> AsyncIterator[int]:
     yield number
 
 
+@bulkhead
+def held(currency: str) -> float:
+    return float(len(currency))
+
+
+@bulkhead
+async def held_stream(number: int) -> AsyncIterator[int]:
+    yield number
+
+
+@throttle
+async def throttled(currency: str) -> float:
+    return float(len(currency))
+
+
 @pipeline
 async def piped(currency: str, day: int = 0) -> dict[str, int]:
     return {currency: day}
@@ -100,7 +129,9 @@ async def piped(currency: str, day: int = 0) -> dict[str, int]:
 @cache
 @retry
 @breaker
+@throttle
 @limiter
+@bulkhead
 @timeout
 def stacked(currency: str) -> float:
     return float(len(currency))
@@ -119,6 +150,9 @@ async def results() -> None:
     assert_type(cached("USD"), float)
     assert_type(limited("USD"), float)
     assert_type(limited_stream(1), AsyncIterator[int])
+    assert_type(held("USD"), float)
+    assert_type(held_stream(1), AsyncIterator[int])
+    assert_type(await throttled("USD"), float)
     assert_type(await piped("USD", day=3), dict[str, int])
     assert_type(stacked("USD"), float)
     assert_type(generic(1), list[int])
@@ -236,6 +270,42 @@ async def by_permit() -> None:
     limiter.hit(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+async def by_slot() -> None:
+    with bulkhead.calling("critical", key="ann") as nothing:
+        assert_type(nothing, None)
+    async with bulkhead.calling(Priority.PROBE, "ann"), throttle.calling():
+        pass
+    assert_type(bulkhead.call(plain, "USD", precise=True), float)
+    assert_type(await bulkhead.acall(coroutine, "USD"), float)
+    assert_type(bulkhead.limit, int)
+    bulkhead.resize(5)
+    bulkhead.resize(Vegas(initial=5))
+    stats = bulkhead.stats("ann")
+    assert_type(stats.in_use, int)
+    if stats.adaptive is not None:
+        assert_type(stats.adaptive.limit, float)
+        assert_type(stats.adaptive.rtt, float | None)
+    bulkhead.call(plain, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bulkhead.calling(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bulkhead.resize(2.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bulkhead.limit = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def priority_of_order(order: str) -> Priority | str:
+    return "critical" if order else Priority.DEFAULT
+
+
+async def by_priority() -> None:
+    with priority("critical"):
+        assert_type(current_priority(), Priority)
+    async with priority(Priority.SHEDDABLE):
+        pass
+    Bulkhead("rates", 5, priority=current_priority, shares={"default": 0.8}, reserve=2)
+    Bulkhead("rates", 5, priority=service_criticality({}), order="newest-first")
+    Bulkhead("rates", 5, priority=priority_of_order)
+    priority(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def sources(first: Callable[[str], float], second: Callable[[str], float]) -> None:
     either = Fallback.chain(first, second)
     assert_type(either("USD"), float)
@@ -272,6 +342,10 @@ def caught() -> None:
         assert_type(exc.last_failure, str | None)
     except RateLimitedError as exc:
         assert_type(exc.decision, Decision | None)
+    except BulkheadFullError as exc:
+        assert_type(exc.in_use, int | None)
+    except ThrottledError as exc:
+        assert_type(exc.probability, float | None)
     except RejectedError as exc:
         assert_type(exc.policy, str)
     except errors.CallTimeoutError as exc:
@@ -309,3 +383,10 @@ def bad_arguments() -> None:
     RateLimiter("5/minute", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     RateLimiter("5/minute", strategy="leaky")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     CircuitBreaker("c", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Bulkhead("c")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Bulkhead("c", "5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Bulkhead("c", AIMD)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Bulkhead("c", 5, order="lifo")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Bulkhead("c", 5, priority=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AIMD(10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    AdaptiveThrottle("c", on="OSError")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
