@@ -37,6 +37,8 @@ class Round:
             self._changed = self._last  # while none ended, those in flight were begun at the old limit
         middle, self._last = (self._last + now) / 2.0, now
         self._seen = self._seen.joined(window)
+        if not self._seen.samples and not self._seen.dropped:
+            return None
         if self._settled is None:
             if middle - self._changed < self._wait * (self._seen.rtt or self._rtt):
                 return None
