@@ -65,6 +65,10 @@ coverage: $(GROUP)test $(GROUP)demo ## Run the tests and report the lines and br
 bench: $(GROUP)bench ## Measure the overhead against the peers, side by side
 	$(PY) -m bench.overhead $(ARGS)
 
+.PHONY: simulate
+simulate: $(PACKAGE) ## Play ten minutes of traffic to each adaptive limit, and write the tables and pictures of the docs
+	$(PY) -m bench.simulation $(ARGS)
+
 .PHONY: docs
 docs: $(GROUP)docs ## Build the documentation into site/, warnings being errors
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
