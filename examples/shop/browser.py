@@ -6,6 +6,7 @@ On h11, and without a pool that could make requests queue: a queue in here would
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
@@ -39,7 +40,9 @@ class Browser:
         self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
         self._idle: list[_Connection] = []
 
-    async def ask(self, method: str, path: str, address: str) -> Answer:
+    async def ask(
+        self, method: str, path: str, address: str, fields: Iterable[tuple[str, str]] = ()
+    ) -> Answer:
         """Send a request that comes from *address*, as a load balancer in front of the shop would say.
 
         Raises:
@@ -48,7 +51,7 @@ class Browser:
         connection: _Connection | None = None
         try:
             connection = self._pick() or await self._connect()
-            headers = [("host", "shop"), ("x-forwarded-for", address), ("content-length", "0")]
+            headers = [("host", "shop"), ("x-forwarded-for", address), ("content-length", "0"), *fields]
             answer = await connection.ask(h11.Request(method=method, target=path, headers=headers))
         except (OSError, h11.ProtocolError) as error:
             raise BrokenError(repr(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlencode
@@ -13,14 +13,20 @@ from urllib.parse import urlencode
 from examples.shop.services.catalogue import PRODUCTS_FILE
 
 CUSTOMERS = "customers"
+PREFETCH = "prefetch"
 FLOOD = "flood"
 HEEDFUL = "heedful"
+PROBES = "probes"
+
+# Whom the shop is there for.
+WANTED = {CUSTOMERS, PREFETCH}
 
 # How often a customer does what, of 19 requests: the mix of Online Boutique's own load generator.
 MIX = {"home": 1, "set currency": 2, "browse": 10, "add to cart": 2, "view cart": 3, "checkout": 1}
 PAGES = MIX.keys() - {"checkout"}
 
 _PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(encoding="utf-8"))]
+_USERS = 1000
 _CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]
 
 
@@ -28,24 +34,39 @@ _CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]
 class Crowd:
     """Some visitors: how many requests a second they make together, from when to when.
 
-    `customers` shop, each from an address of their own. The `flood` comes from one address and looks at
-    products, whatever it is answered. The `heedful` client asks too often as well, but only for a sign of
-    life, and when it is told to come back later, it does just that.
+    `customers` shop, each from an address of their own; `prefetch` is what their browsers ask for before they
+    do, and say so. The `flood` comes from one address and looks at products, whatever it is answered. The
+    `heedful` client asks too often as well, but only for a sign of life, and when it is told to come back
+    later, it does just that. `probes` ask for a sign of life as an orchestrator does.
+
+    They come at even distances, or at random ones, as people do who do not know of each other.
     """
 
     name: str
     rate: float
     start: float
     end: float
+    at_random: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what `str` writes."""
-        name, *numbers = text.split(":")
-        return cls(name, *map(float, numbers))
+        name, rate, start, end, *how = text.split(":")
+        return cls(name, float(rate), float(start), float(end), how == ["at-random"])
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.rate}:{self.start}:{self.end}"
+        how = ":at-random" if self.at_random else ""
+        return f"{self.name}:{self.rate}:{self.start}:{self.end}{how}"
+
+    def times(self) -> Iterator[float]:
+        """Yield when its requests are due, the same each time."""
+        if not self.at_random:
+            for number in range(int(self.rate * (self.end - self.start))):
+                yield self.start + number / self.rate
+            return
+        dice, at = random.Random(str(self)), self.start
+        while (at := at + dice.expovariate(self.rate)) < self.end:
+            yield at
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +79,17 @@ class Due:
     path: str
     crowd: str
     address: str
+    fields: tuple[tuple[str, str], ...] = ()
 
 
-def plan(crowd: Crowd, seed: int = 4) -> Iterator[Due]:
-    """Yield the requests of a crowd that does not listen, at even distances."""
-    dice = random.Random(seed)
-    times = (
-        crowd.start + number / crowd.rate for number in range(int(crowd.rate * (crowd.end - crowd.start)))
-    )
-    return _customers(times, dice) if crowd.name == CUSTOMERS else _flood(times, dice)
+def plan(*crowds: Crowd, seed: int = 4) -> Iterator[Due]:
+    """Yield the requests of a crowd that does not listen.
+
+    Several of one name, one after the other, are the same crowd, whose rate changes.
+    """
+    [name] = {crowd.name for crowd in crowds}
+    times = (at for crowd in crowds for at in crowd.times())
+    return _PLANS[name](times, random.Random(seed))
 
 
 def sign_of_life(at: float, action: str) -> Due:
@@ -76,8 +99,23 @@ def sign_of_life(at: float, action: str) -> Due:
 
 def _flood(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
     for at in times:
-        path = f"/product/{dice.choice(_PRODUCTS)}?currency={dice.choice(_CURRENCIES)}"
-        yield Due(at, "browse", "GET", path, FLOOD, "198.19.0.1")
+        yield Due(at, "browse", "GET", _product_page(dice), FLOOD, "198.19.0.1")
+
+
+def _prefetch(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
+    """Yield what browsers ask for ahead of their users; `Sec-Purpose` is the field in which they say so."""
+    for at in times:
+        address, fields = _address(dice.randrange(_USERS)), (("sec-purpose", "prefetch"),)
+        yield Due(at, "prefetch", "GET", _product_page(dice), PREFETCH, address, fields)
+
+
+def _probes(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
+    for at in times:
+        yield Due(at, "probe", "GET", "/healthz", PROBES, "198.19.0.3")
+
+
+def _product_page(dice: random.Random) -> str:
+    return f"/product/{dice.choice(_PRODUCTS)}?currency={dice.choice(_CURRENCIES)}"
 
 
 def _customers(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
@@ -99,7 +137,7 @@ def _customers(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
 
 
 def _customer(at: float, action: str, dice: random.Random, filled: deque[int]) -> Due:
-    user, product = dice.randrange(1000), dice.choice(_PRODUCTS)
+    user, product = dice.randrange(_USERS), dice.choice(_PRODUCTS)
     if action == "checkout":
         user = filled.popleft()
     elif action == "add to cart" and user not in filled:
@@ -115,7 +153,17 @@ def _customer(at: float, action: str, dice: random.Random, filled: deque[int]) -
     query = {"user": f"user-{user}", "currency": dice.choice(_CURRENCIES)}
     if action == "add to cart":
         query["product"] = product
-    # Addresses that are set aside for measurements (RFC 2544): they belong to nobody.
-    return Due(
-        at, action, method, f"{path}?{urlencode(query)}", CUSTOMERS, f"198.18.{user >> 8}.{user & 255}"
-    )
+    return Due(at, action, method, f"{path}?{urlencode(query)}", CUSTOMERS, _address(user))
+
+
+def _address(user: int) -> str:
+    """Return one of those set aside for measurements (RFC 2544), which belong to nobody."""
+    return f"198.18.{user >> 8}.{user & 255}"
+
+
+_PLANS: dict[str, Callable[[Iterator[float], random.Random], Iterator[Due]]] = {
+    CUSTOMERS: _customers,
+    PREFETCH: _prefetch,
+    FLOOD: _flood,
+    PROBES: _probes,
+}

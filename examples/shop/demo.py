@@ -13,18 +13,17 @@ from pathlib import Path
 from examples.shop import figures
 from examples.shop.display import Display
 from examples.shop.figures import Run
-from examples.shop.incident import GOOD_WITHIN, Incident, Outcome, Settings
+from examples.shop.incident import Incident, Outcome, Settings
 from examples.shop.incidents import INCIDENTS
 from examples.shop.processes import ServiceDiedError
 from examples.shop.report.page import Played, write
-from examples.shop.scenario import VERSIONS, play
-from examples.shop.timing import scaled
+from examples.shop.scenario import play
 
-_PHASES = ("warm_up", "calm", "fault", "recovery")
+_PHASES = ("warm_up", "calm", "onset", "fault", "recovery")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Play each incident twice, show what came of it; 0 if all were prevented."""
+    """Play each incident to each of its shops, show what came of it; 0 if all were prevented."""
     options = _parse(arguments)
     display = Display()
     try:
@@ -41,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _played(incident: Incident, options: argparse.Namespace, display: Display) -> Played:
     told = {name: value for name in ("rate", *_PHASES) if (value := getattr(options, name)) is not None}
-    logs = _empty_directories(options.out / "logs" / incident.key)
+    logs = _empty_directories(options.out / "logs" / incident.key, incident)
     settings, runs = asyncio.run(_play(incident, replace(incident.defaults, **told), logs, display))
-    outcomes = {run.version: _outcome(run) for run in runs}
-    checks = incident.checks(settings, outcomes["bare"], outcomes["protected"])
+    outcomes = {run.version: _outcome(run, settings) for run in runs}
+    checks = incident.checks(settings, *outcomes.values())
     played = Played(incident, settings, outcomes, checks)
     display.results(played)
     return played
@@ -57,18 +56,20 @@ async def _play(
     settings = await incident.prepare(settings, logs)
     with display.playing(incident, settings) as tell:
         return settings, [
-            await play(incident, version, settings, logs / version, tell) for version in VERSIONS
+            await play(incident, version, settings, logs / version.name, tell)
+            for version in incident.versions
         ]
 
 
-def _outcome(run: Run) -> Outcome:
-    return Outcome(run, {span.name: figures.summarise(run, span, scaled(GOOD_WITHIN)) for span in run.spans})
+def _outcome(run: Run, settings: Settings) -> Outcome:
+    phases = {span.name: figures.summarise(run, span, settings.good_within) for span in run.spans}
+    return Outcome(run, phases)
 
 
-def _empty_directories(logs: Path) -> Path:
+def _empty_directories(logs: Path, incident: Incident) -> Path:
     shutil.rmtree(logs, ignore_errors=True)
-    for version in VERSIONS:
-        (logs / version).mkdir(parents=True)
+    for version in incident.versions:
+        (logs / version.name).mkdir(parents=True)
     return logs
 
 
@@ -83,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--incident", choices=INCIDENTS, action="append", help=f"which to play; all if not given ({titles})"
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="directory of the report")
-    for name, unit in {"rate": "customers' requests per second", **dict.fromkeys(_PHASES, "seconds")}.items():
+    for name, unit in {"rate": "visitors' requests per second", **dict.fromkeys(_PHASES, "seconds")}.items():
         told = f"{unit} ({_defaults(name)})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=_positive, help=told, metavar="NUMBER")
     return parser.parse_args(arguments)
@@ -91,7 +92,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _defaults(name: str) -> str:
     values = {key: getattr(incident.defaults, name) for key, incident in INCIDENTS.items()}
-    return ", ".join(f"{key}: {value:g}" if value else f"{key}: measured" for key, value in values.items())
+    nothing = "measured" if name == "rate" else "none"
+    return ", ".join(f"{key}: {value:g}" if value else f"{key}: {nothing}" for key, value in values.items())
 
 
 def _positive(text: str) -> float:

@@ -16,11 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.shop.figures import FAULT, Run, Span, good_answers, percentile
-from examples.shop.incident import GOOD_WITHIN, Incident, Outcome, Settings
+from examples.shop.incident import Incident, Outcome, Settings
 from examples.shop.processes import cores
 from examples.shop.report.page import Played
 from examples.shop.scenario import Tell
-from examples.shop.timing import scaled
 from examples.shop.words import seconds, share
 
 _LATELY = 3.0
@@ -45,13 +44,14 @@ class Display:
     @contextmanager
     def playing(self, incident: Incident, settings: Settings) -> Iterator[Tell]:
         """Say what is about to be played, and yield what shows how it goes."""
-        length = settings.spans()[-1].end
-        self._console.print(f"{incident.story(settings)} Twice, {length:g} s each.\n", soft_wrap=True)
+        lengths = [incident.spans(settings, version)[-1].end for version in incident.versions]
+        runs = f"{len(lengths)} runs, {sum(lengths):.0f} s."
+        self._console.print(f"{incident.story(settings)} {runs}\n", soft_wrap=True)
         if not self._console.is_terminal:
-            yield _Plain(self._console, incident).tell
+            yield _Plain(self._console, incident, settings).tell
             return
         with Live(console=self._console, refresh_per_second=4) as live:
-            yield _Watched(live, incident).tell
+            yield _Watched(live, incident, settings).tell
 
     def results(self, played: Played) -> None:
         """Show the tables and the verdict."""
@@ -84,15 +84,17 @@ class Display:
 class _Watched:
     """A line per run, always the latest."""
 
-    def __init__(self, live: Live, incident: Incident) -> None:
+    def __init__(self, live: Live, incident: Incident, settings: Settings) -> None:
         self._live = live
         self._incident = incident
+        self._settings = settings
         self._rows: dict[str, dict[str, RenderableType]] = {}
 
     def tell(self, run: Run, span: Span, now: float) -> None:
         bar = ProgressBar(total=run.spans[-1].end, completed=now, width=18)
         phase = Text(span.name, "bold red" if span.faulty else "")
-        gauges = {name: _coloured(text) for name, text in _gauges(self._incident, run, now).items()}
+        texts = _gauges(self._incident, self._settings, run, now)
+        gauges = {name: _coloured(text) for name, text in texts.items()}
         self._rows[run.version] = {"run": Text(run.version, "bold"), "": bar, "phase": phase, **gauges}
         self._live.update(_live_table(self._rows))
 
@@ -100,18 +102,18 @@ class _Watched:
 class _Plain:
     """A line every few seconds, for a file."""
 
-    def __init__(self, console: Console, incident: Incident) -> None:
+    def __init__(self, console: Console, incident: Incident, settings: Settings) -> None:
         self._console = console
         self._incident = incident
+        self._settings = settings
         self._said: tuple[str, str, int] | None = None
 
     def tell(self, run: Run, span: Span, now: float) -> None:
         saying = (run.version, span.name, int(now / _PLAIN_EVERY))
         if saying != self._said:
             self._said = saying
-            gauges = "  ".join(
-                f"{name} {text:<7}" for name, text in _gauges(self._incident, run, now).items()
-            )
+            texts = _gauges(self._incident, self._settings, run, now)
+            gauges = "  ".join(f"{name} {text:<7}" for name, text in texts.items())
             self._console.print(
                 f"{run.version:<9}  {now:5.1f} s  {span.name:<8}  {gauges}".rstrip(), soft_wrap=True
             )
@@ -125,15 +127,15 @@ def _console() -> Console:
     return console
 
 
-def _gauges(incident: Incident, run: Run, now: float) -> dict[str, str]:
+def _gauges(incident: Incident, settings: Settings, run: Run, now: float) -> dict[str, str]:
     # From the end, for they are noted as they are answered.
     lately = list(takewhile(lambda s: now - _LATELY < s.at + s.latency, reversed(run.samples)))
-    admitted = [s for s in lately if not s.refused]
+    let_in, wanted = [s for s in lately if s.let_in], [s for s in lately if not s.refused]
     over = min(_LATELY, max(now, 0.5))
     return {
-        "good/s": f"{good_answers(lately, scaled(GOOD_WITHIN)) / over:.0f}",
-        "p99": seconds(percentile((s.latency for s in admitted), 0.99)),
-        "failed": share(sum(not s.ok for s in admitted), len(admitted)),
+        "good/s": f"{good_answers(lately, settings.good_within) / over:.0f}",
+        "p99": seconds(percentile((s.latency for s in let_in), 0.99)),
+        "failed": share(sum(not s.ok for s in wanted), len(wanted)),
         **incident.gauges(run, lately),
     }
 

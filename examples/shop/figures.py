@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX
+from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX, PROBES, WANTED
 
 ONSET = "onset"
 FAULT = "fault"
@@ -38,19 +39,25 @@ class Sample:
         """Whether the shop said that this client asks too often."""
         return self.outcome == "429"
 
+    @property
+    def shed(self) -> bool:
+        """Whether the shop, or a part of it, said that it cannot just now."""
+        return self.outcome == "503"
+
+    @property
+    def let_in(self) -> bool:
+        """Whether the shop went to work for it, with whatever end."""
+        return not (self.refused or self.shed)
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A phase of a run, in seconds from the first request."""
+    """A phase of a run, in seconds from the first request; the incident goes on in the faulty ones."""
 
     name: str
     start: float
     end: float
-
-    @property
-    def faulty(self) -> bool:
-        """Whether the incident goes on in it."""
-        return self.name in {ONSET, FAULT}
+    faulty: bool = False
 
     @property
     def seconds(self) -> float:
@@ -84,8 +91,8 @@ class Run:
     """Everything measured while the shop ran once.
 
     `api_calls` holds readings of the rates API's own counter: when, and how many calls had reached it by
-    then. `calls` are those between the services, as the callers saw them. `events` counts what the policies
-    reported, by "service: policy Event".
+    then. `calls` are those between the services, as the callers saw them. `limits` holds what an adaptive
+    limit was, and when. `events` counts what the policies reported, by "service: policy Event".
     """
 
     version: str
@@ -93,6 +100,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     api_calls: list[tuple[float, int]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    limits: list[tuple[float, float]] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
 
@@ -106,7 +114,7 @@ class Run:
 
     def sent_in(self, span: Span) -> list[Sample]:
         """Return the shopping that was due in a phase."""
-        return [s for s in self.samples if s.at in span and s.crowd != HEEDFUL]
+        return [s for s in self.samples if s.at in span and s.crowd not in {HEEDFUL, PROBES}]
 
     def api_calls_in(self, span: Span) -> int:
         """Return how many calls reached the rates API during a phase."""
@@ -120,14 +128,16 @@ class Run:
 class Summary:
     """One row of the table: a phase of a run. Times in seconds, goodput in requests per second.
 
-    Latencies are those of requests that were not refused: the customers', and apart from theirs the flood's.
-    Goodput is the customers' too. A checkout has to wait for the card and is one request of 19, so it stands
-    right at the 95th percentile of all: that is told of the other pages and of checkouts, each for itself.
+    Latencies are those of requests that were let in: those of whom the shop is there for, and apart from
+    theirs the flood's. Goodput is the former's too. A checkout has to wait for the card and is one request of
+    a customer's 19, so it stands right at the 95th percentile of all: that is told of the other pages and of
+    checkouts, each for itself.
     """
 
     phase: str
     requests: int
     refused: int
+    shed: int
     errors: int
     p50: float
     p95: float
@@ -137,9 +147,13 @@ class Summary:
     checkout_p99: float
     flood_p95: float
     goodput: float
+    throughput: float
+    """Good answers that came in it, per second, whenever their requests were due."""
     api_calls: int
     services: dict[str, float]
     """The 95th percentile of the waiting for each service."""
+    served: dict[str, tuple[int, int]]
+    """Of each kind of request, probes too: how many were served, and how many were sent."""
 
     @property
     def error_ratio(self) -> float:
@@ -150,26 +164,38 @@ class Summary:
 def summarise(run: Run, span: Span, good_within: float) -> Summary:
     """Boil a phase down to one row."""
     samples = run.sent_in(span)
-    admitted = [s for s in samples if not s.refused]
-    waits = [s.latency for s in admitted if s.crowd == CUSTOMERS]
-    checkouts = [s.latency for s in admitted if s.action == "checkout"]
-    pages = [s.latency for s in admitted if s.crowd == CUSTOMERS and s.action != "checkout"]
+    answered_in = [s for s in run.samples if s.at + s.latency in span]
+    let_in = [s for s in samples if s.let_in]
+    waits = [s.latency for s in let_in if s.crowd in WANTED]
+    checkouts = [s.latency for s in let_in if s.action == "checkout"]
+    pages = [s.latency for s in let_in if s.crowd in WANTED and s.action != "checkout"]
     return Summary(
         phase=span.name,
         requests=len(samples),
-        refused=len(samples) - len(admitted),
-        errors=sum(not s.ok for s in admitted),
+        refused=sum(s.refused for s in samples),
+        shed=sum(s.shed for s in samples),
+        errors=sum(not (s.ok or s.refused) for s in samples),
         p50=percentile(waits, 0.50),
         p95=percentile(waits, 0.95),
         p99=percentile(waits, 0.99),
         page_p95=percentile(pages, 0.95),
         checkout_p95=percentile(checkouts, 0.95),
         checkout_p99=percentile(checkouts, 0.99),
-        flood_p95=percentile((s.latency for s in admitted if s.crowd == FLOOD), 0.95),
+        flood_p95=percentile((s.latency for s in let_in if s.crowd == FLOOD), 0.95),
         goodput=good_answers(samples, good_within) / span.seconds,
+        throughput=good_answers(answered_in, good_within) / span.seconds,
         api_calls=run.api_calls_in(span),
         services=_service_p95(run, span),
+        served=_served(s for s in run.samples if s.at in span),
     )
+
+
+def _served(samples: Iterable[Sample]) -> dict[str, tuple[int, int]]:
+    sent, served = Counter[str](), Counter[str]()
+    for sample in samples:
+        sent[sample.action] += 1
+        served[sample.action] += sample.ok
+    return {action: (served[action], number) for action, number in sorted(sent.items())}
 
 
 def _service_p95(run: Run, span: Span) -> dict[str, float]:
@@ -187,8 +213,8 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 
 def good_answers(samples: Sequence[Sample], good_within: float) -> int:
-    """Count the customers' requests that were answered right and in good time."""
-    return sum(s.crowd == CUSTOMERS and s.ok and s.latency <= good_within for s in samples)
+    """Count the requests that were answered right and in good time, of those whom the shop is there for."""
+    return sum(s.crowd in WANTED and s.ok and s.latency <= good_within for s in samples)
 
 
 def goodput_over_time(run: Run, good_within: float, step: float = 1.0) -> list[tuple[float, float]]:
@@ -199,10 +225,10 @@ def goodput_over_time(run: Run, good_within: float, step: float = 1.0) -> list[t
 def latency_over_time(
     run: Run, share: float, actions: Collection[str] = MIX, step: float = 1.0
 ) -> list[tuple[float, float]]:
-    """Return a percentile of what customers who were not refused waited, by when their requests were due."""
+    """Return a percentile of what customers who were let in waited, by when their requests were due."""
 
     def waits(samples: Sequence[Sample]) -> list[float]:
-        return [s.latency for s in samples if s.crowd == CUSTOMERS and s.action in actions and not s.refused]
+        return [s.latency for s in samples if s.crowd == CUSTOMERS and s.action in actions and s.let_in]
 
     return over_time(run, lambda samples: percentile(waits(samples), share), step)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from examples.shop.crowds import CUSTOMERS, Crowd
 from examples.shop.figures import FAULT, ONSET, Run, Sample, Span, Summary
@@ -25,7 +25,7 @@ CALM_LATENCY = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How an incident is played: the customers' requests per second, and each phase in seconds."""
+    """How an incident is played: the visitors' requests per second, and each phase in seconds."""
 
     rate: float
     warm_up: float
@@ -34,6 +34,10 @@ class Settings:
     recovery: float
     onset: float = 0.0
     """How long the incident takes to settle, before the fault is judged."""
+    patience: float = scaled(PATIENCE)
+    """After how many seconds without an answer visitors leave."""
+    good_within: float = scaled(GOOD_WITHIN)
+    """What a good answer takes at most, in seconds."""
 
     def spans(self) -> list[Span]:
         """Return the phases one after the other."""
@@ -47,9 +51,27 @@ class Settings:
         }
         for name, length in lengths.items():
             if length:
-                spans.append(Span(name, start, start + length))
+                spans.append(Span(name, start, start + length, faulty=name in {ONSET, FAULT}))
             start += length
         return spans
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One of the shops to which an incident is played.
+
+    Attributes:
+        name: What it is called, also in the style sheet.
+        protections: What is on in it, see `service.PROTECTIONS`.
+        environment: Variables that its services need beside the usual ones.
+    """
+
+    name: str
+    protections: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+BARE = Version("bare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +111,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure that says it in one glance, of both runs."""
+    """A figure that says it in one glance, of some runs by the names of their versions."""
 
     title: str
-    bare: str
-    protected: str
+    figures: Mapping[str, str]
+
+    @classmethod
+    def of(cls, title: str, outcomes: Sequence[Outcome], figure: Callable[[Outcome], str]) -> Self:
+        """Return one that shows a figure of each run."""
+        return cls(title, {outcome.run.version: figure(outcome) for outcome in outcomes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +136,15 @@ class Incident(ABC):
     Attributes:
         key: Its name in `incidents.md` and on the command line.
         title: A few words.
-        protection: What is switched on in the protected run, see `service.PROTECTIONS`.
-        difference: The file that holds all of it.
+        versions: The shops to which it is played, one after the other.
+        difference: The file that holds all of what protects them.
         defaults: How it is played unless told otherwise; a rate of 0 is measured first.
         columns: What the table of phases tells, after the phase's name.
     """
 
     key: ClassVar[str]
     title: ClassVar[str]
-    protection: ClassVar[str]
+    versions: ClassVar[Sequence[Version]]
     difference: ClassVar[Path]
     defaults: ClassVar[Settings]
     columns: ClassVar[Sequence[Column]]
@@ -127,12 +153,16 @@ class Incident(ABC):
         """Find out what is not settled yet."""
         return settings
 
-    def crowds(self, settings: Settings) -> list[Crowd]:
-        """Return who visits the shop."""
-        return [Crowd(CUSTOMERS, settings.rate, 0.0, settings.spans()[-1].end)]
+    def spans(self, settings: Settings, version: Version) -> list[Span]:
+        """Return the phases that one version of the shop goes through."""
+        return settings.spans()
+
+    def crowds(self, settings: Settings, version: Version) -> list[Crowd]:
+        """Return who visits one version of the shop."""
+        return [Crowd(CUSTOMERS, settings.rate, 0.0, self.spans(settings, version)[-1].end)]
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        """Return variables that the services need beside the usual ones."""
+        """Return variables that the services of every version need beside the usual ones."""
         return {}
 
     def api_latency(self, span: Span) -> float:
@@ -148,15 +178,15 @@ class Incident(ABC):
         """Return what is worth watching beside latency and goodput, given what was just answered."""
 
     @abstractmethod
-    def checks(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Check]:
-        """Compare two runs with what is promised."""
+    def checks(self, settings: Settings, *outcomes: Outcome) -> list[Check]:
+        """Compare the runs, in the order of the versions, with what is promised."""
 
     @abstractmethod
-    def tiles(self, bare: Outcome, protected: Outcome) -> list[Tile]:
+    def tiles(self, *outcomes: Outcome) -> list[Tile]:
         """Return the figures for the top of the report."""
 
     @abstractmethod
-    def exhibits(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Exhibit]:
+    def exhibits(self, settings: Settings, *outcomes: Outcome) -> list[Exhibit]:
         """Return the report's sections that tell what happened."""
 
     @abstractmethod

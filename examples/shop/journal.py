@@ -5,6 +5,7 @@ Pushed and not asked for: a service under more requests than it can answer would
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -14,9 +15,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from resilient import Bulkhead
 from resilient.events import Event
 
 Write: TypeAlias = Callable[[str], object]
+
+_TELL_EVERY = 0.2
 
 
 def say(line: str) -> None:
@@ -33,6 +37,13 @@ class Journal:
     def note(self, event: Event) -> None:
         """Write down an event; a listener for `resilient.events`."""
         self._write(json.dumps({"event": type(event).__name__, **asdict(event)}, default=str))
+
+
+async def tell_limit(bulkhead: Bulkhead, write: Write = say) -> None:
+    """Write down the limit of a bulkhead a few times a second, until cancelled."""
+    while True:
+        write(json.dumps({"limit": bulkhead.limit}))
+        await asyncio.sleep(_TELL_EVERY)
 
 
 class Stopwatch(httpx.AsyncBaseTransport):

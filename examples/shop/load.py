@@ -1,4 +1,4 @@
-"""The visitors, an open-loop load generator: `python -m examples.shop.load --url … --crowd customers:40:0:9`.
+"""The visitors, an open-loop load generator: `python -m examples.shop.load --url … --patience 3 --crowd …`.
 
 Requests are sent when they are due, never when the one before has been answered, and latency counts from the
 moment a request *was due*. So a slow shop cannot slow its own customers down and hide how slow it is
@@ -13,22 +13,26 @@ import argparse
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.browser import Answer, BrokenError, Browser
-from examples.shop.crowds import CUSTOMERS, HEEDFUL, Crowd, Due, plan, sign_of_life
+from examples.shop.crowds import HEEDFUL, Crowd, Due, plan, sign_of_life
 from examples.shop.figures import Sample
-from examples.shop.incident import PATIENCE
-from examples.shop.timing import scaled
 
 
 class Visitors:
-    """Sends requests when they are due and reports what became of each."""
+    """Sends requests when they are due and reports what became of each.
 
-    def __init__(self, browser: Browser) -> None:
+    Args:
+        browser: Sends them.
+        patience: After how many seconds without an answer a visitor leaves.
+    """
+
+    def __init__(self, browser: Browser, patience: float) -> None:
         self._browser = browser
+        self._patience = patience
         self._start = 0.0
 
     async def visit(self, crowds: Sequence[Crowd]) -> None:
@@ -36,12 +40,13 @@ class Visitors:
         self._start = asyncio.get_running_loop().time()
         _report({"started": True})
         async with asyncio.TaskGroup() as everybody:
-            for crowd in crowds:
-                everybody.create_task(self._heed(crowd) if crowd.name == HEEDFUL else self._press(crowd))
+            for name in dict.fromkeys(crowd.name for crowd in crowds):
+                visits = [crowd for crowd in crowds if crowd.name == name]
+                everybody.create_task(self._heed(*visits) if name == HEEDFUL else self._press(*visits))
 
-    async def _press(self, crowd: Crowd) -> None:
+    async def _press(self, *crowds: Crowd) -> None:
         async with asyncio.TaskGroup() as under_way:
-            for due in plan(crowd):
+            for due in plan(*crowds):
                 await self._until(due.at)
                 under_way.create_task(self._send(due))
 
@@ -71,8 +76,8 @@ class Visitors:
 
     async def _answer(self, due: Due) -> Answer | str:
         try:
-            async with asyncio.timeout_at(self._start + due.at + scaled(PATIENCE)):
-                return await self._browser.ask(due.method, due.path, due.address)
+            async with asyncio.timeout_at(self._start + due.at + self._patience):
+                return await self._browser.ask(due.method, due.path, due.address, due.fields)
         except TimeoutError:
             return "timeout"
         except BrokenError:
@@ -86,24 +91,23 @@ class Visitors:
         return asyncio.get_running_loop().time() - self._start
 
 
-async def run(url: str, crowds: Sequence[Crowd]) -> None:
+async def run(url: str, crowds: Sequence[Crowd], patience: float) -> None:
     """Let the crowds visit *url*."""
     async with Browser(url) as browser:
-        await Visitors(browser).visit(crowds)
+        await Visitors(browser, patience).visit(crowds)
 
 
-async def without_a_pause(url: str, at_once: int, for_seconds: float) -> int:
-    """Let *at_once* customers shop, each as soon as the answer before is there; return how many answers."""
+async def without_a_pause(url: str, requests: Iterator[Due], at_once: int, for_seconds: float) -> list[float]:
+    """Let *at_once* visitors ask, each as soon as the answer before is there; return when answers came."""
     clock = asyncio.get_running_loop().time
-    end, answers = clock() + for_seconds, 0
-    requests = plan(Crowd(CUSTOMERS, 1e4, 0, for_seconds))
+    start = clock()
+    answers: list[float] = []
 
     async def shop() -> None:
-        nonlocal answers
-        while clock() < end:
+        while clock() < start + for_seconds:
             due = next(requests)
-            await browser.ask(due.method, due.path, due.address)
-            answers += 1
+            await browser.ask(due.method, due.path, due.address, due.fields)
+            answers.append(clock() - start)
 
     async with Browser(url) as browser, asyncio.TaskGroup() as customers:
         for _ in range(at_once):
@@ -122,10 +126,11 @@ def main() -> None:
     parser.add_argument(
         "--crowd", type=Crowd.parse, action="append", required=True, help="name:requests per second:from:to"
     )
+    parser.add_argument("--patience", type=float, required=True, help="seconds until a visitor leaves")
     args = parser.parse_args()
     when_parent_leaves(lambda: os._exit(1))
     allow_many_connections()
-    asyncio.run(run(args.url, args.crowd))
+    asyncio.run(run(args.url, args.crowd, args.patience))
 
 
 if __name__ == "__main__":

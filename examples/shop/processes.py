@@ -86,7 +86,7 @@ async def running_shop(
 
     Args:
         logs: A directory for what the services print.
-        protections: What is on of what protects the shop: `calls`, `door`, both or nothing.
+        protections: What is on of what protects the shop, see `service.PROTECTIONS`.
         hear: Is told what the services tell of themselves.
         environment: Further variables for the services.
     """
@@ -112,10 +112,13 @@ async def running_shop(
 
 
 @asynccontextmanager
-async def running_load(url: str, crowds: Sequence[Crowd], logs: Path) -> AsyncIterator[Process]:
+async def running_load(
+    url: str, crowds: Sequence[Crowd], patience: float, logs: Path
+) -> AsyncIterator[Process]:
     """Run the load generator while the context is open; its reports come on its standard output."""
     visitors = [word for crowd in crowds for word in ("--crowd", str(crowd))]
-    async with spawned("examples.shop.load", ["--url", url, *visitors], _log_file(logs, "load")) as process:
+    arguments = ["--url", url, "--patience", str(patience), *visitors]
+    async with spawned("examples.shop.load", arguments, _log_file(logs, "load")) as process:
         yield process
 
 

@@ -13,23 +13,22 @@ from typing import Any, TypeAlias
 import httpx
 
 from examples.shop.figures import Call, Run, Sample, Span, Transition
-from examples.shop.incident import Incident, Settings
+from examples.shop.incident import Incident, Settings, Version
 from examples.shop.processes import ServiceDiedError, Shop, running_load, running_shop
 
 Tell: TypeAlias = Callable[[Run, Span, float], None]
 """Told a few times a second: the run so far, its present phase, and the time since the first request."""
 
-VERSIONS = ("bare", "protected")
 _POLL = 0.25
 _STATES = {"CircuitOpened": "open", "CircuitHalfOpened": "half-open", "CircuitClosed": "closed"}
 
 
-async def play(incident: Incident, version: str, settings: Settings, logs: Path, tell: Tell) -> Run:
+async def play(incident: Incident, version: Version, settings: Settings, logs: Path, tell: Tell) -> Run:
     """Start a shop, play the incident to it, stop it again.
 
     Args:
         incident: What happens.
-        version: `bare` or `protected`.
+        version: To which of its shops.
         settings: How long and how hard.
         logs: A directory for what the processes print.
         tell: Is told how it goes.
@@ -40,13 +39,14 @@ async def play(incident: Incident, version: str, settings: Settings, logs: Path,
     Raises:
         ServiceDiedError: A process of the shop ended before its time.
     """
-    run = Run(version, settings.spans())
+    run = Run(version.name, incident.spans(settings, version))
     recorder = Recorder(run)
-    protections = [incident.protection] if version == "protected" else []
-    shopping = running_shop(logs, protections, recorder.hear, incident.environment(settings))
+    environment = {**incident.environment(settings), **version.environment}
+    shopping = running_shop(logs, version.protections, recorder.hear, environment)
     async with httpx.AsyncClient(timeout=5) as http, shopping as shop:
         await shop.wait_until_up(http)
-        async with running_load(shop.urls["frontend"], incident.crowds(settings), logs) as load:
+        crowds = incident.crowds(settings, version)
+        async with running_load(shop.urls["frontend"], crowds, settings.patience, logs) as load:
             assert load.stdout is not None
             if not await load.stdout.readline():
                 raise ServiceDiedError("the load generator ended before it began")
@@ -112,8 +112,9 @@ class Recorder:
         self._waiting: dict[tuple[str, int], tuple[str, float]] = {}
 
     def start(self) -> None:
-        """Let time begin, for the first request is sent."""
+        """Let time begin, for the first request is sent; what was read before has no time."""
         self._start = time.monotonic()
+        self.run.limits.clear()
 
     @property
     def now(self) -> float:
@@ -133,6 +134,8 @@ class Recorder:
             self._waiting[service, line["call"]] = line["of"], self.now
         elif "ended" in line:
             self._ended(service, line["ended"])
+        elif "limit" in line:
+            self.run.limits.append((self.now, line["limit"]))
         else:
             self._happened(f"{service}: {line['policy']}", line["event"])
 

@@ -14,7 +14,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 
 import httpx
 import uvicorn
@@ -26,12 +27,12 @@ from starlette.types import ASGIApp
 
 from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.calls import Calls
-from examples.shop.journal import Journal, Stopwatch
+from examples.shop.journal import Journal, Stopwatch, tell_limit
 from resilient import events
 from resilient.errors import RejectedError
 
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
-PROTECTIONS = ("calls", "door")
+PROTECTIONS = ("calls", "door", "shedding")
 _GRACE = 1
 # Longer than httpx keeps idle connections, or a call may meet one that is being closed.
 _KEEP_ALIVE = 30
@@ -61,12 +62,31 @@ def calls_class(protections: Collection[str]) -> type[Calls]:
 
 
 def behind_door(app: ASGIApp, name: str, protections: Collection[str]) -> ASGIApp:
-    """Return the application, behind the shop's door if there is one, and this service is at the front."""
-    if name != "frontend" or "door" not in protections:
-        return app
-    from examples.shop.door import guarded
+    """Return the application, behind what is on of the shop's doors if this service is at the front."""
+    if name == "frontend" and "door" in protections:
+        from examples.shop import door
 
-    return guarded(app)
+        app = door.guarded(app)
+    if name == "frontend" and "shedding" in protections:
+        from examples.shop import shedding
+
+        app = shedding.guarded(app)
+    return app
+
+
+@asynccontextmanager
+async def limit_told(name: str, protections: Collection[str]) -> AsyncIterator[None]:
+    """Write down the limit of the frontend's bulkhead while the context is open, if it has one."""
+    if name != "frontend" or "shedding" not in protections:
+        yield
+        return
+    from examples.shop.shedding import frontend
+
+    telling = asyncio.create_task(tell_limit(frontend))
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 async def serve(name: str, protections: Collection[str], listener: socket.socket) -> None:
@@ -76,7 +96,8 @@ async def serve(name: str, protections: Collection[str], listener: socket.socket
     urls = json.loads(os.environ["SHOP_URLS"])
     # No timeout, as in many a client library's defaults: what waiting for ever costs is what the demo shows.
     transport = Stopwatch(httpx.AsyncHTTPTransport(), urls)
-    async with httpx.AsyncClient(transport=transport, timeout=None) as http:
+    client = httpx.AsyncClient(transport=transport, timeout=None)
+    async with client as http, limit_told(name, protections):
         routes = module.routes(calls_class(protections)(http, urls))
         app = behind_door(application(routes), name, protections)
         config = uvicorn.Config(

@@ -22,7 +22,7 @@ from examples.shop import figures
 from examples.shop.browser import BrokenError, Browser
 from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX, Crowd, plan
 from examples.shop.figures import Call, Run, Sample, Span, Transition
-from examples.shop.incident import Outcome, Settings
+from examples.shop.incident import BARE, Outcome, Settings
 from examples.shop.incidents.flood import Flood
 from examples.shop.incidents.slow_api import SlowApi
 from examples.shop.processes import ServiceDiedError, running_shop
@@ -204,7 +204,7 @@ def test_flood_verdict_wants_every_refusal_to_say_until_when() -> None:
 
 def test_traffic_of_the_flood_is_scaled_by_one_factor() -> None:
     """Rates, limit and burst keep the ratios of the incident."""
-    crowds = FLOODED.crowds(FLOOD_SETTINGS)
+    crowds = FLOODED.crowds(FLOOD_SETTINGS, BARE)
 
     assert [(crowd.name, crowd.rate) for crowd in crowds] == [
         (CUSTOMERS, 20),

@@ -10,10 +10,11 @@ from pathlib import Path
 import httpx
 
 from examples.shop import door
-from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, PAGES, Crowd
+from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, PAGES, Crowd, plan
 from examples.shop.door import BURST, LIMIT
 from examples.shop.figures import Run, Sample, Span, Summary, over_time
 from examples.shop.incident import (
+    BARE,
     GOOD_WITHIN,
     PATIENCE,
     Check,
@@ -23,6 +24,7 @@ from examples.shop.incident import (
     Outcome,
     Settings,
     Tile,
+    Version,
 )
 from examples.shop.load import without_a_pause
 from examples.shop.processes import Shop, cores, running_shop
@@ -44,7 +46,7 @@ class Flood(Incident):
 
     key = "a7"
     title = "A load generator floods the shop"
-    protection = "door"
+    versions = (BARE, Version("protected", ["door"]))
     difference = Path(door.__file__)
     defaults = Settings(rate=0, warm_up=2, calm=7, onset=2, fault=10, recovery=4)
     columns = (
@@ -68,12 +70,12 @@ class Flood(Incident):
         # An even number, for the limit is half of it.
         return replace(settings, rate=2.0 * round(most * OVERLOAD * CALM_RATE / FLOOD_RATE / 2))
 
-    def crowds(self, settings: Settings) -> list[Crowd]:
+    def crowds(self, settings: Settings, version: Version) -> list[Crowd]:
         """Return the customers; and in the flood, where it comes from, and a client that listens."""
         start, end = _duration(settings.spans())
         flood = (FLOOD_RATE - CALM_RATE) / _scale(settings)
         return [
-            *super().crowds(settings),
+            *super().crowds(settings, version),
             Crowd(FLOOD, flood, start, end),
             Crowd(HEEDFUL, 3 * _limit(settings), start, end),
         ]
@@ -98,8 +100,9 @@ class Flood(Incident):
         flood = [s for s in lately if s.crowd == FLOOD]
         return {"flood refused": share(sum(s.refused for s in flood), len(flood), 0)}
 
-    def checks(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Check]:
+    def checks(self, settings: Settings, *outcomes: Outcome) -> list[Check]:
         """Compare two runs with what is promised."""
+        bare, protected = outcomes
         return [
             _every_service_slows(bare),
             _admitted_stay_fast(protected),
@@ -108,25 +111,25 @@ class Flood(Incident):
             _who_waits_is_let_in(protected),
         ]
 
-    def tiles(self, bare: Outcome, protected: Outcome) -> list[Tile]:
+    def tiles(self, *outcomes: Outcome) -> list[Tile]:
         """Return what the flood did to pages, services, and to itself."""
-        both = bare, protected
         return [
-            Tile("pages p95 in flood", *(seconds(each.fault.page_p95) for each in both)),
-            Tile("slowest service, to calm", *(times(max(_slowdowns(each).values())) for each in both)),
-            Tile("good answers/s in flood", *(f"{each.fault.goodput:.1f}" for each in both)),
-            Tile("of the flood refused", *(_flood_refused(each.run) for each in both)),
+            Tile.of("pages p95 in flood", outcomes, lambda each: seconds(each.fault.page_p95)),
+            Tile.of("slowest service, to calm", outcomes, lambda each: times(max(_slowdowns(each).values()))),
+            Tile.of("good answers/s in flood", outcomes, lambda each: f"{each.fault.goodput:.1f}"),
+            Tile.of("of the flood refused", outcomes, lambda each: _flood_refused(each.run)),
         ]
 
-    def exhibits(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Exhibit]:
+    def exhibits(self, settings: Settings, *outcomes: Outcome) -> list[Exhibit]:
         """Return what the customers got, what the flood got, and what it did to each service."""
-        runs = [bare.run, protected.run]
-        latency = drawings.latency(runs, 0.95, PAGES, of=" of all but checkouts")
-        customers = drawings.goodput(runs, settings.rate) + latency
+        runs = [outcome.run for outcome in outcomes]
+        names = [run.version for run in runs]
+        latency = drawings.latency(settings, runs, 0.95, PAGES, of=" of all but checkouts")
+        customers = drawings.goodput(settings, runs) + latency
         return [
-            Exhibit("What the customers saw", drawings.legend("the flood") + customers),
+            Exhibit("What the customers saw", drawings.legend(names, "the flood") + customers),
             Exhibit("What the flood got", _flood_plot(settings, runs)),
-            Exhibit("What it did to each service", _services_table(bare, protected)),
+            Exhibit("What it did to each service", _services_table(*outcomes)),
         ]
 
     def facts(self, settings: Settings) -> list[tuple[str, str, str]]:
@@ -173,10 +176,11 @@ async def _capacity(shop: Shop, http: httpx.AsyncClient) -> float:
     were answered by the clock would tell as much of what else the machine was doing.
     """
     before = await _processor_times(shop, http)
-    answers = await without_a_pause(shop.urls["frontend"], at_once=16, for_seconds=2)
+    customers = plan(Crowd(CUSTOMERS, 1e4, 0, 2))
+    answers = await without_a_pause(shop.urls["frontend"], customers, at_once=16, for_seconds=2)
     after = await _processor_times(shop, http)
     used = [end - start for start, end in zip(before, after, strict=True)]
-    return answers / max(*used, sum(used) / cores())
+    return len(answers) / max(*used, sum(used) / cores())
 
 
 async def _processor_times(shop: Shop, http: httpx.AsyncClient) -> list[float]:
@@ -291,16 +295,16 @@ def _flood_plot(settings: Settings, runs: Sequence[Run]) -> str:
     return drawings.titled("Requests of the flood that were served, by the second they were due", plot)
 
 
-def _services_table(bare: Outcome, protected: Outcome) -> str:
+def _services_table(*outcomes: Outcome) -> str:
     rows = []
     for service in OWN_SERVICES:
         cells = [service]
-        for outcome in (bare, protected):
+        for outcome in outcomes:
             cells += [seconds(_waits(phase)[service]) for phase in (outcome.calm, outcome.fault)]
             cells += [times(_slowdowns(outcome)[service])]
         rows.append(drawings.row(cells))
     headers = [
         "waiting for, p95",
-        *(f"{version} {what}" for version in ("bare", "protected") for what in ("calm", "flood", "ratio")),
+        *(f"{each.run.version} {what}" for each in outcomes for what in ("calm", "flood", "ratio")),
     ]
     return drawings.table(headers, rows, "figures")

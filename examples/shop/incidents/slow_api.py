@@ -8,6 +8,7 @@ from pathlib import Path
 from examples.shop import protected as protected_calls
 from examples.shop.figures import FAULT, Run, Sample, Span
 from examples.shop.incident import (
+    BARE,
     CALM_LATENCY,
     GOOD_WITHIN,
     PATIENCE,
@@ -18,6 +19,7 @@ from examples.shop.incident import (
     Outcome,
     Settings,
     Tile,
+    Version,
 )
 from examples.shop.report import drawings
 from examples.shop.timing import HOUR, SCALE, SHELF_LIFE_SCALE, scaled, shelf_life
@@ -33,7 +35,7 @@ class SlowApi(Incident):
 
     key = "a4"
     title = "A slow rates API"
-    protection = "calls"
+    versions = (BARE, Version("protected", ["calls"]))
     difference = Path(protected_calls.__file__)
     defaults = Settings(rate=40, warm_up=3, calm=8, fault=14, recovery=6)
     columns = (
@@ -68,8 +70,9 @@ class SlowApi(Incident):
         calls = str(run.api_calls[-1][1]) if run.api_calls else "0"
         return {"API calls": calls, "breakers": ", ".join(unwell) or none}
 
-    def checks(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Check]:
+    def checks(self, settings: Settings, *outcomes: Outcome) -> list[Check]:
         """Compare two runs with what is promised."""
+        bare, protected = outcomes
         return [
             _incident_happens(bare),
             _few_errors(protected),
@@ -77,22 +80,26 @@ class SlowApi(Incident):
             _spares_the_api(bare, protected),
         ]
 
-    def tiles(self, bare: Outcome, protected: Outcome) -> list[Tile]:
+    def tiles(self, *outcomes: Outcome) -> list[Tile]:
         """Return what the fault did to checkouts, requests and the API."""
-        both = bare.fault, protected.fault
         return [
-            Tile("checkout p99 in fault", *(seconds(row.checkout_p99) for row in both)),
-            Tile("failed requests in fault", *(share(row.errors, row.requests) for row in both)),
-            Tile("good answers/s in fault", *(f"{row.goodput:.1f}" for row in both)),
-            Tile("calls to the rates API", *(str(_api_calls(each)) for each in (bare, protected))),
+            Tile.of("checkout p99 in fault", outcomes, lambda each: seconds(each.fault.checkout_p99)),
+            Tile.of(
+                "failed requests in fault",
+                outcomes,
+                lambda each: share(each.fault.errors, each.fault.requests),
+            ),
+            Tile.of("good answers/s in fault", outcomes, lambda each: f"{each.fault.goodput:.1f}"),
+            Tile.of("calls to the rates API", outcomes, lambda each: str(_api_calls(each))),
         ]
 
-    def exhibits(self, settings: Settings, bare: Outcome, protected: Outcome) -> list[Exhibit]:
+    def exhibits(self, settings: Settings, *outcomes: Outcome) -> list[Exhibit]:
         """Return goodput, latency, and what reached the API."""
-        runs = [bare.run, protected.run]
-        customers = drawings.goodput(runs, settings.rate) + drawings.latency(runs, 0.99)
+        runs = [outcome.run for outcome in outcomes]
+        names = [run.version for run in runs]
+        customers = drawings.goodput(settings, runs) + drawings.latency(settings, runs, 0.99)
         return [
-            Exhibit("What the customers saw", drawings.legend("the rates API is slow") + customers),
+            Exhibit("What the customers saw", drawings.legend(names, "the rates API is slow") + customers),
             Exhibit("What the rates API had to answer", drawings.api_calls(runs) + drawings.breakers(runs)),
         ]
 

@@ -7,18 +7,15 @@ from html import escape
 
 from examples.shop.crowds import MIX
 from examples.shop.figures import Run, goodput_over_time, latency_over_time
-from examples.shop.incident import GOOD_WITHIN, PATIENCE
+from examples.shop.incident import Settings
 from examples.shop.report.plots import Line, Points, line_plot, linear_axis, seconds_axis, state_strip
-from examples.shop.timing import scaled
 from examples.shop.words import seconds
 
 
-def legend(fault: str) -> str:
+def legend(names: Iterable[str], fault: str) -> str:
     """Return what the colours mean."""
-    return (
-        '<p class="legend"><span class="bare">bare</span><span class="protected">protected</span>'
-        f'<span class="fault">fault: {escape(fault)}</span></p>'
-    )
+    colours = "".join(f'<span class="{name}">{name}</span>' for name in names)
+    return f'<p class="legend">{colours}<span class="fault">fault: {escape(fault)}</span></p>'
 
 
 def titled(title: str, drawing: str) -> str:
@@ -26,23 +23,28 @@ def titled(title: str, drawing: str) -> str:
     return f"<h4>{escape(title)}</h4>{drawing}"
 
 
-def goodput(runs: Sequence[Run], highest: float) -> str:
+def goodput(settings: Settings, runs: Sequence[Run]) -> str:
     """Draw what the customers got in good time."""
-    series = {run.version: goodput_over_time(run, scaled(GOOD_WITHIN)) for run in runs}
-    axis = linear_axis("good answers per second", highest)
+    series = {run.version: goodput_over_time(run, settings.good_within) for run in runs}
+    axis = linear_axis("good answers per second", settings.rate)
     plot = line_plot("Goodput over time", axis, lines(series), runs[0].spans)
     return titled("Goodput: right answers in good time, by the second the request was due", plot)
 
 
-def latency(runs: Sequence[Run], share: float, actions: Collection[str] = MIX, of: str = "") -> str:
+def latency(
+    settings: Settings, runs: Sequence[Run], share: float, actions: Collection[str] = MIX, of: str = ""
+) -> str:
     """Draw a percentile of what they waited; *of* says which *actions* are meant."""
     nth = f"{share * 100:g}th percentile"
     series = {run.version: latency_over_time(run, share, actions) for run in runs}
     values = [value for points in series.values() for _, value in points]
-    highest = max(*values, scaled(PATIENCE))
+    highest = max(*values, settings.patience)
     axis = seconds_axis(f"p{share * 100:g} latency (log scale)", min(values), highest)
-    words = {GOOD_WITHIN: "a good answer takes at most", PATIENCE: "customers give up after"}
-    marks = [(scaled(value), f"{text} {seconds(scaled(value))}") for value, text in words.items()]
+    words = {
+        settings.good_within: "a good answer takes at most",
+        settings.patience: "customers give up after",
+    }
+    marks = [(value, f"{text} {seconds(value)}") for value, text in words.items()]
     plot = line_plot(f"{nth} of latency over time", axis, lines(series), runs[0].spans, marks)
     return titled(f"Latency{of}, {nth}, by the second the request was due", plot)
 
@@ -67,7 +69,7 @@ def breakers(runs: Sequence[Run]) -> str:
 
 
 def lines(series: Mapping[str, Points]) -> list[Line]:
-    """Return a line for each version of the shop."""
+    """Return a line for each name, such as that of a version of the shop."""
     return [Line(name, points, name) for name, points in series.items()]
 
 

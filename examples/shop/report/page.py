@@ -77,8 +77,7 @@ def _page(played: Sequence[Played]) -> str:
 
 
 def _article(played: Played) -> str:
-    incident, settings = played.incident, played.settings
-    bare, protected = played.outcomes["bare"], played.outcomes["protected"]
+    incident, settings, outcomes = played.incident, played.settings, played.outcomes.values()
     return _fill(
         "incident.html",
         key=incident.key,
@@ -86,17 +85,17 @@ def _article(played: Played) -> str:
         title=escape(incident.title),
         verdict=_verdict(played),
         story=escape(incident.story(settings)),
-        tiles="".join(map(_tile, incident.tiles(bare, protected))),
-        exhibits="".join(map(_exhibit, incident.exhibits(settings, bare, protected))),
+        tiles="".join(map(_tile, incident.tiles(*outcomes))),
+        exhibits="".join(map(_exhibit, incident.exhibits(settings, *outcomes))),
         checks="".join(map(_check, played.checks)),
         summary=_summary(incident, played.outcomes),
         settings=_settings(incident, settings),
         note="".join(f'<p class="note">{escape(note)}</p>' for note in incident.notes(settings)),
         policies=_policies(incident, settings),
-        events=_events([bare.run, protected.run]),
+        events=_events([outcome.run for outcome in outcomes]),
         file=incident.difference.name,
         difference=escape(incident.difference.read_text(encoding="utf-8")),
-        lag="; ".join(f"{each.run.version} {_lag(each.run)}" for each in (bare, protected)),
+        lag="; ".join(f"{each.run.version} {_lag(each.run)}" for each in outcomes),
     )
 
 
@@ -115,10 +114,11 @@ def _verdict(played: Played) -> str:
 
 
 def _tile(tile: Tile) -> str:
-    return (
-        f'<div class="tile"><h4>{tile.title}</h4><p><span class="bare"><b>{tile.bare}</b> bare</span>'
-        f'<span class="protected"><b>{tile.protected}</b> protected</span></p></div>'
+    figures = "".join(
+        f'<span class="{version}"><b>{figure}</b> {version}</span>'
+        for version, figure in tile.figures.items()
     )
+    return f'<div class="tile"><h4>{tile.title}</h4><p>{figures}</p></div>'
 
 
 def _exhibit(exhibit: Exhibit) -> str:
@@ -146,7 +146,8 @@ def _summary(incident: Incident, outcomes: Mapping[str, Outcome]) -> str:
 
 def _settings(incident: Incident, settings: Settings) -> str:
     mix = ", ".join(f"{action} {weight}" for action, weight in MIX.items())
-    phases = ", ".join(f"{span.name} {span.seconds:g} s" for span in settings.spans())
+    spans = incident.spans(settings, incident.versions[0])
+    phases = ", ".join(f"{span.name} {span.seconds:g} s" for span in spans)
     facts = [*incident.facts(settings), ("phases", "", phases), (f"of {sum(MIX.values())} requests", "", mix)]
     return table(["", "the incident", "here"], map(row, facts))
 

@@ -46,6 +46,21 @@ class Axis:
         return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
 
 
+SHARE = Axis("share", (0.0, 0.25, 0.5, 0.75, 1.0), "{:.0%}".format)
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What goes from left to right: its title, and the unit of its values."""
+
+    title: str
+    unit: str
+
+
+TIME = Along("seconds since the first request", " s")
+LOAD = Along("what arrives, in capacities", "x")
+
+
 def linear_axis(title: str, highest: float) -> Axis:
     """Return an axis from 0 to a round number above *highest*."""
     step = _round_step(highest / 4)
@@ -67,14 +82,16 @@ def line_plot(
     lines: Sequence[Line],
     spans: Sequence[Span],
     marks: Sequence[tuple[float, str]] = (),
+    *,
+    along: Along = TIME,
 ) -> str:
-    """Draw lines over time, the fault shaded; *marks* are values with a dashed line and words to it."""
+    """Draw lines, the fault shaded; *marks* are values with a dashed line and words to it."""
     body = [
         _phases(spans, HEIGHT - BOTTOM),
         _grid(axis),
-        _time_axis(spans[-1].end, HEIGHT - BOTTOM),
+        _along_axis(spans[-1].end, HEIGHT - BOTTOM, along.title),
         *(_mark(axis, value, word, spans[-1].end) for value, word in marks),
-        *(_line(line, axis, spans[-1].end) for line in lines),
+        *(_line(line, axis, spans[-1].end, along.unit) for line in lines),
         _end_labels(lines, axis),
     ]
     return _svg(title, HEIGHT, body)
@@ -92,7 +109,7 @@ def state_strip(title: str, transitions: Sequence[Transition], spans: Sequence[S
         body.append(f'<rect class="state {state}" {place}>{hover}</rect>')
         if width > 7 * len(state):
             body.append(f'<text class="on-state" x="{x + width / 2:.1f}" y="18">{state}</text>')
-    body.append(_time_axis(end, bottom, title=False))
+    body.append(_along_axis(end, bottom))
     return _svg(title, _STRIP_HEIGHT, body)
 
 
@@ -135,7 +152,7 @@ def _grid(axis: Axis) -> str:
     return "".join(parts)
 
 
-def _time_axis(end: float, bottom: float, *, title: bool = True) -> str:
+def _along_axis(end: float, bottom: float, title: str = "") -> str:
     step = _round_step(end / 10)
     parts = [f'<line class="axis-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']
     for index in range(int(end / step) + 1):
@@ -146,9 +163,7 @@ def _time_axis(end: float, bottom: float, *, title: bool = True) -> str:
         )
     if title:
         middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(
-            f'<text class="axis" x="{middle:.0f}" y="{bottom + 37}">seconds since the first request</text>'
-        )
+        parts.append(f'<text class="axis" x="{middle:.0f}" y="{bottom + 37}">{escape(title)}</text>')
     return "".join(parts)
 
 
@@ -160,11 +175,11 @@ def _mark(axis: Axis, value: float, word: str, end: float) -> str:
     )
 
 
-def _line(line: Line, axis: Axis, end: float) -> str:
+def _line(line: Line, axis: Axis, end: float, unit: str) -> str:
     places = [(_x(at, end), axis.place(value), at, value) for at, value in line.points]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _, _ in places)
     dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7"><title>{at:g} s: {axis.text(value)}</title></circle>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7"><title>{at:g}{unit}: {axis.text(value)}</title></circle>'
         for x, y, at, value in places
     )
     return f'<g class="line {escape(line.name)}"><path d="{path}"/>{dots}</g>'

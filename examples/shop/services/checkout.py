@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, OrderedDict
 from decimal import Decimal
 from uuid import uuid4
@@ -16,7 +17,7 @@ from examples.shop.calls import Calls
 from examples.shop.timing import scaled
 
 SHIPPING_USD = "8.99"
-CHARGE_TIME = scaled(1.0)
+CHARGE_TIME = float(os.environ.get("SHOP_CHARGE_TIME") or scaled(1.0))
 MAX_CARTS = 10_000
 
 
