@@ -25,6 +25,10 @@ class Server(Protocol):
         """Finish nothing while *hung*."""
         ...
 
+    def grow(self, more: int) -> None:
+        """Have so many more workers, or processors."""
+        ...
+
 
 class Workers:
     """So many workers, each with one call at a time, and a queue without a bound, first come first served.
@@ -53,14 +57,21 @@ class Workers:
             for done in stuck:
                 self._finish(done)
 
+    def grow(self, more: int) -> None:
+        for _ in range(more):
+            self._next()
+
     def _finish(self, done: Done) -> None:
         if self._hung:
             self._stuck.append(done)
             return
         done()
+        self._next()
+
+    def _next(self) -> None:
         if self._queue:
-            work, waiting = self._queue.popleft()
-            self._agenda.after(work, self._finish, waiting)
+            work, done = self._queue.popleft()
+            self._agenda.after(work, self._finish, done)
         else:
             self._idle += 1
 
@@ -90,6 +101,11 @@ class SharedProcessors:
     def hang(self, hung: bool) -> None:
         self._catch_up()
         self._hung = hung
+        self._replan()
+
+    def grow(self, more: int) -> None:
+        self._catch_up()
+        self._processors += more
         self._replan()
 
     @property

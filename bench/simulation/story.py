@@ -18,12 +18,13 @@ class Phase:
     Args:
         name: What is told of it.
         seconds: How long it takes.
-        load: Calls that arrive, as a share of what the server can finish when it is well.
+        load: Calls that arrive, as a share of what the server can finish when it is well, and none was added.
         slower: What the time of each call's work is multiplied by.
         wire: Seconds added to the way of each call.
         lost: The share of calls that are never answered, and so end as their callers lose patience.
         failing: The share of calls that fail at once, with an error that tells nothing of overload.
         hung: Whether nothing gets finished.
+        more: Workers that are there from now on, beside those before.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Phase:
     lost: float = 0.0
     failing: float = 0.0
     hung: bool = False
+    more: int = 0
 
     def possible(self, backend: Backend, arrived: int) -> float:
         """Return how many calls can be answered well in a second, of *arrived* in the whole phase."""
@@ -99,6 +101,13 @@ def steps(backend: Backend, wire: float) -> Story:
         Phase("far", 120.0, load=1.2, wire=wire),
         Phase("near again", 60.0, load=1.2),
     )
+
+
+def scaled_up(backend: Backend, times: int) -> Story:
+    """Return an overload until there are so many *times* the workers."""
+    load = 1.2 * times
+    more = (times - 1) * backend.workers
+    return story(backend, Phase("overload", 60.0, load=load), Phase("scaled up", 60.0, load=load, more=more))
 
 
 def application_limited(backend: Backend, seconds: float = 300.0) -> Story:

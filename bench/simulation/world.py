@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from bench.simulation.agenda import Agenda
@@ -53,6 +54,7 @@ class World:
         self.bulkhead = Bulkhead("simulated", limit, clock=self.agenda.clock)
         self.chance = Chance(seed)
         self._story = story
+        self._backend = story.backend
         self._server = story.backend.kind(self.agenda, story.backend.workers)
         self._trace = Trace(step)
         self._in_step = Tally()
@@ -73,13 +75,14 @@ class World:
         return self._trace
 
     def _begin(self, phase: Phase) -> None:
-        backend = self._story.backend
-        chapter = Chapter(phase, backend, self.agenda.clock())
+        self._backend = replace(self._backend, workers=self._backend.workers + phase.more)
+        chapter = Chapter(phase, self._backend, self.agenda.clock())
         self._trace.chapters.append(chapter)
         self._in_chapter = chapter.tally
         self._server.hang(phase.hung)
+        self._server.grow(phase.more)
         self._phase = phase
-        self._rate = phase.load * backend.capacity
+        self._rate = phase.load * self._story.backend.capacity
         self._turn += 1  # who was to come at the rate before does not
         self._expect(self._turn)
 

@@ -12,7 +12,7 @@ from bench.simulation import page, studies
 from bench.simulation.agenda import Agenda
 from bench.simulation.chance import Chance
 from bench.simulation.servers import Backend, Server, SharedProcessors, Workers
-from bench.simulation.story import Phase, application_limited, overload, steps, story
+from bench.simulation.story import Phase, application_limited, overload, scaled_up, steps, story
 from bench.simulation.studies import ADAPTIVE, BACKEND
 from bench.simulation.world import play
 
@@ -58,6 +58,18 @@ def test_shared_processors_serve_all_at_once():
     agenda = Agenda()
 
     assert ends(SharedProcessors(agenda, 2), agenda, [1.0, 2.0, 2.0]) == [1.5, 2.5, 2.5]
+
+
+@pytest.mark.parametrize("kind", [Workers, SharedProcessors])
+def test_server_that_grows_takes_on_what_waits(kind: Any):
+    """Three calls of a second each, one worker, and two more after half a second."""
+    agenda = Agenda()
+    server: Server = kind(agenda, 1)
+    agenda.after(0.5, server.grow, 2)
+
+    assert ends(server, agenda, [1.0] * 3) == (
+        [1.0, 1.5, 1.5] if kind is Workers else [pytest.approx(4 / 3)] * 3
+    )
 
 
 @pytest.mark.parametrize("kind", [Workers, SharedProcessors])
@@ -206,6 +218,14 @@ def test_longer_way_is_followed(name: str, wire: float):
 
 
 @each
+def test_capacity_that_was_added_is_used(name: str):
+    """With five times the workers, 80 % of them after 15 seconds."""
+    trace = play(scaled_up(BACKEND, 5), ADAPTIVE[name]())
+
+    assert trace.goodput(75.0, 120.0) >= 0.8 * 5 * BACKEND.capacity
+
+
+@each
 def test_limit_stays_while_little_is_asked(name: str):
     """Five minutes of a tenth of the load: the limit has no reason to grow."""
     limit = ADAPTIVE[name]()
@@ -213,6 +233,17 @@ def test_limit_stays_while_little_is_asked(name: str):
 
     assert max(trace.limits(0.0, 300.0)) <= limit.initial
     assert trace.chapters[0].share == pytest.approx(1.0, abs=0.02)
+
+
+@each
+@pytest.mark.parametrize("load", [0.3, 0.8])
+def test_next_to_nothing_is_refused_without_overload(name: str, load: float):
+    """Less than one call in a hundred in five minutes, the measurements at half the limit included."""
+    told = story(BACKEND, Phase("steady", 300.0, load=load))
+    tally = play(told, ADAPTIVE[name]()).chapters[0].tally
+
+    assert tally.rejected <= 0.01 * tally.offered
+    assert tally.timed_out == 0
 
 
 @each
