@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.stress.signals import within_seconds
 
 from resilient import Bulkhead, BulkheadFullError, deadline
 
-__all__ = ["Inside", "assert_whole", "usable"]
+__all__ = ["Inside", "assert_whole", "busy", "usable"]
 
 
 class Inside:
@@ -52,6 +54,30 @@ class Inside:
     def go(self, visitor: object) -> None:
         """Be inside no more."""
         self._visitors.discard(visitor)
+
+
+@contextlib.contextmanager
+def busy(call: Callable[[], object], threads: int) -> Iterator[None]:
+    """Have so many *threads* do it over and over for as long as the block lasts; fail if it raises in one."""
+    over, errors = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            while not over.is_set():
+                call()
+        except BaseException as exc:
+            errors.append(exc)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
+    assert not errors, errors
 
 
 def usable(bulkhead: Bulkhead, **how: Any) -> int:

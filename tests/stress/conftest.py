@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from tests.stress.signals import Interrupter, interrupting
 
 
 @pytest.fixture
@@ -31,3 +32,10 @@ def without_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def interrupter() -> Iterator[Interrupter]:
+    """A handler in place of SIGALRM's, and a count of how often it struck."""
+    with interrupting() as made:
+        yield made

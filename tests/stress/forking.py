@@ -13,18 +13,21 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.stress.bulkheads import Inside, usable
+from tests.stress.bulkheads import Inside, busy, usable
 
 from resilient import (
     AIMD,
     Bulkhead,
     BulkheadFullError,
     Cache,
+    CallTimeoutError,
     CircuitBreaker,
+    DeadlineExceededError,
     Fallback,
     Gradient,
     Pipeline,
@@ -66,7 +69,6 @@ class Shop:
             for strategy in ("fixed-window", "sliding-window-counter", "moving-window")
         ]
         self.bulkheads = bulkheads()
-        self.elsewhere = Bulkhead("threads", LIMIT, max_wait=LONG, threads=True)
         self.all = Pipeline(
             self.fallback, self.cache, deadline(30.0), self.retry, self.breaker, self.rate, self.limit
         )
@@ -75,8 +77,7 @@ class Shop:
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        own = (self.threads, self.inner, self.elsewhere)
-        return (*self.all.layers, *own, *self.windows, *self.bulkheads)
+        return (*self.all.layers, self.threads, self.inner, *self.windows, *self.bulkheads)
 
     def use(self, number: int) -> None:
         """Make calls through every policy: good, bad, cached, in threads."""
@@ -88,7 +89,6 @@ class Shop:
             limiter.refund(limiter.hit(str(number % 20)))
         for bulkhead in self.bulkheads:
             assert bulkhead.call(str, number) == str(number)
-        assert self.elsewhere.call(str, number) == str(number)
 
     def use_all(self) -> None:
         """Do what a fresh process does with them, in both colours."""
@@ -134,6 +134,7 @@ def bulkheads() -> tuple[Bulkhead, ...]:
         Bulkhead("gradient", Gradient(**steady), max_wait=LONG),
         Bulkhead("aimd", AIMD(**steady), max_wait=LONG, order="newest-first"),
         Bulkhead("keyed", LIMIT, max_wait=LONG, key=lambda *_: "key"),
+        Bulkhead("threads", LIMIT, max_wait=LONG, threads=True),
     )
 
 
@@ -230,26 +231,36 @@ def fork_with_slots_taken() -> None:
         assert_afresh(bulkhead)
 
 
+def fork_with_work_abandoned() -> None:
+    """Threads of the bulkhead's own are at work that nobody waits for: the child has none of them."""
+    bulkhead, over = Bulkhead("threads", LIMIT, max_wait=LONG, threads=True), threading.Event()
+    for _ in range(LIMIT):
+        with contextlib.suppress(CallTimeoutError), deadline(0.05):
+            bulkhead.call(over.wait)
+    assert bulkhead.stats().abandoned == LIMIT
+    status = in_child(functools.partial(assert_afresh, bulkhead))
+    over.set()
+    while bulkhead.stats().in_use or bulkhead.stats().abandoned:
+        time.sleep(0.001)
+    assert status == 0, status
+    assert_afresh(bulkhead)
+
+
 def fork_while_slots_change_hands() -> None:
     """Eight threads take slots, wait, give up and leave, in the middle of everything."""
     for bulkhead in bulkheads():
-        over, inside = threading.Event(), Inside()
+        inside = Inside()
         visit = bulkhead(inside.visit)
 
-        def hammer(visit: Callable[[], None] = visit, over: threading.Event = over) -> None:
-            while not over.is_set():
+        def hammer(visit: Callable[[], None] = visit) -> None:
+            visit()
+            too_late = contextlib.suppress(BulkheadFullError, CallTimeoutError, DeadlineExceededError)
+            with too_late, deadline(0.0001):
                 visit()
-                with contextlib.suppress(BulkheadFullError), deadline(0.0001):
-                    visit()
 
-        threads = [threading.Thread(target=hammer) for _ in range(8)]
-        for thread in threads:
-            thread.start()
         sys.setswitchinterval(1e-6)
-        statuses = [in_child(functools.partial(assert_afresh, bulkhead)) for _ in range(FORKS // 4)]
-        over.set()
-        for thread in threads:
-            thread.join()
+        with busy(hammer, threads=8):
+            statuses = [in_child(functools.partial(assert_afresh, bulkhead)) for _ in range(FORKS // 4)]
         assert statuses == [0] * len(statuses), statuses
         assert inside.most <= LIMIT
         assert_afresh(bulkhead)
@@ -296,7 +307,8 @@ def forks_inside(bulkhead: Bulkhead) -> Iterator[Callable[[], int]]:
             return int(stop.value)
         raise AssertionError("there was something to wait for")
 
-    yield functools.partial(bulkhead.call, os.fork)
+    if bulkhead.name != "threads":  # the child would be left with that thread alone
+        yield functools.partial(bulkhead.call, os.fork)
     yield in_a_block
     yield in_a_stream
     yield by_hand
@@ -323,6 +335,7 @@ if __name__ == "__main__":
         "load": fork_under_load,
         "locks": fork_with_every_lock_held,
         "slots": fork_with_slots_taken,
+        "abandoned": fork_with_work_abandoned,
         "inside": fork_inside,
         "hammered": fork_while_slots_change_hands,
     }

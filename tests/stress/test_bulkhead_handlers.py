@@ -9,14 +9,13 @@ import contextlib
 import itertools
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
-from tests.stress.bulkheads import Inside, assert_whole
+from tests.stress.bulkheads import Inside, assert_whole, busy
 
 from resilient import AIMD, Bulkhead, BulkheadFullError, Gradient
 
@@ -104,26 +103,13 @@ def test_handler_that_would_have_to_wait_does_not_keep_others_waiting(options: d
 
     There are two slots at least: one may be held by the call that the handler interrupts.
     """
-    bulkhead, inside, over = Bulkhead("b", max_wait=1.0, **options), Inside(), threading.Event()
-    visit, refused = bulkhead(inside.visit), list[BulkheadFullError]()
+    bulkhead, inside = Bulkhead("b", max_wait=1.0, **options), Inside()
+    visit = bulkhead(inside.visit)
+    use = each_in_turn(visit)
 
-    def neighbour() -> None:
-        while not over.is_set():
-            try:
-                visit()
-            except BulkheadFullError as exc:
-                refused.append(exc)
-
-    threads = [threading.Thread(target=neighbour) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    with handling(each_in_turn(visit)) as answers:
-        calls = for_a_while(each_in_turn(visit))
-    over.set()
-    for thread in threads:
-        thread.join()
+    with busy(visit, threads=8), handling(use) as answers:  # none of these may be refused
+        calls = for_a_while(use)
 
     assert min(calls, len(answers)) > 20
-    assert not refused
     bulkhead.resize(LIMIT)
     assert_whole(bulkhead, LIMIT, key="key" if "key" in options else None)

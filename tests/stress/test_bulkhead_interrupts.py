@@ -11,12 +11,12 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
-from tests.stress.bulkheads import Inside, assert_whole
-from tests.stress.signals import Interrupter, interrupting
+from tests.stress.bulkheads import Inside, assert_whole, busy
+from tests.stress.signals import Interrupter
 
 from resilient import AIMD, Bulkhead, BulkheadFullError, Gradient
 
@@ -32,13 +32,6 @@ pytestmark = [
         600.0 if SOAK else 60.0, method="thread"
     ),  # its other method needs the signal used here
 ]
-
-
-@pytest.fixture
-def interrupter() -> Iterator[Interrupter]:
-    """A handler in place of SIGALRM's, and a count of how often it struck."""
-    with interrupting() as made:
-        yield made
 
 
 class Textbook:
@@ -249,27 +242,12 @@ CONTENDED: dict[str, dict[str, Any]] = {
 def test_interrupted_waiter_among_others(interrupter: Interrupter, options: dict[str, Any]) -> None:
     """One of four callers is interrupted, inside, waiting or in between: the others get all their turns."""
     bulkhead = Bulkhead("b", max_wait=30.0, **options)
-    inside, over = Inside(), threading.Event()
+    inside = Inside()
     visit = bulkhead(inside.visit)
-    errors: list[BaseException] = []
 
-    def neighbour() -> None:
-        try:
-            while not over.is_set():
-                visit()
-        except BaseException as exc:
-            errors.append(exc)
+    with busy(visit, threads=3):
+        interrupter.strike(visit, times=OF_CONTENDED)
 
-    threads = [threading.Thread(target=neighbour) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    interrupter.strike(visit, times=OF_CONTENDED)
-    over.set()
-    for thread in threads:
-        thread.join(20.0)
-
-    assert not errors
-    assert not any(thread.is_alive() for thread in threads)
     assert 1 <= inside.most <= bulkhead.limit
     assert bulkhead.stats().rejected == 0
     assert bulkhead.stats().gave_up <= interrupter.interrupts

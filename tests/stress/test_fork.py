@@ -23,9 +23,9 @@ def test_forked_child_uses_every_policy(moment: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.timeout(TIMEOUT + 10.0)
-@pytest.mark.parametrize("moment", ["slots", "inside", "hammered"])
+@pytest.mark.parametrize("moment", ["slots", "inside", "hammered", "abandoned"])
 def test_forked_child_has_all_slots_of_its_bulkheads(moment: str) -> None:
-    """With all slots taken, inside a call, and while threads take, hand on and give up."""
+    """With all slots taken, inside a call, while threads take and give up, with work that is abandoned."""
     fork(moment)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.stress.signals import Interrupter, interrupting, within_seconds
+from tests.stress.signals import Interrupter, within_seconds
 
 from resilient import (
     Cache,
@@ -42,13 +42,6 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers"),
     pytest.mark.timeout(60.0 + SECONDS, method="thread"),  # its other method needs the signal used here
 ]
-
-
-@pytest.fixture
-def interrupter() -> Iterator[Interrupter]:
-    """A handler in place of SIGALRM's, and a count of how often it struck."""
-    with interrupting() as made:
-        yield made
 
 
 def fail() -> None:
