@@ -14,6 +14,8 @@ from typing import Any, Final
 
 __all__ = ["Permit", "Permits"]
 
+_IN_STOCK: Final = 100
+
 
 class Permit:
     """The right to one call at a time."""
@@ -62,15 +64,19 @@ class Permits:
     @property
     def unsettled(self) -> bool:
         """Whether `settle` has anything to do."""
-        return bool(self._lost) or len(self._known) != self.wanted
+        known = len(self._known)
+        return bool(self._lost) or known > self.wanted or (known < self.wanted and len(self.free) < _IN_STOCK)
 
     def settle(self) -> None:
-        """Replace those that were lost, and have as many as are wanted, as far as they are free."""
+        """Replace those that were lost, and have no more than are wanted, as far as they are free.
+
+        Not all that are wanted are made before they are asked for: a limit may be a million.
+        """
         lost, known = self._lost, self._known
         while lost:
             known.discard(lost[0])
             lost.popleft()
-        while len(known) < self.wanted:
+        while len(known) < self.wanted and len(self.free) < _IN_STOCK:
             self._mint()
         while len(known) > self.wanted and self._retire():
             pass

@@ -81,6 +81,11 @@ class _State:
         self.baseline: float | None = None
         self.measurements = 0
 
+    @property
+    def usual(self) -> float:
+        """How many calls may be in flight; nothing is ever measured here."""
+        return self.limit
+
     def hold(self) -> None:
         """Take back what the limit has grown by with the last window."""
         self.limit = min(self.limit, self._before)

@@ -82,8 +82,8 @@ class Bulkhead(Policy):
             arguments that tells it. Blocks have that of the context, if it is not given. None: all calls are
             alike.
         shares: by priority, the share of the slots, above 0 and at most 1, up to which a call of it gets
-            one: none while so many are taken, by whomever; rounded up. What is not named has 0.9 for
-            "default" and 0.7 for "sheddable". Critical calls may fill all. Goes with *priority*.
+            one: none while so many are taken, by whomever; rounded, to 1 or more. What is not named has 0.9
+            for "default" and 0.7 for "sheddable". Critical calls may fill all. Goes with *priority*.
         reserve: slots beyond the limit, for calls with `Priority.PROBE` only; 0 or more. Goes with
             *priority*.
         order: "fifo", or "newest-first": then, once who has waited longest has waited half of its time,
@@ -277,8 +277,8 @@ def _checked(limit: Any) -> int | AdaptiveLimit:
     return params.count("limit", limit)
 
 
-def _shares(shares: Any, *, prioritised: bool) -> tuple[float, ...] | None:
-    """Return the share of each priority, by its number; None where all calls are alike."""
+def _shares(shares: Any, *, prioritised: bool) -> tuple[float, float] | None:
+    """Return the shares of default and of sheddable calls; None where all calls are alike."""
     if shares is None:
         chosen = _SHARES
     elif not prioritised:
@@ -292,7 +292,7 @@ def _shares(shares: Any, *, prioritised: bool) -> tuple[float, ...] | None:
         params.refuse(ValueError, "shares", "must name 'default' and 'sheddable' only", shares)
     if chosen[Priority.SHEDDABLE] > chosen[Priority.DEFAULT]:
         params.refuse(ValueError, "shares", "must not give 'sheddable' more than 'default'", shares)
-    return tuple(chosen.get(level, 1.0) for level in Priority) if prioritised else None
+    return (chosen[Priority.DEFAULT], chosen[Priority.SHEDDABLE]) if prioritised else None
 
 
 def _share(level: object, share: object) -> float:

@@ -67,6 +67,11 @@ class Algorithm(Protocol):
         ...
 
     @property
+    def usual(self) -> float:
+        """How many may be where the limit is not lowered for a moment, to measure."""
+        ...
+
+    @property
     def epoch(self) -> int:
         """Of calls that were begun in an earlier epoch nothing must be learnt."""
         ...

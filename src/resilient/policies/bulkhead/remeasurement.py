@@ -17,9 +17,8 @@ _REST: Final = 10.0  # times as long as a measurement took, there is none
 _SAMPLES: Final = 100
 _SECONDS: Final = 2.0  # where calls are rare, fewer must do
 _ROUNDS: Final = 4.0  # but so many times what calls take
-_SHORTER: Final = (
-    0.65  # times what they took at twice the limit: most of that was waiting, as may be the rest
-)
+_SHORTER: Final = 0.65  # times what they took at twice the limit: most of it was waiting, as may be the rest
+_CROWDED: Final = 1.2  # times the limit, and one: with so many in flight it is not the limit that is measured
 _LONGER: Final = 1.3  # times that: the queue was still growing then
 _TOO_HIGH: Final = 2.0  # times what calls take
 _FALL: Final = 0.95  # what a baseline that is too high is multiplied by, with each round
@@ -46,6 +45,7 @@ class _Measurement:
         self.epoch = 0
         self.count = 0
         self.level = 0.0
+        self.is_strict = False  # whether it holds for critical calls, too
         self._seen = Window.empty()  # at the level before; without samples where that was not measured
         self._highest = 0.0
         self._throughput = 0.0
@@ -63,6 +63,7 @@ class _Measurement:
         self.active = True
         self._began = now
         self._throughput = limit / rtt if rtt else 0.0
+        self.is_strict = False
         self._try(limit / 2.0, Window.empty()._replace(rtt=rtt), now)
 
     def add(self, window: Window, least: float, now: float) -> _Finding | None:
@@ -70,19 +71,27 @@ class _Measurement:
         seen = self._round.add(window, now)
         if seen is None or not self._is_enough(seen, now):
             return None
+        if not self.is_strict and seen.peak > _CROWDED * self.level + 1.0:
+            self.is_strict = True
+            self._try(self.level, self._seen, now)
+            return None
         if seen.samples:
             self._throughput = max(self._throughput, self.level / seen.rtt)
-        if self._is_queued(seen) and self.level > least:
+        queued = self._is_queued(seen)
+        if queued and self.level > least:
             self._try(max(self.level / 2.0, least), seen, now)
         elif seen.dropped > seen.samples:
             self._try(self.level, seen, now)  # what the few take that come back says little
         else:
-            self.active = False
-            self.count += 1
-            self._highest = 0.0
-            self._rest(now)
-            return _Finding(self._seen.joined(seen).rtt, self._throughput)
+            return self._end(seen if queued else self._seen.joined(seen), now)
         return None
+
+    def _end(self, seen: Window, now: float) -> _Finding:
+        self.active = False
+        self.count += 1
+        self._highest = 0.0
+        self._rest(now)
+        return _Finding(seen.rtt, self._throughput)
 
     def _is_enough(self, seen: Window, now: float) -> bool:
         length = self._round.length(now)
@@ -150,6 +159,15 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
     def limit(self) -> float:
         """How many calls may be in flight now."""
         return self._bounded(self._measurement.level) if self._measurement.active else self._estimate
+
+    @property
+    def usual(self) -> float:
+        """How many may be where the limit is not lowered for a moment, to measure.
+
+        Critical calls are let in up to this; only if there are so many that nothing can be measured, the
+        lowered limit is theirs, too.
+        """
+        return self.limit if self._measurement.is_strict else self._estimate
 
     @property
     def epoch(self) -> int:

@@ -94,6 +94,11 @@ class Sampler:
         """How many calls may be in flight now."""
         return max(self._settings.min_limit, int(self._algorithm.limit * self._factor))
 
+    @property
+    def usual(self) -> int:
+        """How many critical calls may be, also while the limit is lowered to measure."""
+        return max(self.limit, int(self._algorithm.usual * self._factor))
+
     def begun(self, permit: Permit, now: float, in_flight: int) -> None:
         """Note that the call with *permit* begins; with it, *in_flight* calls are."""
         permit.started = now

@@ -24,7 +24,6 @@ __all__ = ["Books", "Rules", "Slots"]
 _LOOK_AGAIN: Final = 1.0  # seconds
 _PLACES_A_SLOT: Final = 10
 _LEAST_PLACES: Final = 100
-_ROUNDING: Final = 1e-9  # 0.7 * 10 is a little more than 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,8 @@ class Rules:
     max_wait: float
     max_queue: int | None
     newest_first: bool
-    shares: tuple[float, ...] | None
-    """By priority: the share of the slots that calls of it, and less important ones, may fill. None: all are
-    alike."""
+    shares: tuple[float, float] | None
+    """The shares of the slots up to which default and sheddable calls get one. None: all are alike."""
     reserve: int
     clock: Clock
 
@@ -191,10 +189,10 @@ class Slots:
                 permit.started = None  # what runs already tells another algorithm nothing
             if isinstance(limit, int):
                 self._sampler = None
-                self._set_limit(limit)
+                self._set_limit(limit, limit)
             else:
                 self._sampler = Sampler(limit, self._clock)
-                self._set_limit(self._sampler.limit)
+                self._set_limit(self._sampler.limit, self._sampler.usual)
             self._dispatch(now)
 
     def after_fork(self) -> None:
@@ -264,6 +262,7 @@ class Slots:
                 turn.permit = self._start(permit, now, timed=turn.timed)
             turn.waiter.wake()
             self._line.remove(turn)
+            permit = turn = None
             if permits.unsettled:  # whoever waited has vanished, and the slot with him
                 permits.settle()
         self._watch()
@@ -282,16 +281,18 @@ class Slots:
     def _tick(self, now: float) -> None:
         sampler = self._sampler
         if sampler is not None and sampler.tick(now, self._permits.held, self._permits.in_use):
-            self._set_limit(sampler.limit)
+            self._set_limit(sampler.limit, sampler.usual)
 
-    def _set_limit(self, limit: int) -> None:
+    def _set_limit(self, limit: int, usual: int) -> None:
+        """Have *limit* slots, and for critical calls *usual*, where the limit is lowered to measure."""
         self.limit = limit
-        shares, reserve = self._rules.shares, 0
-        if shares is not None:
-            reserve = self._rules.reserve
-            probes, *others = (math.ceil(share * limit - _ROUNDING) for share in shares)
-            self._ceilings = (probes + reserve, *others)
-        self._permits.wanted = limit + reserve
+        shares = self._rules.shares
+        if shares is None:
+            self._permits.wanted = limit
+            return
+        most = usual + self._rules.reserve
+        self._ceilings = (most, usual, *(_rounded(share * limit) for share in shares))
+        self._permits.wanted = most
 
     def _patience(self) -> float:
         longest = self._rules.max_wait
@@ -363,3 +364,8 @@ class Slots:
         queue = f" and {waiting} calls wait" if waiting else ""
         message = f"bulkhead {name!r} is full: {held} of {self.limit} slots are taken{queue}{why}"
         return BulkheadFullError(message, policy=name, limit=self.limit, in_use=held, waiting=waiting)
+
+
+def _rounded(slots: float) -> int:
+    """Return the nearest whole number, of two the lower: the last slots are for what matters; but 1 at least."""
+    return max(1, math.ceil(slots - 0.5 - 1e-9))
