@@ -289,12 +289,13 @@ class Elsewhere:
     def __init__(self, bulkhead: Bulkhead) -> None:
         self._lock = bulkhead._desk.books.lock
         self._held, self._done = threading.Event(), threading.Event()
+        self._in_time = False
         self._thread = threading.Thread(target=self._hold)
 
     def _hold(self) -> None:
         with self._lock:
             self._held.set()
-            self._done.wait(10.0)
+            self._in_time = self._done.wait(1.0)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -303,6 +304,7 @@ class Elsewhere:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        assert self._in_time, "somebody waited for the lock"
 
 
 async def test_call_takes_no_lock_while_nobody_waits():
@@ -422,6 +424,54 @@ def test_what_ran_under_another_limit_tells_the_next_one_nothing():
     adaptive = bulkhead.stats().adaptive
     assert adaptive is not None
     assert (adaptive.limit, adaptive.overdue, adaptive.dropped, adaptive.rtt) == (20.0, 0, 0, 0.0)
+
+
+@pytest.mark.parametrize("shape", ["function", "coroutine"])
+async def test_call_that_ends_beyond_a_lower_limit_takes_its_slot_along(shape: str):
+    """Although there were enough when it began."""
+    bulkhead = Bulkhead("b", 3)
+
+    @bulkhead
+    def work() -> None:
+        bulkhead.resize(1)
+
+    @bulkhead
+    async def awork() -> None:
+        bulkhead.resize(1)
+
+    blocks = [take(bulkhead)]
+    if shape == "function":
+        work()
+    else:
+        await awork()
+    assert slots_left(bulkhead) == 0
+    give(blocks.pop())
+    assert slots_left(bulkhead) == 1
+
+
+# Forks
+
+
+def test_child_process_has_all_its_slots_whatever_the_parent_held():
+    """Its other threads give none back there, and what the one that forked gives back was the parent's."""
+    bulkhead = Bulkhead("b", 2)
+    inherited = take(bulkhead)
+
+    bulkhead.after_fork()  # as in a child
+
+    assert bulkhead.stats().in_use == 0
+    give(inherited)
+    assert bulkhead.stats().in_use == 0
+    assert slots_left(bulkhead) == 2
+
+
+def test_child_process_waits_for_no_lock_of_its_parent():
+    """A thread that held it was not copied."""
+    bulkhead = Bulkhead("b", 2)
+    with Elsewhere(bulkhead):
+        bulkhead.after_fork()  # as in a child
+        bulkhead.resize(1)
+        assert bulkhead.limit == slots_left(bulkhead) == 1
 
 
 # Statistics

@@ -131,6 +131,7 @@ def test_other_failures_tell_nothing(clock: FakeClock, error: BaseException):
         (lambda exc: 1 / 0, ValueError(), 0),
         (Exception, RejectedError(), 0),
         (Exception, KeyboardInterrupt(), 0),
+        (lambda exc: True, asyncio.CancelledError(), 0),
         (BulkheadFullError, BulkheadFullError(), 1),
         ((), TimeoutError(), 0),
     ],
@@ -192,16 +193,38 @@ async def test_time_in_the_line_is_no_time_of_the_call(clock: FakeClock):
 
 async def test_call_cancelled_with_its_slot_just_handed_on_tells_nothing(clock: FakeClock):
     """It never began."""
-    bulkhead = Bulkhead("b", AIMD(initial=1, window=1.0, min_samples=1), max_wait=60.0, clock=clock)
-    block = take(bulkhead)
+    bulkhead = Bulkhead("b", AIMD(initial=2, window=1.0, min_samples=1), max_wait=60.0, clock=clock)
+    block, other = fill(bulkhead)
     (task,) = await queue_up(bulkhead, lambda: bulkhead.acall(asyncio.sleep, 0))
     give(block, GeneratorExit())
     clock.advance(0.25)
     task.cancel()
     await asyncio.wait([task])
+    give(other, GeneratorExit())
 
     assert bulkhead.stats().in_use == 0
-    assert close_window(bulkhead, clock).rtt is None
+    adaptive = close_window(bulkhead, clock)
+    assert (adaptive.rtt, adaptive.overdue, adaptive.windows) == (None, 0, 0)
+
+
+async def test_stream_that_waited_for_its_slot_is_no_sample_either(clock: FakeClock):
+    """It is handed a slot by somebody else, who does not know what for."""
+    bulkhead = Bulkhead("b", AIMD(initial=1, window=1.0, min_samples=1), max_wait=60.0, clock=clock)
+    block = take(bulkhead)
+
+    @bulkhead
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+
+    async def consume() -> None:
+        async for _ in stream():
+            clock.advance(20.0)
+
+    (task,) = await queue_up(bulkhead, consume)
+    give(block, GeneratorExit())
+    await task
+    adaptive = close_window(bulkhead, clock)
+    assert (adaptive.rtt, adaptive.dropped, adaptive.windows) == (None, 0, 0)
 
 
 def test_refused_calls_tell_nothing(clock: FakeClock):

@@ -187,6 +187,19 @@ async def test_key_somebody_waits_for_makes_no_room():
     assert bulkhead.call(str, "bob") == "bob"
 
 
+async def test_key_whose_slot_was_lost_makes_no_room_while_somebody_waits_for_it():
+    """Who waits gets the slot that takes its place."""
+    bulkhead = by_tenant(1, max_keys=1, max_wait=60.0)
+    blocks = fill(bulkhead, key="ann")
+    (task,) = await queue_up(bulkhead, lambda: _call(bulkhead))
+    blocks.clear()
+    with pytest.raises(BulkheadFullError):
+        take(bulkhead, key="bob")
+    bulkhead.resize(1)
+    await turns(task.done)
+    assert bulkhead.call(str, "bob") == "bob"
+
+
 async def _call(bulkhead: Bulkhead) -> None:
     async with bulkhead.calling(key="ann"):
         pass

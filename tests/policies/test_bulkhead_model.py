@@ -66,7 +66,7 @@ class Model:
         """Tell whether a call of this priority may run now."""
         if level is Priority.PROBE:
             return len(self.running) < self.limit + self.reserve
-        return len(self.running) < math.ceil(self.shares[level] * self.limit)
+        return len(self.running) < max(1, math.ceil(self.shares[level] * self.limit - Fraction(1, 2)))
 
     def arrive(self, call: Call, now: float) -> None:
         """Let *call* run, wait or be refused."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -378,16 +380,135 @@ def test_thread_interrupted_in_the_line_takes_nothing_along(
     )
 
 
-def test_turn_of_nobody_loses_no_slot(clock: Bell):
+async def test_turn_of_nobody_holds_up_nobody(clock: Bell):
     """Who was interrupted between getting in line and waiting has a turn that nobody knows of."""
-    bulkhead = patient(clock)
+    bulkhead, served = patient(clock), []
     (held,) = fill(bulkhead)
     bulkhead._desk._begin(None, (), {}, ThreadWaiter, timed=True)
-    assert bulkhead.stats().waiting == 1
-    give(held)
+    (task,) = await queue_up(bulkhead, noting(bulkhead, served, "behind"))
+    assert bulkhead.stats().waiting == 2
+    bulkhead.resize(2)
 
-    assert bulkhead.stats().waiting == 0
-    assert len(fill(bulkhead)) == 1
+    await turns(task.done)
+    assert served == ["behind"]
+    give(held)
+    assert (bulkhead.stats().waiting, bulkhead.stats().in_use) == (0, 0)
+    assert len(fill(bulkhead)) == 2
+
+
+def test_slot_given_back_while_somebody_gets_in_line_is_seen(clock: Bell):
+    """By one who has looked whether anybody waits just before: so the one in line looks once more."""
+    bulkhead = patient(clock)
+    (held,) = fill(bulkhead)
+
+    def put_back() -> ThreadWaiter:
+        bulkhead._desk.free.append(held._permit)
+        held._permit = None
+        return ThreadWaiter()
+
+    turn = bulkhead._desk._begin(None, (), {}, put_back, timed=True)
+    assert turn.permit is not None
+    assert (bulkhead.stats().in_use, bulkhead.stats().waiting) == (1, 0)
+
+
+class Late(list[bool]):
+    """What says that somebody waits, seen only by those who look for the *nth* time."""
+
+    def __init__(self, nth: int) -> None:
+        super().__init__()
+        self._looks = itertools.count(1)
+        self._nth = nth
+
+    def __bool__(self) -> bool:
+        return next(self._looks) >= self._nth
+
+
+@pytest.mark.parametrize("shape", ["function", "coroutine"])
+async def test_who_gives_back_looks_once_more_whether_somebody_waits(clock: Bell, shape: str):
+    """One may have begun to since the first look, and have seen no slot yet."""
+    bulkhead, served = patient(clock), []
+    late = Late(3)  # looked at before the call, after it, and when the slot has been given back
+    desk = bulkhead._desk
+    with monkeypatched_alert(desk, late):
+        guarded = bulkhead(lambda: None) if shape == "function" else bulkhead(asyncio.sleep)
+    (held,) = fill(bulkhead)
+    (task,) = await queue_up(bulkhead, noting(bulkhead, served, "waiter"))
+    desk.free.append(held._permit)  # put back without a look
+    held._permit = None
+
+    if shape == "function":
+        guarded()
+    else:
+        await guarded(0)
+    await turns(task.done)
+    assert served == ["waiter"]
+
+
+@contextlib.contextmanager
+def monkeypatched_alert(desk: Any, alert: list[bool]) -> Iterator[None]:
+    """Have what is decorated inside the block see *alert* in place of the real one."""
+    real, desk.alert = desk.alert, alert
+    yield
+    desk.alert = real
+
+
+@pytest.mark.parametrize("shape", ["function", "coroutine", "generator", "async generator", "block"])
+async def test_end_of_a_call_of_each_shape_hands_its_slot_on_at_once(clock: Bell, shape: str):
+    """To somebody who has begun to wait while it ran."""
+    bulkhead, served = patient(clock), []
+    opened = asyncio.Event()
+
+    @bulkhead
+    async def awork() -> None:
+        await opened.wait()
+
+    @bulkhead
+    def stream() -> Iterator[int]:
+        yield 1
+
+    @bulkhead
+    async def astream() -> AsyncIterator[int]:
+        yield 1
+
+    async def end(waiting: Callable[[], Any]) -> None:
+        if shape == "coroutine":
+            work = asyncio.ensure_future(awork())
+            await asyncio.sleep(0)
+            await waiting()
+            opened.set()
+            await work
+        elif shape == "generator":
+            items = stream()
+            next(items)
+            await waiting()
+            items.close()
+        elif shape == "async generator":
+            aitems = astream()
+            await anext(aitems)
+            await waiting()
+            await aitems.aclose()  # type: ignore[attr-defined]
+        elif shape == "block":
+            async with bulkhead.calling():
+                await waiting()
+        else:
+            begun, over = threading.Event(), threading.Event()
+            work = asyncio.ensure_future(
+                asyncio.to_thread(bulkhead.call, lambda: (begun.set(), over.wait(10.0)))
+            )
+            await asyncio.to_thread(begun.wait, 10.0)
+            await waiting()
+            over.set()
+            await work
+
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def waiting() -> None:
+        tasks.extend(await queue_up(bulkhead, noting(bulkhead, served, "waiter")))
+
+    await end(waiting)
+    await turns(tasks[0].done)
+    assert served == ["waiter"]
+    assert bulkhead.stats().in_use == 0
 
 
 async def test_those_behind_a_loop_that_was_closed_are_served(clock: Bell):
