@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.stress.bulkheads import Inside, busy, usable
+from tests.support.waiting import wait_until
 
 from resilient import (
     AIMD,
@@ -240,10 +240,14 @@ def fork_with_work_abandoned() -> None:
     assert bulkhead.stats().abandoned == LIMIT
     status = in_child(functools.partial(assert_afresh, bulkhead))
     over.set()
-    while bulkhead.stats().in_use or bulkhead.stats().abandoned:
-        time.sleep(0.001)
+    _await_end(bulkhead)
     assert status == 0, status
     assert_afresh(bulkhead)
+
+
+def _await_end(bulkhead: Bulkhead) -> None:
+    """Wait until work that was abandoned has ended."""
+    wait_until(lambda: not bulkhead.stats().in_use and not bulkhead.stats().abandoned, "all work ends")
 
 
 def fork_while_slots_change_hands() -> None:
@@ -263,6 +267,7 @@ def fork_while_slots_change_hands() -> None:
             statuses = [in_child(functools.partial(assert_afresh, bulkhead)) for _ in range(FORKS // 4)]
         assert statuses == [0] * len(statuses), statuses
         assert inside.most <= LIMIT
+        _await_end(bulkhead)
         assert_afresh(bulkhead)
 
 

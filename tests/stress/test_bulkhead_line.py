@@ -69,6 +69,23 @@ def test_slot_that_goes_to_and_fro_is_never_left_lying(options: dict[str, Any]) 
     assert_whole(bulkhead, 1)
 
 
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_last_one_in_the_line_is_not_forgotten(options: dict[str, Any]) -> None:
+    """Two threads, one slot, one call each, again and again: nobody comes later whose steps would help."""
+    bulkhead = Bulkhead("b", max_wait=LONG, **options)
+    play, together = bulkhead(lambda: None), threading.Barrier(2, timeout=2 * LONG)
+
+    def player() -> None:
+        for _ in range(PING_PONGS // 10):
+            together.wait()
+            play()
+
+    alternate(player, player)
+
+    assert bulkhead.stats().calls == PING_PONGS // 5
+    assert_whole(bulkhead, 1)
+
+
 def test_slot_that_is_handed_over_each_time_is_never_left_lying() -> None:
     """The other one waits already whenever the slot comes back: each turn is a wake-up."""
     bulkhead = Bulkhead("b", 1, max_wait=LONG)

@@ -1,0 +1,142 @@
+"""Every order of two steps: what one thread does comes at each moment of what another one does.
+
+Threads take turns where Python lets them: luck finds few of the orders. A profiler is told of each call and
+return, so one thread is held there until the other has done its part, or cannot go on without the first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from tests.stress.bulkheads import assert_whole
+
+import resilient
+from resilient import Bulkhead, BulkheadFullError, Gradient
+
+HOME = Path(resilient.__file__).parent
+OURS = {"holds", "desks", "slots", "line", "permits", "waiting"}
+SOON = 0.005  # seconds, in which the other thread is through, or waits for a lock that is held
+LONG = 0.5  # seconds: whoever waits for as long was forgotten
+
+pytestmark = pytest.mark.usefixtures("one_look")
+
+KINDS: dict[str, dict[str, Any]] = {
+    "fixed": {"limit": 1},
+    "priorities": {"limit": 1, "priority": "critical", "reserve": 0},
+    "newest-first": {"limit": 1, "order": "newest-first"},
+    "adaptive": {"limit": Gradient(initial=1, min_limit=1, max_limit=1)},
+    "keyed": {"limit": 1, "key": lambda *_: "key"},
+}
+
+
+class Moments:
+    """Has *act* called at the *moment*-th call or return in a bulkhead's code, in this thread."""
+
+    def __init__(self, moment: int, act: Callable[[], object]) -> None:
+        self._moments = itertools.count()
+        self._moment = moment
+        self._act = act
+        self.struck: float | None = None  # when
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self._former = sys.getprofile()  # coverage may be there
+        sys.setprofile(self._profile)
+
+    def end(self) -> None:
+        """Count no further."""
+        sys.setprofile(self._former)
+
+    def _profile(self, frame: FrameType, _event: str, _arg: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if path.stem in OURS and path.is_relative_to(HOME) and next(self._moments) == self._moment:
+            self.struck = time.monotonic()
+            self._act()
+
+
+def in_a_function(bulkhead: Bulkhead, body: Callable[[], object]) -> None:
+    bulkhead(body)()
+
+
+def in_a_block(bulkhead: Bulkhead, body: Callable[[], object]) -> None:
+    with bulkhead.calling(key="key" if bulkhead.stats().keys else None):
+        body()
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_slot_that_comes_back_at_any_moment_is_seen(options: dict[str, Any]) -> None:
+    """By a call that is just getting into the line, and has nobody else to help it."""
+    for moment in itertools.count():
+        bulkhead = Bulkhead("b", max_wait=LONG, **options)
+        inside, over = threading.Event(), threading.Event()
+
+        @bulkhead
+        def hold(inside: threading.Event = inside, over: threading.Event = over) -> None:
+            inside.set()
+            over.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        inside.wait()
+
+        def leave(over: threading.Event = over, holder: threading.Thread = holder) -> None:
+            over.set()
+            holder.join(SOON)
+
+        moments, guarded, until = Moments(moment, leave), bulkhead(lambda: None), time.monotonic() + LONG
+        got = True
+        moments.begin()
+        try:
+            guarded()
+        except BulkheadFullError:
+            got = False
+        finally:
+            moments.end()
+            over.set()
+            holder.join()
+        assert_whole(bulkhead, 1, key="key" if "key" in options else None)
+        if moments.struck is None or moments.struck > until:
+            break  # it had waited in vain before
+        assert got, f"forgotten since moment {moment}"
+    assert moment > 20, "too few moments to mean anything"
+
+
+@pytest.mark.parametrize("form", [in_a_function, in_a_block])
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_caller_that_comes_at_any_moment_of_leaving_gets_the_slot(
+    options: dict[str, Any], form: Callable[[Bulkhead, Callable[[], object]], None]
+) -> None:
+    """At once or after a wait: whoever leaves sees it, or it sees the slot."""
+    for moment in itertools.count():
+        bulkhead, errors = Bulkhead("b", max_wait=LONG, **options), list[BulkheadFullError]()
+        bulkhead(lambda: None)()  # there is a key now, where there are keys
+
+        def come(bulkhead: Bulkhead = bulkhead, errors: list[BulkheadFullError] = errors) -> None:
+            try:
+                bulkhead(lambda: None)()
+            except BulkheadFullError as exc:
+                errors.append(exc)
+
+        comer = threading.Thread(target=come)
+
+        def let_come(comer: threading.Thread = comer) -> None:
+            comer.start()
+            comer.join(SOON)
+
+        moments = Moments(moment, let_come)
+        form(bulkhead, moments.begin)
+        moments.end()
+        if not moments.struck:
+            break
+        comer.join()
+        assert not errors, f"forgotten at moment {moment}"
+        assert_whole(bulkhead, 1, key="key" if "key" in options else None)
+    assert moment > 2, "too few moments to mean anything"
