@@ -46,6 +46,11 @@ class PublishedState:
         self.limit = float(settings.initial)
         self.baseline: float | None = None
 
+    @property
+    def usual(self) -> float:
+        """How many calls may be in flight; nothing is ever measured here."""
+        return self.limit
+
     def hold(self) -> None:
         """Do nothing: it knows no pressure."""
 

@@ -250,6 +250,16 @@ def test_measurement_goes_down_to_where_there_is_no_queue(kind: type[Gradient]):
 
 
 @each_by_latency
+def test_measurement_at_the_least_limit_leaves_the_queue_above_it_out(kind: type[Gradient]):
+    """Two workers and no fewer than 4 calls in flight take 0.2 s each; that 8 take 0.4 s is left out."""
+    run = Run(kind(initial=64, min_limit=4, max_limit=64))
+    while not run.algorithm.measurements:
+        run.see(0.1 * max(1.0, run.limit / 2))
+
+    assert run.algorithm.baseline == pytest.approx(0.2)
+
+
+@each_by_latency
 @pytest.mark.parametrize("remeasure", [5.0, 30.0])
 def test_measurements_come_at_intervals_with_a_jitter(kind: type[Gradient], remeasure: float):
     """Up to 15 % more, so that many processes do not all do it at once."""
