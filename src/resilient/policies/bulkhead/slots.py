@@ -191,8 +191,8 @@ class Slots:
                 self._sampler = None
                 self._set_limit(limit, limit)
             else:
-                self._sampler = Sampler(limit, self._clock)
-                self._set_limit(self._sampler.limit, self._sampler.usual)
+                self._sampler = sampler = Sampler(limit, self._clock)
+                self._set_limit(sampler.limit, sampler.usual)  # a signal's handler may have resized, too
             self._dispatch(now)
 
     def after_fork(self) -> None:
@@ -367,5 +367,5 @@ class Slots:
 
 
 def _rounded(slots: float) -> int:
-    """Return the nearest whole number, of two the lower: the last slots are for what matters; but 1 at least."""
+    """Return the nearest whole number, of two the lower, and at least 1: the last slots are for others."""
     return max(1, math.ceil(slots - 0.5 - 1e-9))
