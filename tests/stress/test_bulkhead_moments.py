@@ -6,23 +6,29 @@ return, so one thread is held there until the other has done its part, or cannot
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 from tests.stress.bulkheads import assert_whole
+from tests.support.waiting import wait_until
 
 import resilient
-from resilient import Bulkhead, BulkheadFullError, Gradient
+from resilient import Bulkhead, BulkheadFullError, Gradient, deadline
+from resilient.engine.workers import Job
+from resilient.errors import DeadlineExceededError
 
 HOME = Path(resilient.__file__).parent
-OURS = {"holds", "desks", "slots", "line", "permits", "waiting"}
+OURS = {"holds", "desks", "slots", "line", "permits", "waiting", "threads", "workers"}
+EVENTS = {"call", "return", "c_call", "c_return"}
+INTERRUPTIBLE = {"call", "c_return"}  # where Python runs the handlers of signals
 SOON = 0.005  # seconds, in which the other thread is through, or waits for a lock that is held
 LONG = 0.5  # seconds: whoever waits for as long was forgotten
 
@@ -40,8 +46,9 @@ KINDS: dict[str, dict[str, Any]] = {
 class Moments:
     """Has *act* called at the *moment*-th call or return in a bulkhead's code, in this thread."""
 
-    def __init__(self, moment: int, act: Callable[[], object]) -> None:
+    def __init__(self, moment: int, act: Callable[[], object], events: Container[str] = EVENTS) -> None:
         self._moments = itertools.count()
+        self._events = events
         self._moment = moment
         self._act = act
         self.struck: float | None = None  # when
@@ -55,9 +62,10 @@ class Moments:
         """Count no further."""
         sys.setprofile(self._former)
 
-    def _profile(self, frame: FrameType, _event: str, _arg: object) -> None:
+    def _profile(self, frame: FrameType, event: str, _arg: object) -> None:
         path = Path(frame.f_code.co_filename)
-        if path.stem in OURS and path.is_relative_to(HOME) and next(self._moments) == self._moment:
+        ours = path.stem in OURS and path.is_relative_to(HOME)
+        if ours and event in self._events and next(self._moments) == self._moment:
             self.struck = time.monotonic()
             self._act()
 
@@ -140,3 +148,41 @@ def test_caller_that_comes_at_any_moment_of_leaving_gets_the_slot(
         assert not errors, f"forgotten at moment {moment}"
         assert_whole(bulkhead, 1, key="key" if "key" in options else None)
     assert moment > 2, "too few moments to mean anything"
+
+
+class Interrupted(BaseException):
+    """What the handler of a signal raises."""
+
+
+def test_interrupt_at_any_moment_gives_the_slot_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline passes before a thread has begun with the work, and it begins right after."""
+    bulkhead, gate, run = Bulkhead("b", 1, threads=True), threading.Event(), Job.run
+    guarded = bulkhead(lambda: None)
+    guarded()  # there is a thread now: Python's own `Thread.start` does not survive an interrupt
+    workers = bulkhead._threads.workers
+
+    def run_late(job: Job) -> None:
+        gate.wait()
+        run(job)
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(Job, "run", run_late)
+    for moment in itertools.count():
+        wait_until(lambda: len(workers._idle) == workers.threads, "all threads are idle")
+        gate.clear()
+        moments = Moments(moment, interrupt, INTERRUPTIBLE)
+        with contextlib.suppress(Interrupted, DeadlineExceededError), deadline(0.001):
+            moments.begin()
+            try:
+                guarded()
+            finally:
+                moments.end()
+        gate.set()
+        wait_until(lambda: bulkhead.stats().in_use == 0, "the slot comes back")
+        wait_until(lambda: len(workers._idle) == workers.threads, "all threads are idle")
+        assert_whole(bulkhead, 1)
+        if moments.struck is None:
+            break
+    assert moment > 30, "too few moments to mean anything"
