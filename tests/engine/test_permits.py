@@ -99,6 +99,17 @@ def test_more_are_made_when_more_are_wanted():
     assert len(held) == 1
 
 
+def test_permits_are_made_as_they_are_asked_for():
+    """A few in stock, however many are wanted."""
+    permits = Permits(None, 10**9)
+    held = take_all(permits)
+    assert 1 <= len(held) <= 1_000
+    assert permits.unsettled
+    permits.settle()
+    assert counts(permits) == (len(held), len(held), 2 * len(held) - 10**9)
+    assert not permits.unsettled
+
+
 def test_fewer_are_kept_when_fewer_are_wanted():
     """First those that are free; those that are held as they come back. What is retired is not lost."""
     permits = Permits(None, 5)

@@ -44,6 +44,19 @@ def test_as_many_calls_run_as_there_are_slots():
         bulkhead.call(int)
 
 
+def test_slots_of_a_very_high_limit_are_made_as_they_are_asked_for():
+    """It costs what is in use, not what could be."""
+    bulkhead = Bulkhead("b", 10**9)
+    blocks = [take(bulkhead) for _ in range(1_000)]
+
+    assert bulkhead.stats().in_use == 1_000
+    bulkhead.resize(1_001)
+    assert len(fill(bulkhead)) == 1
+    for block in blocks:
+        give(block)
+    assert slots_left(bulkhead) == 1_001
+
+
 def test_refusal_says_how_full_it_is():
     """In its text and in its attributes, wherever it is sent to."""
     bulkhead = Bulkhead("payments", 2)

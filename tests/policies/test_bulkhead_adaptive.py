@@ -327,3 +327,28 @@ def test_limit_learns_with_priorities_too(clock: FakeClock):
 
     adaptive = close_window(bulkhead, clock)
     assert (adaptive.rtt, adaptive.peak) == (0.5, 3)
+
+
+def test_critical_calls_have_their_slots_while_the_limit_is_lowered_to_measure(clock: FakeClock):
+    """Those that matter less make the room that is needed for it."""
+    bulkhead = Bulkhead("b", Vegas(window=1.0, min_samples=1, remeasure=5.0), priority="default", clock=clock)
+    for _ in range(50):
+        last(bulkhead, clock, 0.5)
+        if bulkhead.limit < 20:
+            break
+    assert bulkhead.limit == int(adaptive_of(bulkhead).limit) == 10
+
+    assert len(fill(bulkhead, "default")) == 9
+    assert len(fill(bulkhead, "critical")) == 20
+    assert len(fill(bulkhead, "probe")) == 21
+
+
+def test_child_process_learns_nothing_from_a_call_of_its_parent(clock: FakeClock):
+    """That call holds no slot of the child's."""
+    bulkhead = Bulkhead("b", EAGER, clock=clock)
+    inherited = take(bulkhead)
+
+    bulkhead.after_fork()  # as in a child
+
+    give(inherited, TimeoutError())
+    assert adaptive_of(bulkhead).dropped == 0
