@@ -114,3 +114,36 @@ async def queue_up(bulkhead: Bulkhead, *calls: Callable[[], Any]) -> list[asynci
         tasks.append(asyncio.ensure_future(call()))
         await turns(lambda before=before: bulkhead.stats().waiting == before + 1)  # type: ignore[misc]
     return tasks
+
+
+def patient(clock: FakeClock, limit: int = 1, **options: Any) -> Bulkhead:
+    """Make a bulkhead that has calls wait."""
+    return Bulkhead("b", limit, **({"max_wait": 60.0, "clock": clock} | options))
+
+
+def queue_threads(bulkhead: Bulkhead, clock: Bell, served: list[Any], *names: object) -> list[Caller]:
+    """Have one thread after the other wait for a slot; return them."""
+    callers = []
+    for name in names:
+        before = bulkhead.stats().waiting
+        callers.append(Caller(bulkhead, served, name))
+        clock.until(lambda before=before: bulkhead.stats().waiting == before + 1)  # type: ignore[misc]
+    return callers
+
+
+def noting(bulkhead: Bulkhead, served: list[Any], name: object) -> Callable[[], Any]:
+    """Return a coroutine function that takes a slot, notes its name and is over."""
+
+    async def call() -> None:
+        async with bulkhead.calling():
+            served.append(name)
+
+    return call
+
+
+def slots_left(bulkhead: Bulkhead) -> int:
+    """Return how many slots can be had, by having them."""
+    blocks = fill(bulkhead)
+    for block in blocks:
+        give(block)
+    return len(blocks)
