@@ -27,6 +27,7 @@ PAGES = MIX.keys() - {"checkout"}
 
 _PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(encoding="utf-8"))]
 _USERS = 1000
+_CARTS_AGO = 6
 _CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]
 
 
@@ -139,7 +140,10 @@ def _customers(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
 def _customer(at: float, action: str, dice: random.Random, filled: deque[int]) -> Due:
     user, product = dice.randrange(_USERS), dice.choice(_PRODUCTS)
     if action == "checkout":
-        user = filled.popleft()
+        # Not the latest, which may be under way still; nor the oldest, for whom things were different.
+        place = -min(_CARTS_AGO, len(filled))
+        user = filled[place]
+        del filled[place]
     elif action == "add to cart" and user not in filled:
         filled.append(user)
     method, path = {

@@ -28,10 +28,16 @@ def limit() -> int | Gradient:
     """Return how many requests may be under way at once."""
     if fixed := os.environ.get("SHOP_LIMIT"):
         return int(fixed)
-    return Gradient(initial=int(os.environ.get("SHOP_INITIAL_LIMIT", "20")), min_limit=2, tolerance=1.25)
+    return Gradient(
+        initial=int(os.environ.get("SHOP_INITIAL_LIMIT", "20")),
+        min_limit=2,
+        tolerance=1.4,
+        queue=2,
+        smoothing=0.4,
+    )
 
 
-frontend = Bulkhead("frontend", limit(), max_wait=0.3, order="newest-first", priority=current_priority)
+frontend = Bulkhead("frontend", limit(), max_wait=0.2, order="newest-first", priority=current_priority)
 
 
 def guarded(app: ASGIApp) -> ASGIApp:

@@ -98,7 +98,7 @@ class Overload(Incident):
     versions = (BARE, FIXED, ADAPTIVE, FROM_HIGH)
     difference = Path(shedding.__file__)
     defaults = Settings(
-        rate=0, warm_up=2, calm=2, onset=12, fault=2.5, recovery=2, patience=2.0, good_within=2.0
+        rate=0, warm_up=2, calm=2, onset=18, fault=2.5, recovery=2, patience=2.0, good_within=2.0
     )
     columns = (
         Column("sent", lambda row: str(row.requests)),
@@ -182,9 +182,9 @@ class Overload(Incident):
             _let_in_are_served(adaptive),
             _least_important_first(adaptive),
             _probes_are_answered(adaptive, from_high),
-            _limit_is_found(adaptive, TOO_LOW, peak),
-            _limit_is_found(from_high, TOO_HIGH, peak),
-            _slowness_is_followed(from_high, peak),
+            _limit_is_found(adaptive, TOO_LOW, settings.rate),
+            _limit_is_found(from_high, TOO_HIGH, settings.rate),
+            _slowness_is_followed(from_high, settings.rate),
         ]
 
     def tiles(self, *outcomes: Outcome) -> list[Tile]:
@@ -356,26 +356,26 @@ def _probes_are_answered(*protected: Outcome) -> Check:
     )
 
 
-def _limit_is_found(outcome: Outcome, wrong: int, peak: float) -> Check:
+def _limit_is_found(outcome: Outcome, wrong: int, capacity: float) -> Check:
     row, (since, found) = outcome.phases[SETTLED], _found(outcome.run, SETTLED)
     return Check(
-        f"a limit that begins at {wrong} is found: at least 80 % of the best goodput, p95 below "
+        f"a limit that begins at {wrong} is found: at least 80 % of the capacity is served, p95 below "
         f"{seconds(TARGET_P95)}",
         f"{found:g}, within a factor of 3 after {seconds(since)}; {row.throughput:.1f}/s, "
         f"p95 {seconds(row.p95)}",
-        row.throughput >= 0.8 * peak and row.p95 < TARGET_P95,
+        row.throughput >= 0.8 * capacity and row.p95 < TARGET_P95,
     )
 
 
-def _slowness_is_followed(outcome: Outcome, peak: float) -> Check:
+def _slowness_is_followed(outcome: Outcome, capacity: float) -> Check:
     row, before = outcome.phases[SLOWER], outcome.phases[SETTLED]
     _, found = _found(outcome.run, SETTLED)
     _, later = _found(outcome.run, SLOWER)
     return Check(
-        "when pages take 2.5x as long, the limit follows: at least 80 % of the best goodput is left",
+        "when pages take 2.5x as long, the limit follows: at least 80 % of the capacity is served",
         f"limit {found:g} → {later:g}; {row.throughput:.1f}/s, "
         f"p50 {seconds(before.p50)} → {seconds(row.p50)}",
-        row.throughput >= 0.8 * peak,
+        row.throughput >= 0.8 * capacity,
     )
 
 
