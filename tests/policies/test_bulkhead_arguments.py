@@ -66,7 +66,7 @@ BAD_SHARES: list[tuple[object, type[Exception], str]] = [
     ({"critical": 0.5}, ValueError, "shares must name 'default' and 'sheddable' only"),
     ({Priority.PROBE: 1.0}, ValueError, "shares must name 'default' and 'sheddable' only"),
     ({"default": 0.5, "sheddable": 0.6}, ValueError, "shares must not give 'sheddable' more than 'default'"),
-    ({"default": 0.5}, ValueError, "shares must not give 'sheddable' more than 'default'"),
+    ({"sheddable": 0.95}, ValueError, "shares must not give 'sheddable' more than 'default'"),
     ({"default": 0}, ValueError, r"shares\['default'\] must be greater than 0"),
     ({"default": 1.5}, ValueError, r"shares\['default'\] must be at most 1"),
     ({"sheddable": True}, TypeError, r"shares\['sheddable'\] must be a ratio"),

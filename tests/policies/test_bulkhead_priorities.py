@@ -104,6 +104,12 @@ def test_shares_follow_the_limit():
     assert len(fill(bulkhead, "default")) == 36
 
 
+def test_share_of_default_calls_is_also_the_most_for_sheddable_ones():
+    """Who gives default calls less need not say that the sheddable ones have no more."""
+    bulkhead = Bulkhead("fraction", 10, priority=current_priority, shares={"default": 0.5})
+    assert len(fill(bulkhead, "sheddable")) == 5
+
+
 def test_shares_may_be_told_by_priority():
     """As well as by its name."""
     bulkhead = ranked(10, shares={Priority.DEFAULT: 0.5, "sheddable": 0.2})

@@ -349,7 +349,9 @@ def test_forked_child_counts_no_abandoned_calls_of_its_parent(hung: Hung):
     leave_behind(bulkhead, hung)
     assert bulkhead.stats().abandoned == 1
 
-    bulkhead.after_fork()  # as in a child
+    bulkhead.after_fork()  # as in a child, where its threads are renewed, too
+    assert bulkhead._threads is not None
+    bulkhead._threads.workers.after_fork()
 
     assert (bulkhead.stats().abandoned, bulkhead.stats().in_use) == (0, 0)
     hung.release.set()

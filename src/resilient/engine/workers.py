@@ -214,3 +214,4 @@ class Workers:
         self._idle: dict[_Worker, None] = {}  # a set in order: who came last goes first
         self._sweep_at = _SLACK
         self._threads: weakref.WeakSet[_Worker] = weakref.WeakSet()
+        self.overdue: set[Job] = set()  # for jobs that run on without anybody waiting for them

@@ -221,8 +221,7 @@ class _ThreadForm:
 
     def __init__(self, limit: Limit, threads: int) -> None:
         self._limit = limit
-        self._workers = Workers(threads, f"resilient-{limit.name}")
-        self.overdue: set[Job] = set()
+        self.workers = Workers(threads, f"resilient-{limit.name}")
 
     def wrap(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(fn)
@@ -235,9 +234,9 @@ class _ThreadForm:
         instant = Instant()
         seconds = self._limit.begin(instant)
         job = self._job(call, instant)
-        stage = self._workers.carry_out(job, seconds)
+        stage = self.workers.carry_out(job, seconds)
         if stage is Stage.QUEUED:
-            raise self._limit.no_thread(self._workers.size, seconds)
+            raise self._limit.no_thread(self.workers.size, seconds)
         if stage is Stage.RUNNING:
             raise self._limit.overrun(seconds, running=True)
         return job.outcome()
@@ -248,7 +247,7 @@ class _ThreadForm:
             innermost.set(instant)
             # Takes a copy of the context, deadline and all. The deadline holds until the work has ended, not
             # only as long as somebody waits for it.
-            return Job(functools.partial(_within, instant, call), self.overdue)
+            return Job(functools.partial(_within, instant, call), self.workers.overdue)
         finally:
             innermost.set(before)
 
@@ -351,7 +350,7 @@ class Timeout(_TimeLimit):
 
     def stats(self) -> TimeoutStats:
         """Return what the limit has counted so far."""
-        return self._limit.stats(0 if self._threads is None else len(self._threads.overdue))
+        return self._limit.stats(0 if self._threads is None else len(self._threads.workers.overdue))
 
     def __repr__(self) -> str:
         stats = self.stats()

@@ -83,7 +83,8 @@ class Bulkhead(Policy):
             alike.
         shares: by priority, the share of the slots, above 0 and at most 1, up to which a call of it gets
             one: none while so many are taken, by whomever; rounded, to 1 or more. What is not named has 0.9
-            for "default" and 0.7 for "sheddable". Critical calls may fill all. Goes with *priority*.
+            for "default", and 0.7 but no more than that for "sheddable". Critical calls may fill all. Goes
+            with *priority*.
         reserve: slots beyond the limit, for calls with `Priority.PROBE` only; 0 or more. Goes with
             *priority*.
         order: "fifo", or "newest-first": then, once who has waited longest has waited half of its time,
@@ -239,7 +240,7 @@ class Bulkhead(Policy):
                 rejected=books.rejected,
                 gave_up=books.gave_up,
                 put_out=books.put_out,
-                abandoned=0 if self._threads is None else len(self._threads.overdue),
+                abandoned=0 if self._threads is None else len(self._threads.workers.overdue),
                 keys=len(desk.all()) if self._is_keyed else 0,
                 evicted=desk.evicted,
                 adaptive=None if one is None else one.adaptive(),
@@ -249,8 +250,6 @@ class Bulkhead(Policy):
         """Begin afresh in a forked child: whoever waited or ran in another thread was not copied."""
         self.announcer.after_fork()
         self._desk.after_fork()
-        if self._threads is not None:
-            self._threads.after_fork()
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -288,6 +287,8 @@ def _shares(shares: Any, *, prioritised: bool) -> tuple[float, float] | None:
     else:
         given = {priority_of("shares", level): _share(level, share) for level, share in shares.items()}
         chosen = {**_SHARES, **given}
+        if Priority.SHEDDABLE not in given:
+            chosen[Priority.SHEDDABLE] = min(chosen[Priority.SHEDDABLE], chosen[Priority.DEFAULT])
     if chosen.keys() - _SHARES.keys():
         params.refuse(ValueError, "shares", "must name 'default' and 'sheddable' only", shares)
     if chosen[Priority.SHEDDABLE] > chosen[Priority.DEFAULT]:

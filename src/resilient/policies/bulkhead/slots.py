@@ -53,7 +53,6 @@ class Books:
 
     lock: threading.RLock = field(default_factory=threading.RLock)  # re-entrant, for signal handlers
     calls: Tally = field(default_factory=Tally)
-    waited: int = 0
     rejected: int = 0
     gave_up: int = 0
     put_out: int = 0

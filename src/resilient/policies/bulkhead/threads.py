@@ -28,7 +28,6 @@ class ThreadForm:
         self._name = name
         # No call waits for a thread: who has a slot finds one free, or about to be.
         self.workers = Workers(size, f"resilient-{name}")
-        self.overdue: set[Job] = set()
 
     def wrap(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return *fn*, run in a thread."""
@@ -39,14 +38,10 @@ class ThreadForm:
 
         return elsewhere
 
-    def after_fork(self) -> None:
-        """Forget, in a child process, what runs on in threads of its parent."""
-        self.overdue.clear()
-
     def _run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         permit = self._core.enter(fn, args, kwargs)
         seconds = time_left()
-        job = Job(functools.partial(self._work, permit, fn, args, kwargs), self.overdue)
+        job = Job(functools.partial(self._work, permit, fn, args, kwargs), self.workers.overdue)
         try:
             late = seconds is not None and seconds <= 0.0
             stage = job.withdraw() if late else self.workers.carry_out(job, seconds)
