@@ -54,7 +54,9 @@ class Permits:
     @property
     def held(self) -> int:
         """How many are not free, and not lost either."""
-        return len(self._known) - len(self.free) - len(self._lost)
+        # Of those that are lost, `settle` may have struck one off and have been interrupted before the next.
+        lost = len(self._known.intersection(self._lost)) if self._lost else 0
+        return len(self._known) - len(self.free) - lost
 
     @property
     def excess(self) -> int:
