@@ -95,7 +95,7 @@ def usable(bulkhead: Bulkhead, **how: Any) -> int:
 def assert_whole(bulkhead: Bulkhead, slots: int, **how: Any) -> None:
     """Fail unless nobody is in, *slots* calls fit in, and other threads get through."""
     stats = bulkhead.stats()
-    assert (stats.in_use, stats.waiting) == (0, 0)
-    assert usable(bulkhead, **how) == slots
+    assert (stats.in_use, stats.waiting) == (0, 0), stats
+    assert usable(bulkhead, **how) == slots, bulkhead.stats()
     assert within_seconds(5.0, lambda: usable(bulkhead, **how)) == slots
-    assert bulkhead.stats().in_use == 0
+    assert bulkhead.stats().in_use == 0, bulkhead.stats()

@@ -154,6 +154,31 @@ class Interrupted(BaseException):
     """What the handler of a signal raises."""
 
 
+def interrupt() -> None:
+    raise Interrupted
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_interrupt_at_any_moment_leaves_no_slot_taken(options: dict[str, Any]) -> None:
+    """On the way in or out of a call that finds a slot lost: the books are true right after it."""
+    for moment in itertools.count():
+        bulkhead = Bulkhead("b", **options)
+        bulkhead(lambda: None)()  # there is a key now, where there are keys
+        key = {"key": "key"} if "key" in options else {}
+        bulkhead.calling(**key).__enter__()  # and forgotten
+        guarded, moments = bulkhead(lambda: None), Moments(moment, interrupt, INTERRUPTIBLE)
+        moments.begin()
+        try:
+            with contextlib.suppress(Interrupted):
+                guarded()
+        finally:
+            moments.end()
+        assert_whole(bulkhead, 1, **key)
+        if moments.struck is None:
+            break
+    assert moment > 5, "too few moments to mean anything"
+
+
 def test_interrupt_at_any_moment_gives_the_slot_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline passes before a thread has begun with the work, and it begins right after."""
     bulkhead, gate, run = Bulkhead("b", 1, threads=True), threading.Event(), Job.run
@@ -164,9 +189,6 @@ def test_interrupt_at_any_moment_gives_the_slot_back_once(monkeypatch: pytest.Mo
     def run_late(job: Job) -> None:
         gate.wait()
         run(job)
-
-    def interrupt() -> None:
-        raise Interrupted
 
     monkeypatch.setattr(Job, "run", run_late)
     for moment in itertools.count():
