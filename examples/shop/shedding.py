@@ -41,5 +41,5 @@ frontend = Bulkhead("frontend", limit(), max_wait=0.2, order="newest-first", pri
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
-    """Return the shop's frontend behind its bulkhead; `/healthz` is exempt."""
-    return ResilienceMiddleware(app, shed=frontend, priority=importance)
+    """Return the shop's frontend behind its bulkhead; probes have a slot of their own there."""
+    return ResilienceMiddleware(app, shed=frontend, priority=importance, exempt=())

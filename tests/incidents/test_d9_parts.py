@@ -109,8 +109,7 @@ async def test_door_ranks_what_visitors_ask_for_as_the_report_does() -> None:
             answer = await http.request(due.method, due.path, headers=dict(due.fields))
             told[due.action] = answer.text
 
-    # A probe is exempt from all of it.
-    assert told == {**RANK_OF, "probe": "default"}
+    assert told == RANK_OF
 
 
 @pytest.mark.parametrize("purpose", ["prefetch;prerender", "prefetch"])

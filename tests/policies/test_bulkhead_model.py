@@ -42,6 +42,7 @@ class Call:
     block: HoldBlock | None = None
     task: asyncio.Task[None] | None = None
     outcome: str | None = None
+    is_reserved: bool = False
 
     @property
     def half(self) -> float:
@@ -64,12 +65,17 @@ class Model:
 
     def has_slot(self, level: Priority) -> bool:
         """Tell whether a call of this priority may run now."""
+        ordinary = sum(not call.is_reserved for call in self.running)
         if level is Priority.PROBE:
-            return len(self.running) < self.limit + self.reserve
-        return len(self.running) < max(1, math.ceil(self.shares[level] * self.limit - Fraction(1, 2)))
+            return ordinary < self.limit
+        return ordinary < max(1, math.ceil(self.shares[level] * self.limit - Fraction(1, 2)))
 
     def arrive(self, call: Call, now: float) -> None:
         """Let *call* run, wait or be refused."""
+        if call.level is Priority.PROBE and sum(other.is_reserved for other in self.running) < self.reserve:
+            call.is_reserved = True
+            self.run(call)
+            return
         ahead = [other for other in self.waiting if other.level <= call.level]
         if not ahead and self.has_slot(call.level):
             self.run(call)

@@ -131,7 +131,19 @@ def test_probes_have_slots_beyond_the_limit(reserve: int | None):
     stats = bulkhead.stats()
     assert (stats.limit, stats.in_use) == (2, 2 + len(probes))
     give(ordinary.pop())
-    assert len(fill(bulkhead, "critical")) == (1 if not probes else 0)
+    assert len(fill(bulkhead, "critical")) == 1
+
+
+def test_probe_takes_no_slot_of_others_while_the_reserve_has_one():
+    """A probe under way keeps no call out, and is answered however much the limit has been lowered."""
+    bulkhead = ranked(4)
+    probe = take(bulkhead, "probe")
+    others = fill(bulkhead, "critical")
+    assert len(others) == 4
+    give(probe)
+    bulkhead.resize(1)
+    give(take(bulkhead, "probe"))
+    assert bulkhead.stats().in_use == len(others)
 
 
 def test_reserve_stays_through_other_limits():

@@ -13,7 +13,8 @@ class _Renewable(Protocol):
     def after_fork(self) -> None: ...
 
 
-_known: weakref.WeakSet[_Renewable] = weakref.WeakSet()
+# Not a WeakSet: that runs Python code when one of them dies, in which an interrupt would be lost.
+_known: set[weakref.ref[_Renewable]] = set()
 
 
 def renew_after_fork(part: _Renewable) -> None:
@@ -22,12 +23,14 @@ def renew_after_fork(part: _Renewable) -> None:
     A lock that another thread held at the fork would stay locked for ever in the child: locks are made anew
     there, and what belonged to threads of the parent is dropped.
     """
-    _known.add(part)
+    _known.add(weakref.ref(part, _known.discard))
 
 
 def _renew_all() -> None:
-    for part in list(_known):
-        part.after_fork()
+    for reference in list(_known):
+        part = reference()
+        if part is not None:
+            part.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -98,15 +98,14 @@ def _function(core: Lender, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def holding(*args: Any, **kwargs: Any) -> Any:
-        if alert:
+        try:
+            permit = None if alert else pop()
+        except IndexError:
+            permit = None
+        if permit is None:
             permit = enter(fn, args, kwargs)
         else:
-            try:
-                permit = pop()
-            except IndexError:
-                permit = enter(fn, args, kwargs)
-            else:
-                next(count)
+            next(count)
         try:
             result = fn(*args, **kwargs)
         except BaseException as exc:
@@ -130,15 +129,14 @@ def _coroutine(core: Lender, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     async def holding(*args: Any, **kwargs: Any) -> Any:
-        if alert:
+        try:
+            permit = None if alert else pop()
+        except IndexError:
+            permit = None
+        if permit is None:
             permit = await enter(fn, args, kwargs)
         else:
-            try:
-                permit = pop()
-            except IndexError:
-                permit = await enter(fn, args, kwargs)
-            else:
-                next(count)
+            next(count)
         try:
             result = await fn(*args, **kwargs)
         except BaseException as exc:

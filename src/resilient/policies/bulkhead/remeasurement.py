@@ -15,6 +15,7 @@ __all__ = ["MeasuredAlgorithm"]
 _JITTER: Final = 0.15  # of the interval: many processes before one dependency must not all do it at once
 _REST: Final = 10.0  # times as long as a measurement took, there is none
 _SAMPLES: Final = 100
+_FALLEN: Final = 2.0 / 3.0  # of what the limit was: it is measured why
 _SECONDS: Final = 2.0  # where calls are rare, fewer must do
 _ROUNDS: Final = 4.0  # but so many times what calls take
 _SHORTER: Final = 0.65  # times what they took at twice the limit: most of it was waiting, as may be the rest
@@ -56,22 +57,22 @@ class _Measurement:
     def is_due(self, limit: float, now: float) -> bool:
         """Tell whether it is time to measure, where the limit is *limit*."""
         self._highest = max(self._highest, limit)
-        return now >= self._due or 2.0 * limit <= self._highest
+        return now >= self._due or limit <= _FALLEN * self._highest
 
-    def begin(self, limit: float, rtt: float, now: float) -> None:
+    def begin(self, limit: float, rtt: float, now: float, known: float) -> None:
         """Begin to measure, at half of *limit*, at which calls take *rtt* seconds; 0.0: that is not known."""
         self.active = True
         self._began = now
         self._throughput = limit / rtt if rtt else 0.0
         self.is_strict = False
-        self._try(limit / 2.0, Window.empty()._replace(rtt=rtt), now)
+        self._try(limit / 2.0, Window.empty()._replace(rtt=rtt), now, known)
 
     def add(self, window: Window, least: float, now: float) -> _Finding | None:
         """Take *window* in; return what was found, or go on at half the limit, though not below *least*."""
         seen = self._round.add(window, now)
         if seen is None or not self._is_enough(seen, now):
             return None
-        if not self.is_strict and seen.peak > _CROWDED * self.level + 1.0:
+        if not self.is_strict and self._in_flight(seen, now) > _CROWDED * self.level + 1.0:
             self.is_strict = True
             self._try(self.level, self._seen, now)
             return None
@@ -93,6 +94,10 @@ class _Measurement:
         self._rest(now)
         return _Finding(seen.rtt, self._throughput)
 
+    def _in_flight(self, seen: Window, now: float) -> float:
+        """Return how many calls were in flight on average (Little's law)."""
+        return seen.samples * seen.rtt / self._round.length(now)
+
     def _is_enough(self, seen: Window, now: float) -> bool:
         length = self._round.length(now)
         if length < seen.rtt:
@@ -104,12 +109,12 @@ class _Measurement:
             _SHORTER * self._seen.rtt <= seen.rtt <= _LONGER * self._seen.rtt
         )
 
-    def _try(self, level: float, before: Window, now: float) -> None:
+    def _try(self, level: float, before: Window, now: float, known: float = 0.0) -> None:
         """Measure at *level*. What was begun before this moment does not count."""
         self.level = level
         self.epoch += 1
         self._seen = before
-        self._round = Round(now, _ALL_NEW)
+        self._round = Round(now, _ALL_NEW, least=known or before.rtt)
 
     def _rest(self, now: float) -> None:
         pause = max(self._interval, _REST * (now - self._began))
@@ -126,7 +131,7 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
     difference. The limit goes on at what can be in flight without a queue: so many calls as end in a second,
     times the seconds that each takes.
 
-    It is measured now and then, and as soon as the limit has fallen to half. Where calls take no less by
+    It is measured now and then, and as soon as the limit has fallen by a third. Where calls take no less by
     then, it is not the queue that takes the time: a dependency that is slower for good is followed.
 
     After each measurement, and in the beginning, the limit is sought: it is raised by as much as what calls
@@ -201,9 +206,9 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
         measurement = self._measurement
         if not measurement.count and not self._is_sought:
             # The queue may still be growing: what calls take now is nothing to compare with.
-            measurement.begin(self._estimate, 0.0, now)
+            measurement.begin(self._estimate, 0.0, now, rtt)
         elif measurement.is_due(self._estimate, now):
-            measurement.begin(self._estimate, rtt, now)
+            measurement.begin(self._estimate, rtt, now, rtt)
 
     def _measure(self, window: Window, now: float) -> None:
         found = self._measurement.add(window, self._bounded(0.0), now)

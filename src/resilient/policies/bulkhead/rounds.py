@@ -18,13 +18,16 @@ class Round:
         now: when the limit was changed.
         wait: how long it takes to settle, in times of what calls take.
         rtt: what they took before, in seconds, as long as none has ended.
+        least: how long it takes at least, in seconds. Where only those count that were begun since, what
+            the first to end have taken is too little to go by.
 
     Concurrency: requires external locking.
     """
 
-    __slots__ = ("_changed", "_last", "_rtt", "_seen", "_settled", "_wait")
+    __slots__ = ("_changed", "_last", "_least", "_rtt", "_seen", "_settled", "_wait")
 
-    def __init__(self, now: float, wait: float, rtt: float = 0.0) -> None:
+    def __init__(self, now: float, wait: float, rtt: float = 0.0, least: float = 0.0) -> None:
+        self._least = least
         self._changed = self._last = now
         self._settled: float | None = None
         self._seen = Window.empty()
@@ -40,7 +43,7 @@ class Round:
         if not self._seen.samples and not self._seen.dropped:
             return None
         if self._settled is None:
-            if middle - self._changed < self._wait * (self._seen.rtt or self._rtt):
+            if middle - self._changed < max(self._wait * (self._seen.rtt or self._rtt), self._least):
                 return None
             self._settled = middle
             self._seen = window

@@ -58,6 +58,47 @@ class Books:
     put_out: int = 0
 
 
+class Reserve:
+    """Slots for probes alone. Nobody waits for one, and an adaptive limit learns nothing from them.
+
+    They are apart from the others: whatever is going on there, and however much the limit has just been
+    lowered, a probe finds one.
+
+    Concurrency: `take` requires external locking.
+    """
+
+    def __init__(self, size: int, books: Books) -> None:
+        self._books = books
+        self._permits = Permits(self, size)
+
+    @property
+    def held(self) -> int:
+        """How many are taken."""
+        return self._permits.held
+
+    def take(self) -> Permit | None:
+        """Return a slot, if there is one."""
+        if self._permits.unsettled:
+            self._permits.settle()
+        try:
+            return self._permits.free.pop()
+        except IndexError:
+            return None
+
+    def leave(self, permit: Permit, outcome: Outcome) -> None:  # noqa: ARG002 - a probe is quick whatever else is slow
+        """Take a slot back."""
+        with self._books.lock:
+            if permit.era == self._permits.era:
+                self._permits.take_back(permit)
+
+    def answered(self, permit: Permit, outcome: Outcome) -> None:
+        """Learn nothing."""
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process."""
+        self._permits.after_fork()
+
+
 class Slots:
     """As many slots as a limit says, and the line of those who wait for one.
 
@@ -76,6 +117,7 @@ class Slots:
         self._sampler: Sampler | None = None
         self._forked = False
         self._permits = Permits(self, 0)
+        self._reserve = Reserve(rules.reserve, books)
         self._ceilings: tuple[int, ...] | None = None
         self.alert: Final[list[bool]] = []
         self.free: Final = self._permits.free
@@ -97,6 +139,11 @@ class Slots:
         with self._books.lock:
             if sampler is not None and now >= sampler.closes:
                 self._tick(now)
+            if level is Priority.PROBE:
+                timed = False
+                permit = self._reserve.take()
+                if permit is not None:
+                    return self._start(permit, now, timed=timed)
             if self._is_settled() or self._may_try(level, now):
                 permit = self._take(level)
                 if permit is not None:
@@ -199,6 +246,7 @@ class Slots:
         # What that thread holds is given back to slots that no longer know it: only `leave` notices.
         self._forked = self._forked or self._permits.held > 0
         self._line.clear()
+        self._reserve.after_fork()
         self._permits.after_fork()
         self._watch()
 
@@ -207,7 +255,7 @@ class Slots:
     @property
     def held(self) -> int:
         """How many slots are taken."""
-        return self._permits.held
+        return self._permits.held + self._reserve.held
 
     @property
     def waiting(self) -> int:
@@ -289,9 +337,8 @@ class Slots:
         if shares is None:
             self._permits.wanted = limit
             return
-        most = usual + self._rules.reserve
-        self._ceilings = (most, usual, *(_rounded(share * limit) for share in shares))
-        self._permits.wanted = most
+        self._ceilings = (usual, usual, *(_rounded(share * limit) for share in shares))
+        self._permits.wanted = usual
 
     def _patience(self) -> float:
         longest = self._rules.max_wait
