@@ -41,7 +41,7 @@ class Run:
         """Show one window, with the limit in full use if not said otherwise; return the limit."""
         peak = math.ceil(self.limit) if peak is None else peak
         self.now += max(0.1, rtt)
-        self.algorithm.update(Window(rtt, rtt, samples, dropped, peak), self.now)
+        self.algorithm.update(Window(rtt, samples, dropped, peak), self.now)
         return self.limit
 
     def move(self, rtt: float, **seen: Any) -> float:
@@ -113,7 +113,7 @@ def test_gradient_moves_as_published_between_measurements():
         theirs.baseline = ours.algorithm.baseline
         theirs._windows = 10**9  # no warm-up: what it takes from the window is next to nothing
         object.__setattr__(theirs._settings, "long_window", 10**9)
-        theirs.update(Window(rtt, rtt, 100, 0, math.ceil(theirs.limit)), 0.0)
+        theirs.update(Window(rtt, 100, 0, math.ceil(theirs.limit)), 0.0)
 
         assert ours.move(rtt) == pytest.approx(theirs.limit, rel=1e-6)
 
@@ -170,7 +170,7 @@ def test_times_that_are_none_change_nothing(kind: type[AIMD], rtt: float):
     """A clock that stands still, or goes back; AIMD does not look at times."""
     run = Run(kind(initial=20))
     for _ in range(10):
-        run.algorithm.update(Window(rtt, rtt, 10, 0, 20), run.now)
+        run.algorithm.update(Window(rtt, 10, 0, 20), run.now)
 
     assert run.limit == (30 if kind is AIMD else 20)
     assert run.algorithm.baseline is None
@@ -338,7 +338,7 @@ def test_held_limit_takes_back_what_it_has_grown_by(kind: type[AIMD]):
 
 def window(rtt: float, samples: int = 10, dropped: int = 0) -> Window:
     """A window of calls that all take the same."""
-    return Window(rtt, rtt, samples, dropped, 5)
+    return Window(rtt, samples, dropped, 5)
 
 
 def test_round_leaves_out_what_was_begun_before_the_change():
@@ -368,11 +368,11 @@ def test_round_begins_when_the_first_call_ends():
 def test_round_joins_windows_by_their_samples():
     """The mean of all calls, the least, the most in flight, all drops."""
     seen = Round(now=0.0, wait=1.0)
-    seen.add(Window(0.04, 0.01, 10, 1, 5), 0.1)
+    seen.add(Window(0.04, 10, 1, 5), 0.1)
 
-    joined = seen.add(Window(0.08, 0.02, 30, 2, 7), 0.2)
+    joined = seen.add(Window(0.08, 30, 2, 7), 0.2)
 
-    assert joined == Window(pytest.approx(0.07), 0.01, 40, 3, 7)
+    assert joined == Window(pytest.approx(0.07), 40, 3, 7)
 
 
 # -- whatever comes --
@@ -382,7 +382,6 @@ WINDOWS = st.lists(
     st.builds(
         Window,
         rtt=NUMBERS,
-        least=NUMBERS,
         samples=st.integers(0, 1000),
         dropped=st.just(0) | st.integers(0, 1000),
         peak=st.integers(0, 300),

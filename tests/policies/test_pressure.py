@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from resilient import AIMD, Bulkhead
 from resilient.policies.bulkhead.pressure import (
     BEAT,
     CPU_WINDOW,
@@ -165,6 +166,32 @@ def test_lag_is_how_late_the_timer_comes_and_fades(
 
     assert meter.read().lag == pytest.approx(0.04)
     assert meter.read().factor == 1.0
+
+
+def test_late_loop_lowers_a_limit_while_calls_take_no_longer(clock: FakeClock, loop: Loop) -> None:
+    """Before latency shows it; the limit comes back with the loop."""
+    limit = AIMD(initial=20, window=0.1, min_samples=1, pressure=Pressure(cpu=None))
+    bulkhead = Bulkhead("door", limit, clock=clock)
+
+    def see(late: float) -> tuple[int, float | None]:
+        block = bulkhead.calling()
+        block.__enter__()
+        clock.advance(0.01)
+        block.__exit__(None, None, None)
+        clock.advance(BEAT + late)
+        loop.beat()
+        stats = bulkhead.stats().adaptive
+        assert stats is not None
+        return bulkhead.limit, stats.rtt
+
+    calm = [see(0.0) for _ in range(5)]
+    late = [see(0.1) for _ in range(5)]
+    back = [see(0.0) for _ in range(50)]
+
+    assert {limit for limit, _ in calm} == {20}
+    assert late[-1][0] == 10
+    assert back[-1][0] == 20
+    assert {round(rtt, 6) for _, rtt in (*calm, *late, *back) if rtt is not None} == {0.01}
 
 
 def test_worst_of_late_counts(meter: PressureMeter, clock: FakeClock, loop: Loop) -> None:

@@ -17,14 +17,12 @@ class Window(NamedTuple):
 
     Attributes:
         rtt: the mean time a good call took, in seconds; those that are overdue count with their age.
-        least: the shortest.
         samples: how many calls that is.
         dropped: calls besides these that told of overload.
         peak: the most that were in flight at once.
     """
 
     rtt: float
-    least: float
     samples: int
     dropped: int
     peak: int
@@ -37,17 +35,16 @@ class Window(NamedTuple):
     @classmethod
     def empty(cls) -> Self:
         """Return a window in which nothing was seen."""
-        return cls(rtt=0.0, least=0.0, samples=0, dropped=0, peak=0)
+        return cls(rtt=0.0, samples=0, dropped=0, peak=0)
 
     def joined(self, other: Window) -> Window:
         """Return one window of both."""
         samples = self.samples + other.samples
         if not self.samples or not other.samples:
-            rtt, least = (self if self.samples else other)[:2]
+            rtt = self.rtt if self.samples else other.rtt
         else:
             rtt = (self.rtt * self.samples + other.rtt * other.samples) / samples
-            least = min(self.least, other.least)
-        return Window(rtt, least, samples, self.dropped + other.dropped, max(self.peak, other.peak))
+        return Window(rtt, samples, self.dropped + other.dropped, max(self.peak, other.peak))
 
 
 class Algorithm(Protocol):

@@ -85,7 +85,7 @@ class Sampler:
         self._rtt: float | None = None
         self._last_peak = 0
         self.closes = now  # when to call `tick` next
-        self._length = self._total = self._least = self._most = 0.0
+        self._length = self._total = self._most = 0.0
         self._samples = self._dropped = self._peak = 0
         self._begin_window(now, in_flight=0)
 
@@ -160,7 +160,6 @@ class Sampler:
         # One call in a hundred that takes 100 times as long must not look like all taking twice as long.
         took = min(took, self._most)
         self._total += took
-        self._least = min(self._least, took)
         self._samples += 1
 
     def _late(self, now: float, in_use: Iterable[tuple[Permit, float]]) -> list[float]:
@@ -180,8 +179,7 @@ class Sampler:
                 self._add(age)
         algorithm = self._algorithm
         rtt = self._total / self._samples if self._samples else 0.0
-        least = self._least if self._samples else 0.0
-        algorithm.update(Window(rtt, least, self._samples, self._dropped, self._peak), now)
+        algorithm.update(Window(rtt, self._samples, self._dropped, self._peak), now)
         self._factor = 1.0 if self._meter is None else self._meter.read().factor
         if self._factor < 1.0:
             algorithm.hold()
@@ -197,7 +195,6 @@ class Sampler:
         self._length = max(self._settings.window, min(self._rtt or 0.0, _LONGEST))
         self.closes = now + self._length
         self._total = 0.0
-        self._least = math.inf
         self._most = math.inf if self._rtt is None else _OUTLIER * self._rtt
         self._samples = 0
         self._dropped = 0

@@ -21,8 +21,8 @@ from .sampler import LimitStats, Outcome, Sampler
 
 __all__ = ["Books", "Rules", "Slots"]
 
-_LOOK_AGAIN: Final = 1.0  # seconds
-_PLACES_A_SLOT: Final = 10
+_LOOK_AGAIN: Final = 1.0  # seconds: whoever vanishes with a slot in hand wakes nobody
+_PLACES_A_SLOT: Final = 10  # as many as wait for ten times what a call takes
 _LEAST_PLACES: Final = 100
 
 
@@ -158,37 +158,33 @@ class Slots:
                     self._dispatch(now)
                 return turn
             self._books.rejected += 1
-            raise self._refusal()
+            raise self._refusal(level)
 
-    def wait(self, got: Permit | Turn) -> Permit:
-        """Return the slot that *got* is, or that is waited for.
+    def wait(self, turn: Turn) -> Permit:
+        """Return the slot that *turn* is for, when it comes.
 
         Raises:
             BulkheadFullError: it did not come in time.
         """
-        if isinstance(got, Permit):
-            return got
         try:
-            waiter = cast("ThreadWaiter", got.waiter)
-            for seconds in self._waits(got):
+            waiter = cast("ThreadWaiter", turn.waiter)
+            for seconds in self._waits(turn):
                 waiter.park(seconds)
         except BaseException:
-            self._give_up(got)
+            self._give_up(turn)
             raise
-        return self._conclude(got)
+        return self._conclude(turn)
 
-    async def await_(self, got: Permit | Turn) -> Permit:
+    async def await_(self, turn: Turn) -> Permit:
         """Do as `wait`, without blocking the event loop."""
-        if isinstance(got, Permit):
-            return got
         try:
-            waiter = cast("TaskWaiter", got.waiter)
-            for seconds in self._waits(got):
+            waiter = cast("TaskWaiter", turn.waiter)
+            for seconds in self._waits(turn):
                 await waiter.park(seconds)
         except BaseException:
-            self._give_up(got)
+            self._give_up(turn)
             raise
-        return self._conclude(got)
+        return self._conclude(turn)
 
     # Going out.
 
@@ -384,7 +380,7 @@ class Slots:
                 if turn.permit is None:
                     if not turn.put_out:
                         self._books.gave_up += 1
-                    raise self._refusal(turn)
+                    raise self._refusal(turn.level, turn)
         return turn.permit
 
     def _give_up(self, turn: Turn) -> None:
@@ -399,7 +395,7 @@ class Slots:
                 self._books.gave_up += 1
             self._dispatch(now)
 
-    def _refusal(self, turn: Turn | None = None) -> BulkheadFullError:
+    def _refusal(self, level: Priority, turn: Turn | None = None) -> BulkheadFullError:
         name, held, waiting = self._rules.name, self._permits.held, len(self._line)
         if turn is None:
             why = ""
@@ -407,8 +403,12 @@ class Slots:
             why = ", and its place in the queue went to a more important call"
         else:
             why = f", and none came free in {turn.until - turn.since:.3g} s"
+        whom, share = "", ""
+        if self._ceilings is not None and self._ceilings[level] < self.limit:
+            whom, share = f" for {level.name.lower()} calls", f" (their share is {self._ceilings[level]})"
         queue = f" and {waiting} calls wait" if waiting else ""
-        message = f"bulkhead {name!r} is full: {held} of {self.limit} slots are taken{queue}{why}"
+        taken = f"{held} of {self.limit} slots are taken{share}"
+        message = f"bulkhead {name!r} is full{whom}: {taken}{queue}{why}"
         return BulkheadFullError(message, policy=name, limit=self.limit, in_use=held, waiting=waiting)
 
 
