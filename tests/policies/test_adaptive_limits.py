@@ -324,12 +324,14 @@ def test_limit_is_sought_until_there_is_no_more_room(kind: type[Gradient]):
 
 
 @each
-def test_held_limit_takes_back_what_it_has_grown_by(kind: type[AIMD]):
-    """And no more: not the half that a measurement takes for a moment."""
+def test_held_limit_grows_no_further(kind: type[AIMD]):
+    """And is lowered by no more than that: not by the half that a measurement takes for a moment."""
     run = Run(kind(initial=20))
     while run.limit <= 20:
         run.see(0.05)
-    run.algorithm.hold()
+    run.algorithm.hold(30.0)
+    assert 20 < run.limit <= 30
+    run.algorithm.hold(20.0)
     assert run.limit == 20
 
 
@@ -404,7 +406,7 @@ def test_limit_stays_within_its_bounds_whatever_the_windows(
     algorithm = kind(min_limit=least, initial=initial, max_limit=most).open(0.0)
     for number, seen in enumerate(windows):
         algorithm.update(seen, number * gaps)
-        algorithm.hold()
+        algorithm.hold(float(initial))
 
         assert least <= algorithm.limit <= most
         assert algorithm.baseline is None or 0.0 < algorithm.baseline < math.inf

@@ -19,6 +19,7 @@ from resilient import (
     RejectedError,
     Vegas,
 )
+from resilient.policies.bulkhead.pressure import Pressure, PressureMeter, Reading
 from resilient.policies.bulkhead.sampler import LimitStats
 from resilient.testing import FakeClock
 
@@ -352,3 +353,49 @@ def test_child_process_learns_nothing_from_a_call_of_its_parent(clock: FakeClock
 
     give(inherited, TimeoutError())
     assert adaptive_of(bulkhead).dropped == 0
+
+
+@pytest.mark.parametrize(
+    "limit", [Gradient(initial=20), Vegas(initial=20), AIMD(initial=20)], ids=lambda limit: limit.name
+)
+def test_those_that_stay_do_not_keep_all_others_out(limit: AIMD, clock: FakeClock):
+    """Streams may hold more slots than a lowered limit has: without other calls it could never rise again."""
+    bulkhead = Bulkhead("door", limit, clock=clock)
+    streams = [take(bulkhead) for _ in range(14)]
+    clock.advance(0.05)
+    for stream in streams:
+        stream.answered(None)
+    served = [_serve_or_fail(bulkhead, clock, slow=100 < number < 200) for number in range(1200)]
+
+    assert sum(served[:100]) == 100
+    assert sum(served[-600:]) == 600
+    for stream in streams:
+        give(stream)
+
+
+def _serve_or_fail(bulkhead: Bulkhead, clock: FakeClock, *, slow: bool) -> bool:
+    """Tell whether there is a slot; of calls that are *slow*, all time out."""
+    block = bulkhead.calling()
+    try:
+        block.__enter__()
+    except BulkheadFullError:
+        clock.advance(0.05)
+        return False
+    clock.advance(0.05)
+    give(block, TimeoutError() if slow else None)
+    return True
+
+
+def test_pressure_that_lasts_does_not_wear_a_limit_down(clock: FakeClock, monkeypatch: pytest.MonkeyPatch):
+    """It holds the limit to what it was when it began: what is lost to a stall comes back."""
+    monkeypatch.setattr(PressureMeter, "read", lambda _: Reading(lag=0.0, cpu=0.95, factor=0.95))
+    limit = AIMD(initial=40, window=0.1, min_samples=1, pressure=Pressure(lag=None))
+    bulkhead = Bulkhead("door", limit, clock=clock)
+    for number in range(400):
+        blocks = fill(bulkhead)
+        clock.advance(0.2)
+        for block in blocks:
+            give(block, TimeoutError() if number % 100 == 50 else None)
+
+    assert adaptive_of(bulkhead).limit == 40
+    assert bulkhead.limit == 38

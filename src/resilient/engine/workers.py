@@ -72,10 +72,13 @@ class Job:
         error, self.error = self.error, None
         if error is None:
             return self.result
+        context = error.__context__
         try:
             raise error
         finally:
-            del error  # or this frame and its traceback would keep each other alive
+            if context is not None:  # its own: raised here, it would have what its caller is handling
+                error.__context__ = context
+            del error, context  # or this frame and its traceback would keep each other alive
 
     def run(self) -> None:
         """Make the call, unless it was withdrawn."""

@@ -72,11 +72,11 @@ class _State:
     Concurrency: requires external locking.
     """
 
-    __slots__ = ("_before", "_settings", "baseline", "epoch", "limit", "measurements")
+    __slots__ = ("_settings", "baseline", "epoch", "limit", "measurements")
 
     def __init__(self, settings: AIMD) -> None:
         self._settings = settings
-        self.limit = self._before = float(settings.initial)
+        self.limit = float(settings.initial)
         self.epoch = 0
         self.baseline: float | None = None
         self.measurements = 0
@@ -86,13 +86,12 @@ class _State:
         """How many calls may be in flight; nothing is ever measured here."""
         return self.limit
 
-    def hold(self) -> None:
-        """Take back what the limit has grown by with the last window."""
-        self.limit = min(self.limit, self._before)
+    def hold(self, limit: float) -> None:
+        """Have it grow no further than to *limit*."""
+        self.limit = min(self.limit, limit)
 
     def update(self, window: Window, now: float) -> None:  # noqa: ARG002
         """Learn from *window*."""
-        self._before = self.limit
         if window.dropped:
             factor = max(_STEEPEST, min(self._settings.backoff, 1.0 - window.drop_ratio))
             self.limit = self._settings.bounded(self.limit * factor)

@@ -12,7 +12,7 @@ from ...engine import params
 from ...engine.keys import compact
 from ...engine.permits import Permit
 from ...engine.policy import callee_of
-from ...engine.priority import Priority, innermost_priority, priority_of
+from ...engine.priority import Priority, innermost_priority, priority_of, service_criticality
 from ...engine.shelf import Shelf
 from ...engine.waiting import TaskWaiter, ThreadWaiter, Waiter
 from ...errors import BulkheadFullError
@@ -41,6 +41,8 @@ def level_maker(priority: Any) -> LevelOf:
         return _alike
     if not callable(priority):
         return _always(priority_of("priority", priority))
+    if priority is service_criticality:
+        params.refuse(TypeError, "priority", "must be what service_criticality() returns", priority)
     params.plain_function("priority", priority)
 
     def ask(fn: Any, args: Any, kwargs: Any) -> Priority:

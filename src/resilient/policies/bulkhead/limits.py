@@ -78,8 +78,8 @@ class Algorithm(Protocol):
         """How often the baseline was measured."""
         ...
 
-    def hold(self) -> None:
-        """Take back what the limit has grown by with the last window."""
+    def hold(self, limit: float) -> None:
+        """Have it grow no further than to *limit*."""
         ...
 
     def update(self, window: Window, now: float) -> None:

@@ -61,7 +61,8 @@ class Pressure:
     """Lower an adaptive limit while the process itself is under pressure, before latency shows it.
 
     The limit that is enforced is the algorithm's, times the smaller of `lag / measured lag` and
-    `cpu / measured cpu`, from 0.5 to 1. While it is below 1 the algorithm's limit does not grow.
+    `cpu / measured cpu`, from 0.5 to 1. While it is below 1 the algorithm's limit grows no
+    further than it was when that began.
 
     Args:
         lag: seconds an event loop may be late; above 0. None: the limit does not go by it.

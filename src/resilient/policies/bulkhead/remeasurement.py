@@ -154,7 +154,7 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
         self._bounded = settings.bounded
         self._weight = 2.0 / (memory + 1)
         self._tolerance = tolerance
-        self._estimate = self._before = float(settings.initial)
+        self._estimate = float(settings.initial)
         self._is_sought = True
         self._measurement = _Measurement(remeasure, now)
         self._round = Round(now, _ALL_NEW)
@@ -184,13 +184,12 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
         """How often the baseline was measured."""
         return self._measurement.count
 
-    def hold(self) -> None:
-        """Take back what the limit has grown by with the last window."""
-        self._estimate = min(self._estimate, self._before)
+    def hold(self, limit: float) -> None:
+        """Have it grow no further than to *limit*."""
+        self._estimate = min(self._estimate, limit)
 
     def update(self, window: Window, now: float) -> None:
         """Learn from *window*, which ends at *now*."""
-        self._before = self._estimate
         if not 0.0 < window.rtt < math.inf:
             window = window._replace(rtt=0.0, samples=0)
         if self._measurement.active:

@@ -77,6 +77,8 @@ class Sampler:
         self.touch = None if self._meter is None else self._meter.touch
         """Keeps the pressure measured, where it is; called without the lock, where the call will run."""
         self._factor = 1.0
+        self._held_at: float | None = None  # what the limit was when the pressure began
+        self._untimed = 0
         self._epoch = self._algorithm.epoch
         self._windows = 0
         self._all_dropped = 0
@@ -91,8 +93,13 @@ class Sampler:
 
     @property
     def limit(self) -> int:
-        """How many calls may be in flight now."""
-        return max(self._settings.min_limit, int(self._algorithm.limit * self._factor))
+        """How many calls may be in flight now.
+
+        No fewer than there are of which nothing is learnt any more, streams above all, and some: if those
+        kept everybody else out, there would be nothing to learn from.
+        """
+        least = self._settings.min_limit
+        return max(least, int(self._algorithm.limit * self._factor), self._untimed + least)
 
     @property
     def usual(self) -> int:
@@ -120,19 +127,21 @@ class Sampler:
             self._add(took)
 
     def tick(self, now: float, held: int, in_use: Callable[[], Iterable[tuple[Permit, float]]]) -> bool:
-        """Close the window, if enough was seen by now; return whether it was closed.
+        """Close the window, if enough was seen by now; return whether the limit may be another one.
 
         Args:
             now: the time; `closes` or later.
             held: how many calls are in flight.
             in_use: returns the permits of those that are timed, and since when.
         """
-        overdue = self._late(now, in_use())
+        timed = [since for permit, since in in_use() if permit.epoch == self._epoch]
+        before, self._untimed = self._untimed, held - len(timed)
+        overdue = self._late(now, timed)
         enough = self._samples + self._dropped + len(overdue) >= self._settings.min_samples
         # Where nothing ends any more there will never be enough.
         if not enough and not 2 * len(overdue) >= held > 0:
             self.closes = now + self._length  # not to look again at each call
-            return False
+            return self._untimed != before
         self._close(now, held, overdue)
         return True
 
@@ -162,12 +171,11 @@ class Sampler:
         self._total += took
         self._samples += 1
 
-    def _late(self, now: float, in_use: Iterable[tuple[Permit, float]]) -> list[float]:
-        """Return the ages of the calls in flight that are overdue."""
+    def _late(self, now: float, timed: list[float]) -> list[float]:
+        """Return the ages of the calls in flight that are overdue, of those that began at *timed*."""
         usual = self._settings.window if self._rtt is None else self._rtt
         limit = min(max(_OVERDUE * usual, self._settings.window), self._drop_after)
-        epoch = self._epoch
-        return [now - since for permit, since in in_use if permit.epoch == epoch and now - since > limit]
+        return [now - since for since in timed if now - since > limit]
 
     def _close(self, now: float, held: int, overdue: list[float]) -> None:
         good = self._total / self._samples if self._samples else None
@@ -177,12 +185,16 @@ class Sampler:
                 self._dropped += 1
             else:
                 self._add(age)
-        algorithm = self._algorithm
+        algorithm, usual = self._algorithm, self._algorithm.usual
         rtt = self._total / self._samples if self._samples else 0.0
         algorithm.update(Window(rtt, self._samples, self._dropped, self._peak), now)
         self._factor = 1.0 if self._meter is None else self._meter.read().factor
-        if self._factor < 1.0:
-            algorithm.hold()
+        if self._factor == 1.0:
+            self._held_at = None
+        else:
+            # Not at what it was a moment ago: whatever it fell by in between would be lost for good.
+            self._held_at = usual if self._held_at is None else self._held_at
+            algorithm.hold(self._held_at)
         self._epoch = algorithm.epoch
         self._rtt = self._rtt if good is None else good
         self._windows += 1
