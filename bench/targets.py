@@ -57,11 +57,6 @@ TARGETS: tuple[Target, ...] = (
     Target("async breaker/resilient", "async breaker/hyx", 0.75),
     Target("async cache hit/resilient", "async cache hit/async-lru", 0.7),
     Target("async timeout/resilient", "async timeout/asyncio.timeout", 0.35),
-    Target("rate limiter/resilient", "rate limiter/limits (fixed window)", 0.20),
-    Target("redis decision/resilient", "redis decision/bare EVALSHA", 1.1),
-    Target("redis decision/resilient (lease=100)", "redis decision/resilient", 0.05),
-    Target("async redis decision/resilient", "async redis decision/bare EVALSHA", 1.1),
-    Target("async redis decision/resilient (lease=100)", "async redis decision/resilient", 0.05),
     Target("bulkhead/resilient", "bulkhead/threading.BoundedSemaphore", 0.30),
     *(
         Target(f"{crowded}/resilient", f"{crowded}/threading.BoundedSemaphore", 1.0)
@@ -83,6 +78,11 @@ TARGETS: tuple[Target, ...] = (
         "async breaker + retry + bulkhead + timeout/pyresilience",
         0.15,
     ),
+    Target("rate limiter/resilient", "rate limiter/limits (fixed window)", 0.20),
+    Target("redis decision/resilient", "redis decision/bare EVALSHA", 1.1),
+    Target("redis decision/resilient (lease=100)", "redis decision/resilient", 0.05),
+    Target("async redis decision/resilient", "async redis decision/bare EVALSHA", 1.1),
+    Target("async redis decision/resilient (lease=100)", "async redis decision/resilient", 0.05),
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 

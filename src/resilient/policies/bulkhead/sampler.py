@@ -98,8 +98,8 @@ class Sampler:
         No fewer than there are of which nothing is learnt any more, streams above all, and some: if those
         kept everybody else out, there would be nothing to learn from.
         """
-        least = self._settings.min_limit
-        return max(least, int(self._algorithm.limit * self._factor), self._untimed + least)
+        least, most = self._settings.min_limit, self._settings.max_limit
+        return max(least, int(self._algorithm.limit * self._factor), min(self._untimed + least, most))
 
     @property
     def usual(self) -> int:
