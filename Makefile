@@ -46,8 +46,8 @@ test: $(GROUP)test $(GROUP)demo ## Run every test, the code in the docs included
 	$(PY) -m pytest $(ARGS)
 
 .PHONY: soak
-soak: $(GROUP)test $(GROUP)demo ## Run the faults of shared limits, and the stress, at full length: longer outages, more of all
-	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet tests/stress $(ARGS)
+soak: $(GROUP)test $(GROUP)demo ## Run the faults of shared limits, the stress and the game day at full length: longer, and more of all
+	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet tests/stress tests/incidents/test_d9_demo.py $(ARGS)
 
 .PHONY: check
 check: $(GROUP)check $(GROUP)test $(GROUP)demo ## Lint, check the format and the types

@@ -1,8 +1,12 @@
-"""Incident D9, for real and short: ever more visitors, and no limit, a guessed one, one that adapts."""
+"""Incident D9, for real: ever more visitors, and no limit, a guessed one, one that adapts.
+
+Two minutes of it, so it is for `make soak`; `test_d9_overload.py` plays the part that matters most.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -17,7 +21,12 @@ BEYOND = ("1.5x", "2x", "3x", "4x")
 CRITICAL = ("add to cart", "checkout", "view cart")
 
 # Twice as long as it takes: the machine may have other things to do.
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(150)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.faults,
+    pytest.mark.timeout(150),
+    pytest.mark.skipif(not os.environ.get("RESILIENT_SOAK"), reason="two minutes: make soak"),
+]
 
 
 @pytest.fixture(scope="module")
