@@ -51,7 +51,7 @@ class PublishedState:
         """How many calls may be in flight; nothing is ever measured here."""
         return self.limit
 
-    def hold(self) -> None:
+    def hold(self, limit: float) -> None:
         """Do nothing: it knows no pressure."""
 
     def update(self, window: Window, now: float) -> None:
