@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from resilient import AIMD, Bulkhead
+from resilient.policies.bulkhead import pressure
 from resilient.policies.bulkhead.pressure import (
     BEAT,
     CPU_WINDOW,
@@ -406,21 +407,18 @@ def test_forked_child_has_processor_time_of_its_own(clock: FakeClock) -> None:
 
 @pytest.mark.parametrize(
     ("gil", "process_cores", "machine_cores", "expected"),
-    [(True, 8, 8, 1), (None, 8, 8, 1), (False, 6, 8, 6), (False, None, 8, 8), (False, 0, 0, 1)],
+    [(True, 8, 8, 1), (False, 6, 8, 6), (False, None, 8, 8), (False, 0, 0, 1)],
     ids=str,
 )
 def test_cores_are_those_that_python_code_can_use(
     monkeypatch: pytest.MonkeyPatch,
-    gil: bool | None,
+    gil: bool,
     process_cores: int | None,
     machine_cores: int,
     expected: int,
 ) -> None:
     """One with a global interpreter lock; else those that the process may run on."""
-    if gil is None:
-        monkeypatch.delattr(sys, "_is_gil_enabled", raising=False)
-    else:
-        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: gil, raising=False)
+    monkeypatch.setattr(pressure, "HAS_GIL", gil)
     if process_cores is None:
         monkeypatch.delattr("os.process_cpu_count", raising=False)
     else:

@@ -11,9 +11,9 @@ import contextlib
 import threading
 from typing import Protocol
 
-__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter"]
+__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "running_loop"]
 
-_running_loop = asyncio._get_running_loop  # noqa: SLF001 - documented, and None where there is none
+running_loop = asyncio._get_running_loop  # noqa: SLF001 - documented, and None where there is none
 
 
 class Waiter(Protocol):
@@ -69,7 +69,7 @@ class TaskWaiter:
         return self._loop.is_closed()
 
     def wake(self) -> None:
-        if _running_loop() is self._loop:
+        if running_loop() is self._loop:
             self._finish()  # without the detour through the loop's own socket
             return
         # The loop may be closed by now, and then nobody waits there any more.

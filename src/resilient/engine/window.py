@@ -12,12 +12,12 @@ import math
 import sys
 import threading
 from collections import deque
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from . import params
 from .fork import renew_after_fork
 
-__all__ = ["CallWindow", "Calls", "Counts", "NoWindow", "Tally", "TimeWindow", "Window", "ticker"]
+__all__ = ["HAS_GIL", "CallWindow", "Calls", "Counts", "NoWindow", "Tally", "TimeWindow", "Window", "ticker"]
 
 BUCKETS = 10
 """Parts of a time window: it forgets in steps of a tenth of its length."""
@@ -39,12 +39,12 @@ class _LockedCount:
             return value
 
 
-_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+HAS_GIL: Final = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def ticker() -> itertools.count[int] | _LockedCount:
     """Return what any thread may raise without a lock, by `next`: one atomic C call."""
-    return itertools.count() if _GIL else _LockedCount()
+    return itertools.count() if HAS_GIL else _LockedCount()
 
 
 class Tally:

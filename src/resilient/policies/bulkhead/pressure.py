@@ -6,7 +6,6 @@ taking on more. Both show before the latency does: a call that waits for the loo
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import math
 import os
@@ -19,6 +18,8 @@ from typing import Final, NamedTuple
 
 from ...engine import params
 from ...engine.fork import renew_after_fork
+from ...engine.waiting import running_loop
+from ...engine.window import HAS_GIL
 from ...typing import Clock
 
 __all__ = ["Pressure", "PressureMeter", "Reading"]
@@ -37,8 +38,6 @@ KEEP: Final = 1.0
 
 CPU_WINDOW: Final = 0.25
 """Seconds of processor time that are looked at together, or more."""
-
-_running_loop = asyncio._get_running_loop  # noqa: SLF001 - documented, and None where there is none
 
 
 class Reading(NamedTuple):
@@ -106,7 +105,7 @@ def _share(target: float | None, measured: float) -> float:
 
 def usable_cores() -> int:
     """Return how many cores the Python code of this process can use at once."""
-    if getattr(sys, "_is_gil_enabled", lambda: True)():
+    if HAS_GIL:
         return 1
     count = getattr(os, "process_cpu_count", os.cpu_count)
     return count() or 1
@@ -146,7 +145,7 @@ class PressureMeter:
         try:
             self.watched[get_ident()].touched = True
         except KeyError:
-            loop = _running_loop()
+            loop = running_loop()
             self.watched[get_ident()] = _NO_LOOP if loop is None else _Heartbeat(self, loop)
 
     def read(self) -> Reading:
