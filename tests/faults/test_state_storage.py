@@ -294,6 +294,8 @@ def test_calls_that_change_nothing_write_nothing(valkey: ValkeyServer, storage_a
             state_storage=storage_at(valkey.port),
         )
         call_badly(breaker)
+        # It is 0 to begin with: without this, the writes to come would be taken for writes of good calls.
+        eventually(lambda: client.get("shop:pybreaker:fail_counter"), b"1")
         breaker.call(int)
         eventually(lambda: client.get("shop:pybreaker:fail_counter"), b"0")
         before = client.info("commandstats")["cmdstat_set"]["calls"]

@@ -19,7 +19,7 @@ from resilient.policies.bulkhead.line import Turn
 
 LIMIT = 3
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
-CALLS = 1_000_000 if SOAK else 50_000
+CALLS = 1_000_000 if SOAK else 20_000
 CALLS_THAT_COST_MORE = CALLS // 10  # that wait, or go through a thread
 
 pytestmark = pytest.mark.timeout(600.0 if SOAK else 60.0)

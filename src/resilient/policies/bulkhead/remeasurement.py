@@ -15,7 +15,7 @@ __all__ = ["MeasuredAlgorithm"]
 _JITTER: Final = 0.15  # of the interval: many processes before one dependency must not all do it at once
 _REST: Final = 10.0  # times as long as a measurement took, there is none
 _SAMPLES: Final = 100
-_FALLEN: Final = 2.0 / 3.0  # of what the limit was: it is measured why
+_FALLEN: Final = 0.5  # of what the limit was: it is measured why
 _SECONDS: Final = 2.0  # where calls are rare, fewer must do
 _ROUNDS: Final = 4.0  # but so many times what calls take
 _SHORTER: Final = 0.65  # times what they took at twice the limit: most of it was waiting, as may be the rest
@@ -131,7 +131,7 @@ class MeasuredAlgorithm(metaclass=ABCMeta):
     difference. The limit goes on at what can be in flight without a queue: so many calls as end in a second,
     times the seconds that each takes.
 
-    It is measured now and then, and as soon as the limit has fallen by a third. Where calls take no less by
+    It is measured now and then, and as soon as the limit has fallen to half. Where calls take no less by
     then, it is not the queue that takes the time: a dependency that is slower for good is followed.
 
     After each measurement, and in the beginning, the limit is sought: it is raised by as much as what calls

@@ -134,8 +134,9 @@ class Sampler:
             held: how many calls are in flight.
             in_use: returns the permits of those that are timed, and since when.
         """
-        timed = [since for permit, since in in_use() if permit.epoch == self._epoch]
-        before, self._untimed = self._untimed, held - len(timed)
+        entries = list(in_use())
+        timed = [since for permit, since in entries if permit.epoch == self._epoch]
+        before, self._untimed = self._untimed, held - len(timed) - self._ending(now, entries)
         overdue = self._late(now, timed)
         enough = self._samples + self._dropped + len(overdue) >= self._settings.min_samples
         # Where nothing ends any more there will never be enough.
@@ -171,11 +172,20 @@ class Sampler:
         self._total += took
         self._samples += 1
 
+    def _ending(self, now: float, in_use: list[tuple[Permit, float]]) -> int:
+        """Return how many calls of earlier epochs will have ended soon: those that are not overdue."""
+        limit = self._patience()
+        return sum(permit.epoch != self._epoch and now - since <= limit for permit, since in in_use)
+
     def _late(self, now: float, timed: list[float]) -> list[float]:
         """Return the ages of the calls in flight that are overdue, of those that began at *timed*."""
-        usual = self._settings.window if self._rtt is None else self._rtt
-        limit = min(max(_OVERDUE * usual, self._settings.window), self._drop_after)
+        limit = min(self._patience(), self._drop_after)
         return [now - since for since in timed if now - since > limit]
+
+    def _patience(self) -> float:
+        """Return for how many seconds a call may be in flight before it is overdue."""
+        usual = self._settings.window if self._rtt is None else self._rtt
+        return max(_OVERDUE * usual, self._settings.window)
 
     def _close(self, now: float, held: int, overdue: list[float]) -> None:
         good = self._total / self._samples if self._samples else None
