@@ -31,7 +31,7 @@ def limit() -> int | Gradient:
     return Gradient(
         initial=int(os.environ.get("SHOP_INITIAL_LIMIT", "20")),
         min_limit=2,
-        tolerance=1.4,
+        tolerance=1.3,
         queue=2,
         smoothing=0.4,
     )
