@@ -100,7 +100,7 @@ class _Measurement:
 
     def _is_enough(self, seen: Window, now: float) -> bool:
         length = self._round.length(now)
-        if length < seen.rtt:
+        if length <= 0.0 or length < seen.rtt:  # nothing of what was dropped says how long it took
             return False
         return seen.samples + seen.dropped >= _SAMPLES or length >= max(_SECONDS, _ROUNDS * seen.rtt)
 
