@@ -17,14 +17,21 @@ import pybreaker
 
 if TYPE_CHECKING:
     from .policies.rate_limiter.decision import Decision
+    from .pool.borrowers import Borrower
 
 __all__ = [
     "BulkheadFullError",
     "CallTimeoutError",
     "CircuitOpenError",
+    "ConnectionReclaimedError",
+    "ConnectionReturnedError",
     "DeadlineExceededError",
     "MaintenanceError",
     "PipelineOrderError",
+    "PoolClosedError",
+    "PoolFullError",
+    "PoolTimeoutError",
+    "PoolUnavailableError",
     "RateLimitedError",
     "RejectedError",
     "ResilientError",
@@ -177,6 +184,145 @@ class ThrottledError(RejectedError):
         self.policy = policy
         self.retry_after = retry_after
         self.probability = probability
+
+
+class PoolTimeoutError(RejectedError, TimeoutError):
+    """Tell that no connection of a pool came free in time.
+
+    Args:
+        message: which pool, where its connections are, and who has held some for longest.
+        policy: the pool's name.
+        retry_after: None: nobody knows.
+        size: the connections there were, those that were being made or mended included.
+        idle: how many of them nobody had.
+        used: how many were lent.
+        waiting: how many callers were waiting, this one not included.
+        borrowers: who held a connection for longest, at most three, the oldest first.
+        last_failure: why connecting failed last, as text; None if it did not fail since it last succeeded.
+    """
+
+    size: int | None = None
+    idle: int | None = None
+    used: int | None = None
+    waiting: int | None = None
+    borrowers: tuple[Borrower, ...] = ()
+    last_failure: str | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        size: int | None = None,
+        idle: int | None = None,
+        used: int | None = None,
+        waiting: int | None = None,
+        borrowers: tuple[Borrower, ...] = (),
+        last_failure: str | None = None,
+    ) -> None:
+        super().__init__(message, policy=policy, retry_after=retry_after)
+        self.size = size
+        self.idle = idle
+        self.used = used
+        self.waiting = waiting
+        self.borrowers = borrowers
+        self.last_failure = last_failure
+
+
+class PoolFullError(RejectedError):
+    """Tell that so many callers wait for a connection already that this one was not let wait.
+
+    Args:
+        message: which pool, and how many wait.
+        policy: the pool's name.
+        retry_after: None: nobody knows.
+        waiting: how many callers were waiting.
+    """
+
+    waiting: int | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        waiting: int | None = None,
+    ) -> None:
+        super().__init__(message, policy=policy, retry_after=retry_after)
+        self.waiting = waiting
+
+
+class PoolUnavailableError(RejectedError, ConnectionError):
+    """Tell that a pool has no connection to give, and that its server is known to be down.
+
+    Args:
+        message: which pool, and how connecting failed last.
+        policy: the pool's name.
+        retry_after: seconds until the pool tries to connect again.
+        last_failure: why connecting failed last, as text.
+    """
+
+    last_failure: str | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        policy: str = "",
+        retry_after: float | None = None,
+        last_failure: str | None = None,
+    ) -> None:
+        super().__init__(message, policy=policy, retry_after=retry_after)
+        self.last_failure = last_failure
+
+
+class PoolClosedError(ResilientError):
+    """Tell that a pool was closed: it lends nothing any more.
+
+    Args:
+        message: which pool.
+        policy: the pool's name.
+    """
+
+    policy: str = ""
+
+    def __init__(self, message: str = "", *, policy: str = "") -> None:
+        super().__init__(message)
+        self.policy = policy
+
+
+class ConnectionReclaimedError(ResilientError):
+    """Tell a borrower that its connection was taken away: held for too long, or the pool was closed.
+
+    What was not committed is lost: the server's side of the connection has been closed.
+
+    Args:
+        message: which pool, after how long, and where the connection was borrowed.
+        policy: the pool's name.
+    """
+
+    policy: str = ""
+
+    def __init__(self, message: str = "", *, policy: str = "") -> None:
+        super().__init__(message)
+        self.policy = policy
+
+
+class ConnectionReturnedError(ResilientError):
+    """Tell that a connection was used, or returned, after it had been returned already.
+
+    Args:
+        message: what was done, and of which pool the connection was.
+        policy: the pool's name.
+    """
+
+    policy: str = ""
+
+    def __init__(self, message: str = "", *, policy: str = "") -> None:
+        super().__init__(message)
+        self.policy = policy
 
 
 class DeadlineExceededError(RejectedError, TimeoutError):

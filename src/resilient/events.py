@@ -31,10 +31,17 @@ __all__ = [
     "CircuitOpened",
     "CircuitOverridden",
     "CircuitResumed",
+    "ConnectionCollected",
+    "ConnectionDiscarded",
+    "ConnectionLeaked",
+    "ConnectionReclaimed",
+    "ConnectionReturnedLate",
     "Event",
     "FallbackUsed",
     "Listener",
     "MaintenanceSwitched",
+    "PoolAvailable",
+    "PoolUnavailable",
     "RefreshFailed",
     "RetriesExhausted",
     "RetryScheduled",
@@ -203,6 +210,76 @@ class ThrottlingStopped(Event):
     """A throttle lets every call through again, after it refused *rejected* calls."""
 
     rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLeaked(Event):
+    """A connection has been lent for *held_for* seconds, which is longer than it should be.
+
+    *where* says where it was borrowed, *stack* by which way, innermost first; *thread* and *task* by whom.
+    """
+
+    held_for: float
+    where: str
+    stack: tuple[str, ...]
+    thread: str
+    task: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReturnedLate(Event):
+    """A connection that was reported as leaked has been returned after all, after *held_for* seconds."""
+
+    held_for: float
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCollected(Event):
+    """A borrower was garbage-collected without returning its connection; the pool has it back.
+
+    *reused* is False where something else still referred to the connection, which was closed for that.
+    """
+
+    held_for: float
+    where: str
+    stack: tuple[str, ...]
+    thread: str
+    task: str | None
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReclaimed(Event):
+    """A connection was taken from its borrower after *held_for* seconds, and closed."""
+
+    held_for: float
+    where: str
+    stack: tuple[str, ...]
+    thread: str
+    task: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionDiscarded(Event):
+    """A connection was found broken, and closed; *reason* says by what."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUnavailable(Event):
+    """A pool cannot connect, *failures* times in a row; whoever finds no connection is refused at once."""
+
+    failures: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAvailable(Event):
+    """A pool that could not connect has connected again, after *seconds*."""
+
+    seconds: float
 
 
 Listener: TypeAlias = Callable[[Event], None]

@@ -1,0 +1,98 @@
+"""Who has borrowed a connection: where in the code, by whom, for how long.
+
+What is kept of a borrower is made to be cheap: code objects, and how far each had come. File names and line
+numbers are worked out when somebody asks. No frame is kept: it would keep all its locals alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Final, TypeAlias
+
+__all__ = ["ALL_FRAMES", "FEW_FRAMES", "Borrower", "Site", "lines_of", "site_of", "where_of"]
+
+FEW_FRAMES: Final = 5
+"""Frames that are kept of a borrower's stack, where nobody asked for more."""
+
+ALL_FRAMES: Final = 100
+"""Frames of a full stack; what lies further out is left away."""
+
+Site: TypeAlias = tuple[tuple[CodeType, int], ...]
+"""A stack, innermost frame first: the code, and the instruction it had come to."""
+
+# Code that stands between a borrower and the pool: a `with`, a decorator, a wait.
+_GO_BETWEENS: Final = (
+    contextlib.__file__,
+    functools.__file__,
+    str(Path(asyncio.__file__).parent),
+    str(Path(__file__).parents[1]),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Borrower:
+    """Who holds a connection.
+
+    Attributes:
+        where: the place in the borrower's code, as "file:line in function".
+        stack: how it was come by, innermost first, in the same form. What is kept of it is short, unless the
+            pool was told to keep full stacks.
+        thread: the name of the thread that borrowed it.
+        task: the name of the task that did; None where it was none.
+        held_for: seconds since.
+        leaked: whether that was reported as too long.
+    """
+
+    where: str
+    stack: tuple[str, ...]
+    thread: str
+    task: str | None
+    held_for: float
+    leaked: bool
+
+    def __str__(self) -> str:
+        task = "" if self.task is None else f", task {self.task}"
+        return f"{self.where} ({self.held_for:.1f} s, thread {self.thread}{task})"
+
+
+def site_of(frame: FrameType | None, depth: int, skip: Collection[str] = ()) -> Site:
+    """Return the stack that ends in *frame*: at most *depth* frames of it.
+
+    The innermost ones that belong to the packages *skip* are left away, unless there are no others.
+    """
+    first = frame
+    while frame is not None and _package_of(frame) in skip:
+        frame = frame.f_back
+    found: list[tuple[CodeType, int]] = []
+    frame = frame or first
+    while frame is not None and len(found) < depth:
+        found.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def lines_of(site: Site) -> tuple[str, ...]:
+    """Return a stack as text, innermost first."""
+    return tuple(f"{code.co_filename}:{_line(code, at)} in {code.co_qualname}" for code, at in site)
+
+
+def where_of(site: Site) -> str:
+    """Return the innermost place of a stack that is in somebody's own code."""
+    own = (place for place in site if not place[0].co_filename.startswith(_GO_BETWEENS))
+    chosen = next(own, site[0] if site else None)
+    return "unknown" if chosen is None else lines_of((chosen,))[0]
+
+
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _line(code: CodeType, at: int) -> int:
+    lines = (line for start, end, line in code.co_lines() if start <= at < end)
+    return next(lines, None) or code.co_firstlineno
