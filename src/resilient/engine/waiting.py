@@ -9,9 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Final, Protocol
 
-__all__ = ["TaskWaiter", "ThreadWaiter", "Waiter", "running_loop"]
+from ..typing import Clock
+
+__all__ = ["TaskWaiter", "ThreadWaiter", "Turn", "Waiter", "running_loop", "spells"]
+
+_LOOK_AGAIN: Final = 1.0  # seconds: whoever vanishes with what others wait for wakes nobody
 
 running_loop = asyncio._get_running_loop  # noqa: SLF001 - documented, and None where there is none
 
@@ -85,3 +90,32 @@ class TaskWaiter:
     def _finish(self) -> None:
         if not self._future.done():
             self._future.set_result(None)
+
+
+class Turn(Protocol):
+    """What somebody waits for, until a moment, under the lock of whoever decides it."""
+
+    until: float
+
+    @property
+    def decided(self) -> bool: ...
+
+
+def spells(turn: Turn, lock: Any, clock: Clock, attend: Callable[[], None]) -> Generator[float]:
+    """Return how long to wait for *turn* before one looks again, each time anew, until it is decided.
+
+    Between two spells *attend* sees to it that what came free is handed on: whoever had it may have been
+    interrupted with it in hand.
+    """
+    while not turn.decided:
+        now = clock()
+        # A signal's handler may have come into a step under the lock, which is re-entrant: while the handler
+        # waits, nobody else can take one.
+        if lock._is_owned():  # noqa: SLF001 - as Condition does
+            turn.until = now
+        left = turn.until - now
+        if left <= 0.0:
+            return
+        yield min(left, _LOOK_AGAIN)
+        if not turn.decided:
+            attend()

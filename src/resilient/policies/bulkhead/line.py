@@ -29,6 +29,11 @@ class Turn:
         self.permit: Permit | None = None  # what it waits for, once it is there
         self.put_out = False  # it had to make room for somebody more important
 
+    @property
+    def decided(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.permit is not None or self.put_out
+
 
 class Line:
     """The turns that are waiting: the most important first, and among equals the oldest.

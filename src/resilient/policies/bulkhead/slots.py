@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
 from ...engine.deadline import time_left
 from ...engine.permits import Permit, Permits
 from ...engine.priority import Priority
-from ...engine.waiting import TaskWaiter, ThreadWaiter, Waiter
+from ...engine.waiting import TaskWaiter, ThreadWaiter, Waiter, spells
 from ...engine.window import Tally
 from ...errors import BulkheadFullError
 from ...typing import Clock
@@ -21,7 +21,6 @@ from .sampler import LimitStats, Outcome, Sampler
 
 __all__ = ["Books", "Rules", "Slots"]
 
-_LOOK_AGAIN: Final = 1.0  # seconds: whoever vanishes with a slot in hand wakes nobody
 _PLACES_A_SLOT: Final = 10  # as many as wait for ten times what a call takes
 _LEAST_PLACES: Final = 100
 
@@ -168,7 +167,7 @@ class Slots:
         """
         try:
             waiter = cast("ThreadWaiter", turn.waiter)
-            for seconds in self._waits(turn):
+            for seconds in spells(turn, self._books.lock, self._clock, self.attend):
                 waiter.park(seconds)
         except BaseException:
             self._give_up(turn)
@@ -179,7 +178,7 @@ class Slots:
         """Do as `wait`, without blocking the event loop."""
         try:
             waiter = cast("TaskWaiter", turn.waiter)
-            for seconds in self._waits(turn):
+            for seconds in spells(turn, self._books.lock, self._clock, self.attend):
                 await waiter.park(seconds)
         except BaseException:
             self._give_up(turn)
@@ -357,20 +356,6 @@ class Slots:
         return True
 
     # Waiting.
-
-    def _waits(self, turn: Turn) -> Generator[float]:
-        """Return how long to wait for *turn* before one looks again, each time anew, until it is decided."""
-        while turn.permit is None and not turn.put_out:
-            now = self._clock()
-            # A signal's handler may have come into one of our own steps: while it waits, nobody can take one.
-            if self._books.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as Condition does
-                turn.until = now
-            left = turn.until - now
-            if left <= 0.0:
-                return
-            yield min(left, _LOOK_AGAIN)
-            if turn.permit is None:
-                self.attend()  # who had a slot for us may have been interrupted with it in hand
 
     def _conclude(self, turn: Turn) -> Permit:
         if turn.permit is None:
