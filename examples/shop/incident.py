@@ -7,13 +7,16 @@ The machinery around it (`scenario.py`, `display.py`, `report/`) is the same for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
 from examples.shop.crowds import CUSTOMERS, Crowd
 from examples.shop.figures import FAULT, ONSET, Run, Sample, Span, Summary
+from examples.shop.processes import Hear
+from examples.shop.service import NAMES
 from examples.shop.timing import scaled
 
 # In every incident, in its own seconds: customers wait 15 s at most. A checkout used to take 2 s: an answer
@@ -140,6 +143,7 @@ class Incident(ABC):
         difference: The file that holds all of what protects them.
         defaults: How it is played unless told otherwise; a rate of 0 is measured first.
         columns: What the table of phases tells, after the phase's name.
+        services: Which services its shop has, see `service.py`.
     """
 
     key: ClassVar[str]
@@ -148,6 +152,7 @@ class Incident(ABC):
     difference: ClassVar[Path]
     defaults: ClassVar[Settings]
     columns: ClassVar[Sequence[Column]]
+    services: ClassVar[Sequence[str]] = NAMES
 
     async def prepare(self, settings: Settings, logs: Path) -> Settings:
         """Find out what is not settled yet."""
@@ -164,6 +169,20 @@ class Incident(ABC):
     def environment(self, settings: Settings) -> dict[str, str]:
         """Return variables that the services of every version need beside the usual ones."""
         return {}
+
+    @asynccontextmanager
+    async def surroundings(self, settings: Settings, logs: Path, hear: Hear) -> AsyncIterator[dict[str, str]]:
+        """Run what one shop needs beside its services, say a database, while the context is open.
+
+        Args:
+            settings: How the incident is played.
+            logs: A directory for what is printed.
+            hear: Is told what is seen there, as of what a service tells of itself.
+
+        Yields:
+            Variables by which the services find it.
+        """
+        yield {}
 
     def api_latency(self, span: Span) -> float:
         """Return how long the rates API takes to answer in a phase, in seconds of the demo."""

@@ -37,7 +37,7 @@ class ServiceDiedError(RuntimeError):
 
 
 class Shop:
-    """The five running services of one shop.
+    """The running services of one shop.
 
     Attributes:
         urls: Where each service listens, by its name.
@@ -78,8 +78,9 @@ async def running_shop(
     protections: Collection[str] = (),
     hear: Hear = lambda service, line: None,
     environment: Mapping[str, str] | None = None,
+    services: Sequence[str] = NAMES,
 ) -> AsyncIterator[Shop]:
-    """Run the five services while the context is open.
+    """Run the services while the context is open.
 
     Each has a socket that is bound here, to a port of the system's choice, a log file in the folder *logs*,
     and a pipe on its standard input, whose end tells it to stop: the parent has closed it, or has died.
@@ -89,9 +90,10 @@ async def running_shop(
         protections: What is on of what protects the shop, see `service.PROTECTIONS`.
         hear: Is told what the services tell of themselves.
         environment: Further variables for the services.
+        services: Which ones.
     """
     async with AsyncExitStack() as stack:
-        sockets = {name: stack.enter_context(listen()) for name in NAMES}
+        sockets = {name: stack.enter_context(listen()) for name in services}
         urls = {name: url_of(bound) for name, bound in sockets.items()}
         variables = {**os.environ, **(environment or {}), "SHOP_URLS": json.dumps(urls)}
         protecting = [word for protection in protections for word in ("--protect", protection)]

@@ -7,6 +7,7 @@ import json
 import time
 from asyncio.subprocess import Process
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,18 +42,22 @@ async def play(incident: Incident, version: Version, settings: Settings, logs: P
     """
     run = Run(version.name, incident.spans(settings, version))
     recorder = Recorder(run)
-    environment = {**incident.environment(settings), **version.environment}
-    shopping = running_shop(logs, version.protections, recorder.hear, environment)
-    async with httpx.AsyncClient(timeout=5) as http, shopping as shop:
+    crowds = incident.crowds(settings, version)
+    async with AsyncExitStack() as stack:
+        found = await stack.enter_async_context(incident.surroundings(settings, logs, recorder.hear))
+        environment = {**incident.environment(settings), **version.environment, **found}
+        shopping = running_shop(logs, version.protections, recorder.hear, environment, incident.services)
+        shop = await stack.enter_async_context(shopping)
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=5))
         await shop.wait_until_up(http)
-        crowds = incident.crowds(settings, version)
-        async with running_load(shop.urls["frontend"], crowds, settings.patience, logs) as load:
-            assert load.stdout is not None
-            if not await load.stdout.readline():
-                raise ServiceDiedError("the load generator ended before it began")
-            recorder.start()
-            await _together(_collect(run, load), _direct(incident, recorder, shop, http, tell))
-            recorder.finish()
+        visiting = running_load(shop.urls["frontend"], crowds, settings.patience, logs)
+        load = await stack.enter_async_context(visiting)
+        assert load.stdout is not None
+        if not await load.stdout.readline():
+            raise ServiceDiedError("the load generator ended before it began")
+        recorder.start()
+        await _together(_collect(run, load), _direct(incident, recorder, shop, http, tell))
+        recorder.finish()
     return run
 
 
