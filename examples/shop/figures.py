@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX, PROBES, WANTED
 
@@ -86,13 +87,23 @@ class Call:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that an incident is about was seen: when, what, and what else there is to say of it."""
+
+    at: float
+    what: str
+    told: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Run:
     """Everything measured while the shop ran once.
 
     `api_calls` holds readings of the rates API's own counter: when, and how many calls had reached it by
     then. `calls` are those between the services, as the callers saw them. `limits` holds what an adaptive
-    limit was, and when. `events` counts what the policies reported, by "service: policy Event".
+    limit was, and when. `events` counts what the policies reported, by "service: policy Event". `notes` are
+    what was seen of that which only this incident is about.
     """
 
     version: str
@@ -103,6 +114,7 @@ class Run:
     limits: list[tuple[float, float]] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
     events: dict[str, int] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
     def span(self, name: str) -> Span:
         """Return the phase called *name*."""
@@ -111,6 +123,10 @@ class Run:
     def of(self, crowd: str) -> list[Sample]:
         """Return the requests of one crowd."""
         return [s for s in self.samples if s.crowd == crowd]
+
+    def noted(self, what: str) -> list[Note]:
+        """Return the notes of one kind, in the order of their times."""
+        return [note for note in self.notes if note.what == what]
 
     def sent_in(self, span: Span) -> list[Sample]:
         """Return the shopping that was due in a phase."""

@@ -184,6 +184,9 @@ class Incident(ABC):
         """
         yield {}
 
+    async def begin(self, span: Span, hear: Hear) -> None:  # noqa: B027 - in most incidents nothing does
+        """Do to the surroundings what happens to them when a phase begins, and tell *hear* what is seen."""
+
     def api_latency(self, span: Span) -> float:
         """Return how long the rates API takes to answer in a phase, in seconds of the demo."""
         return scaled(CALM_LATENCY)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import httpx
 
-from examples.shop.figures import Call, Run, Sample, Span, Transition
+from examples.shop.figures import Call, Note, Run, Sample, Span, Transition
 from examples.shop.incident import Incident, Settings, Version
 from examples.shop.processes import ServiceDiedError, Shop, running_load, running_shop
 
@@ -56,7 +56,11 @@ async def play(incident: Incident, version: Version, settings: Settings, logs: P
         if not await load.stdout.readline():
             raise ServiceDiedError("the load generator ended before it began")
         recorder.start()
-        await _together(_collect(run, load), _direct(incident, recorder, shop, http, tell))
+        await _together(
+            _collect(run, load),
+            _direct(incident, recorder, shop, http, tell),
+            _happen(incident, recorder),
+        )
         recorder.finish()
     return run
 
@@ -95,6 +99,12 @@ async def _direct(
     await _look(recorder, shop, http)
 
 
+async def _happen(incident: Incident, recorder: Recorder) -> None:
+    for span in recorder.run.spans:
+        await asyncio.sleep(span.start - recorder.now)
+        await incident.begin(span, recorder.hear)
+
+
 async def _look(recorder: Recorder, shop: Shop, http: httpx.AsyncClient) -> None:
     try:
         recorder.count_api_calls(await http.get(shop.urls["rates"] + "/control"))
@@ -120,6 +130,7 @@ class Recorder:
         """Let time begin, for the first request is sent; what was read before has no time."""
         self._start = time.monotonic()
         self.run.limits.clear()
+        self.run.notes.clear()
 
     @property
     def now(self) -> float:
@@ -141,6 +152,8 @@ class Recorder:
             self._ended(service, line["ended"])
         elif "limit" in line:
             self.run.limits.append((self.now, line["limit"]))
+        elif "note" in line:
+            self.run.notes.append(Note(self.now, line.pop("note"), line))
         else:
             self._happened(f"{service}: {line['policy']}", line["event"])
 

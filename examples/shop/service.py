@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import uvicorn
@@ -89,16 +89,29 @@ async def limit_told(name: str, protections: Collection[str]) -> AsyncIterator[N
         telling.cancel()
 
 
+@asynccontextmanager
+async def opened(name: str, calls: Calls, protections: Collection[str]) -> AsyncIterator[Sequence[BaseRoute]]:
+    """Yield the routes of a service; what it keeps open for them, say a database, is closed afterwards."""
+    module = importlib.import_module(f"{__package__}.services.{name}")
+    if not hasattr(module, "opened"):
+        yield module.routes(calls)
+        return
+    async with module.opened(calls, protections) as routes:
+        yield routes
+
+
 async def serve(name: str, protections: Collection[str], listener: socket.socket) -> None:
     """Run one service until the parent lets go of standard input."""
     events.add_listener(Journal().note)
-    module = importlib.import_module(f"{__package__}.services.{name}")
     urls = json.loads(os.environ["SHOP_URLS"])
     # No timeout, as in many a client library's defaults: what waiting for ever costs is what the demo shows.
     transport = Stopwatch(httpx.AsyncHTTPTransport(), urls)
     client = httpx.AsyncClient(transport=transport, timeout=None)
-    async with client as http, limit_told(name, protections):
-        routes = module.routes(calls_class(protections)(http, urls))
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(client)
+        await stack.enter_async_context(limit_told(name, protections))
+        calls = calls_class(protections)(http, urls)
+        routes = await stack.enter_async_context(opened(name, calls, protections))
         app = behind_door(application(routes), name, protections)
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=_GRACE, timeout_keep_alive=_KEEP_ALIVE
