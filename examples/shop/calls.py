@@ -65,6 +65,21 @@ class Calls:
         order: dict[str, Any] = await self._post("checkout", "/orders", {"user": user, "currency": currency})
         return order
 
+    async def store_order(self, order: Mapping[str, Any]) -> None:
+        """Keep an order in the database, if this shop has one."""
+        if "orders" in self._urls:
+            await self._post("orders", "/orders", order)
+
+    async def orders(self, user: str) -> list[dict[str, Any]]:
+        """Show what a user has bought."""
+        placed: list[dict[str, Any]] = await self._get("orders", f"/orders/{user}")
+        return placed
+
+    async def export_orders(self) -> dict[str, Any]:
+        """Hand orders to the bookkeepers."""
+        exported: dict[str, Any] = await self._post("orders", "/export", {})
+        return exported
+
     async def _get(self, service: str, path: str) -> Any:
         answer = await self._http.get(self._urls[service] + path)
         return answer.raise_for_status().json()

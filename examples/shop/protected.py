@@ -59,7 +59,8 @@ def own_service(name: str) -> Pipeline:
     )
 
 
-currency, catalogue, checkout = own_service("currency"), own_service("catalogue"), own_service("checkout")
+currency, catalogue = own_service("currency"), own_service("catalogue")
+checkout, order_book = own_service("checkout"), own_service("orders")
 
 
 class ProtectedCalls(Calls):
@@ -73,3 +74,6 @@ class ProtectedCalls(Calls):
     view_cart = checkout(Calls.view_cart)
     add_to_cart = checkout(Calls.add_to_cart)
     place_order = checkout(Calls.place_order)
+    store_order = order_book(Calls.store_order)
+    orders = order_book(Calls.orders)
+    export_orders = order_book(Calls.export_orders)

@@ -32,7 +32,9 @@ from resilient import events
 from resilient.errors import RejectedError
 
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
-PROTECTIONS = ("calls", "door", "shedding")
+# What only those incidents have that are about it.
+MORE = ("orders",)
+PROTECTIONS = ("calls", "door", "shedding", "pool")
 _GRACE = 1
 # Longer than httpx keeps idle connections, or a call may meet one that is being closed.
 _KEEP_ALIVE = 30
@@ -124,7 +126,7 @@ async def serve(name: str, protections: Collection[str], listener: socket.socket
 def main() -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m examples.shop.service")
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=NAMES + MORE)
     parser.add_argument("--protect", choices=PROTECTIONS, action="append", default=[], help="what is on")
     parser.add_argument("--fd", type=int, required=True, help="a listening socket, inherited from the parent")
     args = parser.parse_args()

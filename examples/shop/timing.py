@@ -1,12 +1,14 @@
 """How an incident's time is made short enough to watch, and its traffic small enough for two cores.
 
-Three factors, and no other. All are printed by the demo and in its report.
+Four factors, and no other. All are printed by the demo and in its report.
 
 - `scaled`: everything the incident measures in seconds (latencies, timeouts, the breaker's waits, the
   customers' patience) is divided by `SHOP_SCALE`, 5 unless told otherwise: every ratio between them is kept.
 - `shelf_life`: how long a cached value is good for is divided by 900, which makes the hour of A4 4 seconds.
   Divided by 5 only, the hour would outlast the demo, the first answer would carry it to the end, and nothing
   would be shown. Refreshing 180 times more often than the incident asks for makes it harder, not easier.
+- `session_time`: how long a session of the database may be idle, or held, is divided by 150: the 5 minutes of
+  C2 become 2 seconds.
 - `scaled_traffic`: in the flood of A7, requests per second and bursts are divided by `SHOP_TRAFFIC_SCALE`,
   which the demo measures first: on any machine, the flood is as many times more than can be answered.
 """
@@ -20,6 +22,7 @@ SCALE = float(os.environ.get("SHOP_SCALE", "5"))
 if not 0 < SCALE < math.inf:
     raise ValueError(f"SHOP_SCALE must be a number above 0, not {SCALE!r}")
 SHELF_LIFE_SCALE = 900.0
+SESSION_SCALE = 150.0
 TRAFFIC_SCALE = float(os.environ.get("SHOP_TRAFFIC_SCALE", "1"))
 
 HOUR = 3600.0
@@ -34,6 +37,11 @@ def scaled(seconds: float) -> float:
 def shelf_life(seconds: float) -> float:
     """Return how long the demo keeps what the incident would keep for *seconds*."""
     return seconds / SHELF_LIFE_SCALE
+
+
+def session_time(seconds: float) -> float:
+    """Return how long the demo leaves a session of the database to whoever has it for *seconds*."""
+    return seconds / SESSION_SCALE
 
 
 def scaled_traffic(requests: float, scale: float = TRAFFIC_SCALE) -> int:

@@ -44,7 +44,7 @@ class Checkout:
         )
 
     async def order(self, request: Request) -> Response:
-        """Charge the card for what is in the cart, and empty it."""
+        """Charge the card for what is in the cart, empty it, and have the order kept."""
         wish = await request.json()
         user, currency = wish["user"], wish["currency"]
         cart = self._carts.pop(user, None)
@@ -53,9 +53,9 @@ class Checkout:
         goods = await self._price(cart, currency)
         [shipping] = await self._calls.convert([SHIPPING_USD], currency)
         await charge()
-        return JSONResponse(
-            {"order": str(uuid4()), "goods": goods, "shipping": shipping, "currency": currency}
-        )
+        order = {"order": str(uuid4()), "goods": goods, "shipping": shipping, "currency": currency}
+        await self._calls.store_order({**order, "user": user, "items": dict(cart)})
+        return JSONResponse(order)
 
     async def _price(self, cart: Counter[str], currency: str) -> str:
         products = await asyncio.gather(*map(self._calls.product, cart))

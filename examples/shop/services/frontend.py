@@ -47,6 +47,14 @@ class Frontend:
         """Buy what is in the cart."""
         return JSONResponse(await self._calls.place_order(_user(request), _currency(request)))
 
+    async def orders(self, request: Request) -> Response:
+        """Show what the customer has bought."""
+        return JSONResponse(await self._calls.orders(_user(request)))
+
+    async def export(self, request: Request) -> Response:
+        """Have the orders handed to the bookkeepers."""
+        return JSONResponse(await self._calls.export_orders())
+
     async def _priced(self, products: list[dict[str, str]], request: Request) -> list[dict[str, str]]:
         currency = _currency(request)
         prices = await self._calls.convert([product["price_usd"] for product in products], currency)
@@ -66,6 +74,8 @@ def routes(calls: Calls) -> list[BaseRoute]:
         Route("/cart", pages.view_cart, methods=["GET"]),
         Route("/cart", pages.add_to_cart, methods=["POST"]),
         Route("/checkout", pages.checkout, methods=["POST"]),
+        Route("/orders", pages.orders),
+        Route("/export", pages.export, methods=["POST"]),
     ]
 
 
