@@ -16,6 +16,8 @@ from examples.shop import ecb
 class Calls:
     """The shop's calls to its own services and to the rates API.
 
+    Carts are kept by a service of their own, if this shop has one, and by the checkout otherwise.
+
     Args:
         http: The client they share.
         urls: Where each service listens, by its name.
@@ -24,6 +26,7 @@ class Calls:
     def __init__(self, http: httpx.AsyncClient, urls: Mapping[str, str]) -> None:
         self._http = http
         self._urls = urls
+        self._carts = "cart" if "cart" in urls else "checkout"
 
     async def fetch_rates(self) -> ecb.Rates:
         """Ask the rates API, which belongs to somebody else, for today's file."""
@@ -52,13 +55,24 @@ class Calls:
 
     async def view_cart(self, user: str, currency: str) -> dict[str, Any]:
         """Show what a user is about to buy, with prices."""
-        cart: dict[str, Any] = await self._get("checkout", f"/carts/{user}?currency={currency}")
+        cart: dict[str, Any] = await self._get(self._carts, f"/carts/{user}?currency={currency}")
         return cart
 
     async def add_to_cart(self, user: str, product_id: str) -> dict[str, Any]:
         """Put one more of a product into a user's cart."""
-        cart: dict[str, Any] = await self._post("checkout", f"/carts/{user}", {"product": product_id})
+        cart: dict[str, Any] = await self._post(self._carts, f"/carts/{user}", {"product": product_id})
         return cart
+
+    async def cart_entries(self, user: str) -> dict[str, str] | None:
+        """Look up what is in a user's cart, entry by entry; None if no service keeps it."""
+        if "cart" not in self._urls:
+            return None
+        entries: dict[str, str] = await self._get("cart", f"/carts/{user}/entries")
+        return entries
+
+    async def take_from_cart(self, user: str, entries: Sequence[str]) -> None:
+        """Take out of a user's cart what has been paid for."""
+        await self._post("cart", f"/carts/{user}/bought", list(entries))
 
     async def place_order(self, user: str, currency: str) -> dict[str, Any]:
         """Buy what is in a user's cart; not to be repeated blindly."""

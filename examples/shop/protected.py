@@ -60,7 +60,7 @@ def own_service(name: str) -> Pipeline:
 
 
 currency, catalogue = own_service("currency"), own_service("catalogue")
-checkout, order_book = own_service("checkout"), own_service("orders")
+checkout, order_book, cart = own_service("checkout"), own_service("orders"), own_service("cart")
 
 
 class ProtectedCalls(Calls):
@@ -73,6 +73,8 @@ class ProtectedCalls(Calls):
     product = catalogue(Calls.product)
     view_cart = checkout(Calls.view_cart)
     add_to_cart = checkout(Calls.add_to_cart)
+    cart_entries = cart(Calls.cart_entries)
+    take_from_cart = cart(Calls.take_from_cart)
     place_order = checkout(Calls.place_order)
     store_order = order_book(Calls.store_order)
     orders = order_book(Calls.orders)

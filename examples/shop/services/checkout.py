@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, OrderedDict
-from decimal import Decimal
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from examples.shop.calls import Calls
+from examples.shop.pricing import price_of
 from examples.shop.timing import scaled
 
 SHIPPING_USD = "8.99"
@@ -40,28 +40,25 @@ class Checkout:
         cart = self._cart(request.path_params["user"])
         currency = request.query_params.get("currency", "USD")
         return JSONResponse(
-            {"items": dict(cart), "goods": await self._price(cart, currency), "currency": currency}
+            {"items": dict(cart), "goods": await price_of(cart, currency, self._calls), "currency": currency}
         )
 
     async def order(self, request: Request) -> Response:
         """Charge the card for what is in the cart, empty it, and have the order kept."""
         wish = await request.json()
         user, currency = wish["user"], wish["currency"]
-        cart = self._carts.pop(user, None)
+        entries = await self._calls.cart_entries(user)
+        cart = self._carts.pop(user, None) if entries is None else Counter(entries.values())
         if not cart:
             raise HTTPException(409, "the cart is empty")
-        goods = await self._price(cart, currency)
+        goods = await price_of(cart, currency, self._calls)
         [shipping] = await self._calls.convert([SHIPPING_USD], currency)
         await charge()
         order = {"order": str(uuid4()), "goods": goods, "shipping": shipping, "currency": currency}
         await self._calls.store_order({**order, "user": user, "items": dict(cart)})
+        if entries:
+            await self._calls.take_from_cart(user, list(entries))
         return JSONResponse(order)
-
-    async def _price(self, cart: Counter[str], currency: str) -> str:
-        products = await asyncio.gather(*map(self._calls.product, cart))
-        dollars = sum(Decimal(product["price_usd"]) * cart[product["id"]] for product in products)
-        [price] = await self._calls.convert([str(dollars)], currency)
-        return price
 
     def _cart(self, user: str) -> Counter[str]:
         cart = self._carts.setdefault(user, Counter())
