@@ -1,0 +1,1 @@
+"""What policies and pools count, as OpenTelemetry metrics; where no SDK is set up, nobody hears of it."""
