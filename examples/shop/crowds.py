@@ -17,12 +17,16 @@ PREFETCH = "prefetch"
 FLOOD = "flood"
 HEEDFUL = "heedful"
 PROBES = "probes"
+REGULARS = "regulars"
+NEWCOMERS = "newcomers"
+EXPORTS = "exports"
 
 # Whom the shop is there for.
-WANTED = {CUSTOMERS, PREFETCH}
+WANTED = {CUSTOMERS, PREFETCH, REGULARS, NEWCOMERS}
 
 # How often a customer does what, of 19 requests: the mix of Online Boutique's own load generator.
 MIX = {"home": 1, "set currency": 2, "browse": 10, "add to cart": 2, "view cart": 3, "checkout": 1}
+ORDERS = "orders"
 PAGES = MIX.keys() - {"checkout"}
 
 _PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(encoding="utf-8"))]
@@ -39,6 +43,9 @@ class Crowd:
     do, and say so. The `flood` comes from one address and looks at products, whatever it is answered. The
     `heedful` client asks too often as well, but only for a sign of life, and when it is told to come back
     later, it does just that. `probes` ask for a sign of life as an orchestrator does.
+
+    `regulars` look at their orders, and `newcomers` at theirs, of which there are none yet. `exports` have
+    the orders handed to the bookkeepers.
 
     They come at even distances, or at random ones, as people do who do not know of each other.
     """
@@ -115,6 +122,22 @@ def _probes(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
         yield Due(at, "probe", "GET", "/healthz", PROBES, "198.19.0.3")
 
 
+def _regulars(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
+    for at in times:
+        user = dice.randrange(_USERS)
+        yield Due(at, ORDERS, "GET", f"/orders?user=user-{user}", REGULARS, _address(user))
+
+
+def _newcomers(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
+    for number, at in enumerate(times):
+        yield Due(at, ORDERS, "GET", f"/orders?user=new-{number}", NEWCOMERS, _address(number % _USERS))
+
+
+def _exports(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
+    for at in times:
+        yield Due(at, "export", "POST", "/export", EXPORTS, "198.19.0.4")
+
+
 def _product_page(dice: random.Random) -> str:
     return f"/product/{dice.choice(_PRODUCTS)}?currency={dice.choice(_CURRENCIES)}"
 
@@ -170,4 +193,7 @@ _PLANS: dict[str, Callable[[Iterator[float], random.Random], Iterator[Due]]] = {
     PREFETCH: _prefetch,
     FLOOD: _flood,
     PROBES: _probes,
+    REGULARS: _regulars,
+    NEWCOMERS: _newcomers,
+    EXPORTS: _exports,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL, MIX, PROBES, WANTED
+from examples.shop.crowds import CUSTOMERS, EXPORTS, FLOOD, HEEDFUL, MIX, PROBES, WANTED
 
 ONSET = "onset"
 FAULT = "fault"
@@ -130,7 +130,7 @@ class Run:
 
     def sent_in(self, span: Span) -> list[Sample]:
         """Return the shopping that was due in a phase."""
-        return [s for s in self.samples if s.at in span and s.crowd not in {HEEDFUL, PROBES}]
+        return [s for s in self.samples if s.at in span and s.crowd not in {HEEDFUL, PROBES, EXPORTS}]
 
     def api_calls_in(self, span: Span) -> int:
         """Return how many calls reached the rates API during a phase."""
@@ -244,7 +244,7 @@ def latency_over_time(
     """Return a percentile of what customers who were let in waited, by when their requests were due."""
 
     def waits(samples: Sequence[Sample]) -> list[float]:
-        return [s.latency for s in samples if s.crowd == CUSTOMERS and s.action in actions and s.let_in]
+        return [s.latency for s in samples if s.crowd in WANTED and s.action in actions and s.let_in]
 
     return over_time(run, lambda samples: percentile(waits(samples), share), step)
 

@@ -20,6 +20,9 @@ from resilient.events import Event
 
 Write: TypeAlias = Callable[[str], object]
 
+RAISED = "raised"
+"""What the notes of errors that nobody else would tell of are called."""
+
 _TELL_EVERY = 0.2
 
 

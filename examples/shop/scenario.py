@@ -156,6 +156,8 @@ class Recorder:
             self.run.notes.append(Note(self.now, line.pop("note"), line))
         else:
             self._happened(f"{service}: {line['policy']}", line["event"])
+            if "where" in line:
+                self.run.notes.append(Note(self.now, line["event"], line))
 
     def finish(self) -> None:
         """End the run; calls that are still under way count as having lasted until now."""

@@ -27,14 +27,14 @@ from starlette.types import ASGIApp
 
 from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.calls import Calls
-from examples.shop.journal import Journal, Stopwatch, tell_limit
+from examples.shop.journal import RAISED, Journal, Stopwatch, say, tell_limit
 from resilient import events
-from resilient.errors import RejectedError
+from resilient.errors import ConnectionReclaimedError, RejectedError
 
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
 # What only those incidents have that are about it.
-MORE = ("orders",)
-PROTECTIONS = ("calls", "door", "shedding", "pool")
+MORE = ("orders", "cart")
+PROTECTIONS = ("calls", "door", "shedding", "pool", "failover")
 _GRACE = 1
 # Longer than httpx keeps idle connections, or a call may meet one that is being closed.
 _KEEP_ALIVE = 30
@@ -48,6 +48,7 @@ def application(routes: Sequence[BaseRoute]) -> Starlette:
             httpx.HTTPStatusError: _wrong_answer,
             httpx.TransportError: _no_answer,
             RejectedError: _not_asked,
+            ConnectionReclaimedError: _taken_away,
             TimeoutError: _too_late,
         },
     )
@@ -152,6 +153,11 @@ async def _not_asked(request: Request, error: Exception) -> Response:
     assert isinstance(error, RejectedError)
     headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
     return _problem(503, error, headers)
+
+
+async def _taken_away(request: Request, error: Exception) -> Response:
+    say(json.dumps({"note": RAISED, "error": type(error).__name__, "text": str(error)}))
+    return _problem(500, error)
 
 
 async def _too_late(request: Request, error: Exception) -> Response:
