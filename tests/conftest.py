@@ -9,12 +9,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.alone import AloneLast
+from tests.support.naming import ADDRESS
 from tests.support.valkey import ValkeyServer
+
+# What measures how long something takes, or how much gets done: under `make test` these run one after another
+# when all others are done. All else may run beside others, so its limits of time are generous.
+_ALONE = ("tests/incidents/", "tests/test_bench.py")
 
 # A task or thread that is on its way out gets this long to be gone, in seconds.
 _GRACE = 0.5
@@ -24,6 +31,19 @@ _ANY_PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 settings.register_profile("ci", _ANY_PACE, derandomize=True, max_examples=60, stateful_step_count=40)
 settings.register_profile("deep", _ANY_PACE, max_examples=2_000, stateful_step_count=100, print_blob=True)
 settings.load_profile(os.environ.get("RESILIENT_HYPOTHESIS", "ci"))
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Refuse names that differ from process to process: these share the tests by name."""
+    for item in items:
+        if ADDRESS.search(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid}: an address; write ids=tests.support.naming.named")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast:
+    """Say which tests get on with others."""
+    return AloneLast(config, log, _ALONE)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
+from tests.support.naming import named
 
 from resilient.engine.shape import Shape, describe, shape_of
 
@@ -60,7 +61,7 @@ class AsyncCaller:
         (Worker().agenerator, Shape.ASYNC_GENERATOR),
         (functools.partial(Worker().agenerator), Shape.ASYNC_GENERATOR),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_shape_of_callables(fn: Any, shape: Shape) -> None:
     """The answer is the one that decides between `f()` and `await f()`."""

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.support.naming import named
 
 from resilient import AdaptiveThrottle, PipelineOrderError
 
@@ -69,7 +70,7 @@ def test_bad_argument_is_refused(parameter: str, value: object, error: type[Exce
         {"on": [OSError, lambda _: True]},
         {"exclude": {LookupError}},
     ],
-    ids=str,
+    ids=named,
 )
 def test_odd_but_good_arguments_are_taken(arguments: dict[str, Any]) -> None:
     """And a call gets through."""

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import pytest
+from tests.support.naming import named
 from tests.web.support import WORLDS, Asgi, SpyGate, World, Wsgi, hello
 
 from resilient import CircuitBreaker, RateLimiter, errors, time_left
@@ -669,7 +670,7 @@ class TestArguments:
             ({"trusted": 5}, TypeError, "trusted must be networks or TrustedProxies, got 5"),
             ({"trusted": "::ffff:10.0.0.0/104"}, ValueError, "trusted must name IPv4 networks as such"),
         ],
-        ids=str,
+        ids=named,
     )
     def test_bad_ones_are_refused_by_name(
         self, world: World, options: dict[str, Any], error: type[Exception], message: str

@@ -1,0 +1,57 @@
+"""Tests that want the machine for themselves, after all those that get on with others side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+
+class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Give each worker a file at a time; what has to be alone goes to one, once the others have ended.
+
+    Args:
+        config: Of the run.
+        log: Where to tell what was given to whom.
+        alone: What the names of the files begin with that have to be alone.
+    """
+
+    def __init__(self, config: pytest.Config, log: Producer | None, alone: Sequence[str]) -> None:
+        super().__init__(config, log)
+        self._alone = tuple(alone)
+        # Few tests may take long: ordered by how many a file has, the longest files would come last.
+        config.option.loadscopereorder = False
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Forget a worker that has ended, or died: it may be the one for which the others wait."""
+        crashed: str | None = super().remove_node(node)
+        for other in self.nodes:
+            self._reschedule(other)
+        return crashed
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0]
+
+    def _next(self) -> str | None:
+        """Return the file whose turn it is; None if there is none, or those left have to wait to be alone."""
+        together = (file for file in self.workqueue if not file.startswith(self._alone))
+        return next(together, next(iter(self.workqueue), None) if len(self.nodes) == 1 else None)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        file = self._next()
+        if file is not None:
+            self.workqueue.move_to_end(file, last=False)
+            super()._assign_work_unit(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        # A worker keeps the last test it was given until it is given another, or is told to end.
+        if self.workqueue and self._next() is None and not self._stays(node):
+            node.shutdown()
+        else:
+            super()._reschedule(node)
+
+    def _stays(self, node: WorkerController) -> bool:
+        return node is next((one for one in self.nodes if not one.shutting_down), None)
