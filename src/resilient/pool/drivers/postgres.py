@@ -151,8 +151,8 @@ class Asyncpg(Driver):
     name: ClassVar[str] = "asyncpg"
 
     def check(self, conn: Any) -> Steps:
-        """Send an empty query."""
-        yield conn.execute("")
+        """Send a query; not an empty one, of which asyncpg does not understand the answer."""
+        yield conn.execute("SELECT 1")
 
     def dirty(self, conn: Any) -> bool:
         return bool(conn.is_closed() or conn.is_in_transaction())
