@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -51,13 +52,14 @@ def test_report_is_an_event_and_a_line(kind: str, caplog: pytest.LogCaptureFixtu
 
 
 def test_stack_follows_on_lines_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    """The place first, then the way there, innermost first."""
-    report(Announcer(), EVENTS["leak"][0])
+    """The place first, then the way there, innermost first; no line twice."""
+    within = ("contextlib.py:137 in __enter__", *BORROWER.stack)
+    for stack in (BORROWER.stack, within):
+        report(Announcer(), leak_of("orders", replace(BORROWER, stack=stack)))
 
-    assert caplog.records[0].getMessage().splitlines()[1:] == [
-        "    Borrowed at shop.py:7 in pay",
-        "    shop.py:7 in pay",
-        "    shop.py:3 in main",
+    assert [record.getMessage().splitlines()[1:] for record in caplog.records] == [
+        ["    Borrowed at shop.py:7 in pay", "    shop.py:3 in main"],
+        ["    Borrowed at shop.py:7 in pay", *(f"    {line}" for line in within)],
     ]
 
 

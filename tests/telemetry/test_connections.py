@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from resilient.telemetry import connections
 from resilient.telemetry.connections import ConnectionCounts, Connections
@@ -51,7 +51,7 @@ class Metrics:
                     for point in metric.data.data_points:
                         values = tuple(str(value) for _, value in sorted((point.attributes or {}).items()))
                         found[metric.name][values] = (
-                            point if isinstance(point, HistogramDataPoint) else point.value
+                            point.value if isinstance(point, NumberDataPoint) else point
                         )
         return found
 

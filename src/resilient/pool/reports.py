@@ -118,4 +118,5 @@ def _who(thread: str, task: str | None) -> str:
 
 def _place(where: str, stack: tuple[str, ...]) -> str:
     """Return where it was borrowed, and by which way, innermost first."""
-    return "".join(f"\n    {line}" for line in (f"Borrowed at {where}", *stack))
+    way = stack[1:] if stack[:1] == (where,) else stack
+    return "".join(f"\n    {line}" for line in (f"Borrowed at {where}", *way))

@@ -1,0 +1,306 @@
+"""Who holds what since when: the books that are kept of somebody else's pool.
+
+Whoever borrows and returns takes no lock, writes no log and calls no listener here: one entry is made in a
+dictionary, and taken out. What is to be said of it is found and said in rounds, by another thread. That also
+holds for returns that the garbage collector makes, which may come at any point of any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import weakref
+from collections import deque
+from itertools import chain
+from types import FrameType
+from typing import Any
+
+from ...engine.fork import renew_after_fork
+from ...engine.waiting import running_loop
+from ...engine.window import ticker
+from ...events import Announcer, Event, log_fault
+from ...telemetry.connections import Durations
+from ...typing import Clock
+from ..borrowers import Borrower, Site, lines_of, site_of, where_of
+from ..reports import collection_of, late_return_of, leak_of, tell
+
+__all__ = ["Ledger", "Loan", "frame_at"]
+
+frame_at = sys._getframe  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - nothing else is as quick
+"""Return the frame so many calls up, as `sys._getframe`."""
+
+
+class Loan(weakref.ref[Any]):
+    """A connection that is lent. It refers to what the borrower has, weakly."""
+
+    __slots__ = (
+        "by_borrower",
+        "key",
+        "posted",
+        "reported",
+        "returned",
+        "seen",
+        "since",
+        "site",
+        "task",
+        "thread",
+        "until",
+    )
+
+    key: int
+    since: float
+    until: float | None  # when it ended, where anybody wants to know
+    site: Site
+    thread: threading.Thread
+    task: str | None
+    returned: bool  # whether the pool has the connection back
+    by_borrower: bool  # whether the borrower saw to it; what becomes of it later is nobody's concern
+    reported: bool  # whether it was found to be overdue; who returns it says so to the next round then
+    posted: bool  # whether that was posted as an event
+    seen: bool  # whether a round has found that its borrower is no more
+
+
+class Ledger:
+    """The loans of one pool; *round* finds what is to be reported.
+
+    Args:
+        name: the pool's name, for the reports.
+        leak_after: seconds after which a loan is reported; None: none is.
+        depth: frames that are kept of a borrower's stack.
+        skip: packages whose innermost frames are not kept.
+        clock: tells the time.
+        announcer: where events are posted.
+
+    Concurrency: `ask`, `lend`, `give_up` and `take_back` are called from anywhere, finalizers included.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        leak_after: float | None,
+        depth: int,
+        skip: frozenset[str],
+        clock: Clock,
+        announcer: Announcer,
+    ) -> None:
+        self.name = name
+        self.durations: Durations | None = None
+        self.timeouts = self.leaks = self.late = self.collected = 0
+        self._leak_after = leak_after
+        self._depth = depth
+        self._skip = skip
+        self._clock = clock
+        self._announcer = announcer
+        self._faulty = False
+        self._closed = False
+        self._asked = ticker()
+        self._lent = ticker()
+        self._reads = 0
+        self.after_fork()
+        renew_after_fork(self)
+
+    def ask(self) -> int:
+        """Note that somebody wants a connection; return the number to give to `lend` or `give_up`."""
+        number = next(self._asked)
+        try:
+            if not self._closed:
+                self._pending[number] = self._clock()
+        except Exception:  # noqa: BLE001 - nothing of ours may reach who borrows
+            self._fault()
+        return number
+
+    def give_up(self, number: int, *, timed_out: bool = False) -> None:
+        """Note that whoever asked gets none; *timed_out*: because none came free in time."""
+        self._pending.pop(number, None)
+        if timed_out and not self._closed:
+            with self._lock:
+                self.timeouts += 1
+
+    def lend(self, number: int, key: int, lent: object, frame: FrameType | None) -> None:
+        """Note that whoever asked, at *frame*, has *lent* now, which is returned under *key*."""
+        try:
+            asked = self._pending.pop(number, None)
+            if self._closed:
+                return
+            loan = Loan(lent, self._lost.append)
+            loan.key = key
+            loan.since = now = self._clock()
+            loan.until = None
+            loan.site = site_of(frame, self._depth, self._skip)
+            loan.thread = threading.current_thread()
+            loan.task = _task_name()
+            loan.returned = loan.by_borrower = loan.reported = loan.posted = loan.seen = False
+            self._loans[key] = loan
+            next(self._lent)
+            if asked is not None and self.durations is not None:
+                self.durations.wait.append(now - asked)
+        except Exception:  # noqa: BLE001
+            self._fault()
+
+    def take_back(self, key: int, *, returned: bool = True) -> Loan | None:
+        """Note that what was lent under *key* is back, or, without *returned*, that the pool is rid of it.
+
+        To be called before the pool has it: after that, somebody else may have it already. What was not lent,
+        or was lent before anybody watched, is none of our business.
+        """
+        loan = self._loans.pop(key, None)
+        if loan is None:
+            return None
+        try:
+            loan.returned = returned
+            # Not where the library's own finalizer returns what was forgotten: that is reported as lost.
+            loan.by_borrower = loan() is not None
+            durations = self.durations
+            if loan.reported or durations is not None:
+                loan.until = now = self._clock()
+                if durations is not None:
+                    durations.use.append(now - loan.since)
+            if loan.reported and loan.by_borrower:
+                self._late.append(loan)
+        except Exception:  # noqa: BLE001
+            self._fault()
+        return loan
+
+    def keep(self, loan: Loan | None) -> None:
+        """Note that a loan is none the less: what was to be returned was not, and nobody will try again."""
+        if loan is not None and not self._closed:
+            loan.returned = loan.by_borrower = False
+            loan.until = None
+            self._loans.setdefault(loan.key, loan)
+
+    def begin(self) -> float:
+        """Return the time at which somebody begins to make a connection."""
+        try:
+            return self._clock()
+        except Exception:  # noqa: BLE001
+            self._fault()
+            return 0.0
+
+    def created(self, begun: float) -> None:
+        """Note that a connection was made since *begun*."""
+        try:
+            if self.durations is not None:
+                self.durations.create.append(self._clock() - begun)
+        except Exception:  # noqa: BLE001
+            self._fault()
+
+    @property
+    def lent(self) -> int:
+        """How many connections are lent, as far as was seen."""
+        return len(self._loans)
+
+    @property
+    def pending(self) -> int:
+        """How many have asked and have none yet."""
+        return len(self._pending)
+
+    @property
+    def leaked(self) -> int:
+        """How many are lent that were reported."""
+        return sum(loan.posted for loan in list(self._loans.values()))
+
+    @property
+    def loans(self) -> int:
+        """How often a connection was lent."""
+        with self._lock:
+            self._reads += 1
+            return next(self._lent) - self._reads + 1
+
+    def borrowers(self) -> list[Borrower]:
+        """Return who has a connection, oldest first."""
+        now = self._clock()
+        loans = sorted(self._loans.copy().values(), key=lambda loan: loan.since)
+        return [_borrower(loan, now) for loan in loans]
+
+    def round(self) -> None:
+        """Find what is to be reported, and report it."""
+        if self.durations is not None:
+            self.durations.record()
+        # One at a time: each loan is reported once.
+        with self._lock:
+            events = [*chain(self._find_leaks(), self._find_lost(), self._find_late())]
+            for event in events:
+                self._announcer.post(event)
+        if events:
+            tell(self._announcer, *events)
+
+    def close(self) -> None:
+        """Keep no books any more."""
+        self._closed = True
+        self.durations = None
+        self._loans.clear()
+        self._pending.clear()
+
+    def after_fork(self) -> None:
+        """Forget the loans: they are the parent's, and so is who would return them."""
+        self._lock = threading.RLock()
+        self._loans: dict[int, Loan] = {}
+        self._pending: dict[int, float] = {}  # when each asked
+        self._lost: deque[Loan] = deque()  # whose borrowers were garbage-collected
+        self._late: deque[Loan] = deque()  # returned after they were found to be overdue
+
+    def _find_leaks(self) -> list[Event]:
+        if self._leak_after is None:
+            return []
+        found: list[Event] = []
+        now = self._clock()
+        for loan in list(self._loans.values()):
+            if loan.reported or now - loan.since < self._leak_after:
+                continue
+            loan.reported = True
+            # Only now: who returned it before this line says nothing of it, and neither do we.
+            if self._loans.get(loan.key) is loan:
+                loan.posted = True
+                self.leaks += 1
+                found.append(leak_of(self.name, _borrower(loan, now)))
+        return found
+
+    def _find_lost(self) -> list[Event]:
+        found: list[Event] = []
+        for _ in range(len(self._lost)):
+            loan = self._lost.popleft()
+            if loan.by_borrower:
+                continue
+            # The library may be about to return it, in a finalizer that takes its time.
+            if not loan.returned and not loan.seen:
+                loan.seen = True
+                self._lost.append(loan)
+                continue
+            if self._loans.get(loan.key) is loan:
+                del self._loans[loan.key]
+            self.collected += 1
+            found.append(collection_of(self.name, _borrower(loan, self._clock()), reused=loan.returned))
+        return found
+
+    def _find_late(self) -> list[Event]:
+        found: list[Event] = []
+        while self._late:
+            loan = self._late.popleft()
+            if loan.posted:
+                self.late += 1
+                found.append(late_return_of(self.name, _borrower(loan, self._clock())))
+        return found
+
+    def _fault(self) -> None:
+        if not self._faulty:
+            self._faulty = True
+            log_fault("watching pool %r failed; that will not be reported again", self.name)
+
+
+def _task_name() -> str | None:
+    loop = running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    return None if task is None else task.get_name()
+
+
+def _borrower(loan: Loan, now: float) -> Borrower:
+    return Borrower(
+        where=where_of(loan.site),
+        stack=lines_of(loan.site),
+        thread=loan.thread.name,
+        task=loan.task,
+        held_for=(now if loan.until is None else loan.until) - loan.since,
+        leaked=loan.posted,
+    )

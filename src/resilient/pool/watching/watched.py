@@ -1,0 +1,326 @@
+"""A pool that is watched: its borrowers, its leaks, its metrics and its health."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, ClassVar, Final, Self
+
+from ...engine import params
+from ...engine.workers import Job, Stage, Workers
+from ...errors import PoolTimeoutError, PoolUnavailableError
+from ...events import Announcer, Listener, error_text
+from ...telemetry import connections
+from ...telemetry.connections import ConnectionCounts
+from ...typing import Seconds
+from ..borrowers import Borrower
+from ..rounds import attend, dismiss
+from .ledger import Ledger
+
+__all__ = ["GO_BETWEENS", "NOTHING", "Adapter", "Levels", "WatchStats", "Watched"]
+
+NOTHING: Final[frozenset[str]] = frozenset()
+
+GO_BETWEENS: Final = frozenset({"resilient", "contextlib", "opentelemetry", "wrapt", "ddtrace", "sentry_sdk"})
+"""Packages that may stand between a library and whoever uses it: the frames of none say who borrowed."""
+
+_OLDEST: Final = 3  # borrowers that an error names
+_CHECK_SECONDS: Final = 2.0
+_NO_ANSWER: Final = "no answer from the server"
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What a library says of its pool; None where it says nothing."""
+
+    idle: int | None = None
+    idle_max: int | None = None
+    idle_min: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WatchStats:
+    """Where a watched pool stands, and what was seen of it since it is watched.
+
+    Attributes:
+        idle: open connections that nobody has; None where the library does not tell.
+        used: connections that are lent. Those that were lent before it was watched are not seen.
+        max_size: the most connections there may be; None: no limit, or the library does not tell.
+        waiting: callers that have asked for a connection and have none yet.
+        checkouts: how often one was lent.
+        timeouts: callers that waited in vain.
+        leaked: connections that are lent, and were reported as held too long.
+        leaks: how often that was reported.
+        returned_late: how many of these were returned after all.
+        collected: borrowers that were garbage-collected without returning their connection.
+    """
+
+    idle: int | None
+    used: int
+    max_size: int | None
+    waiting: int
+    checkouts: int
+    timeouts: int
+    leaked: int
+    leaks: int
+    returned_late: int
+    collected: int
+
+
+class Adapter(ABC):
+    """What is done differently for each library.
+
+    Nothing here keeps the pool alive, where the pool can be referred to weakly.
+    """
+
+    skip: ClassVar[frozenset[str]]
+    """Packages whose frames say nothing of a borrower: the library's own, and who wraps it."""
+
+    asynchronous: bool
+    """Whether connections are awaited."""
+
+    @abstractmethod
+    def name(self) -> str:
+        """Return what the pool is called, where nobody gave it a name. It holds no password."""
+
+    @abstractmethod
+    def install(self, ledger: Ledger, mark: object) -> None:
+        """Have *ledger* told of everything that happens from now on, and keep *mark* as long as the pool."""
+
+    @abstractmethod
+    def uninstall(self) -> None:
+        """Undo `install`."""
+
+    @abstractmethod
+    def levels(self) -> Levels | None:
+        """Return where the pool stands, without waiting for anything; None: there is no pool any more."""
+
+    def emitted(self) -> frozenset[str]:
+        """Return what others report of this pool already: "count", "timeouts", "create", "wait"."""
+        return NOTHING
+
+    def probe(self, seconds: float, /) -> None:
+        """Borrow a connection and have the server answer; called in a thread of its own."""
+        raise NotImplementedError
+
+    async def aprobe(self, seconds: float, /) -> None:
+        """Do as `probe`, for a pool whose connections are awaited."""
+        raise NotImplementedError
+
+    def is_timeout(self, error: BaseException) -> bool:
+        """Return whether *error* says that no connection came free in time."""
+        raise NotImplementedError
+
+
+class Watched:
+    """A pool of another library under watch; made by `watch`. As a context manager it ends the watch.
+
+    Args:
+        adapter: how the library is spoken to.
+        ledger: who holds what.
+        announcer: by which events are told.
+        metrics: whether to report metrics; None: those that nobody else reports.
+
+    Concurrency: safe from any thread and any event loop.
+    """
+
+    def __init__(
+        self, adapter: Adapter, ledger: Ledger, announcer: Announcer, *, metrics: bool | None
+    ) -> None:
+        self._adapter = adapter
+        self._ledger = ledger
+        self._announcer = announcer
+        self._metrics = metrics
+        self._checks = Workers(1, "resilient-check")  # one: while a check hangs, no other joins it
+        adapter.install(ledger, self)
+        if metrics is not False:
+            ledger.durations = connections.times(ledger.name, self._reported_by_others)
+            connections.observe(self)
+        attend(ledger)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    @property
+    def name(self) -> str:
+        """The name of the pool in events, metrics and the log."""
+        return self._ledger.name
+
+    def borrowers(self) -> list[Borrower]:
+        """Return who has a connection.
+
+        Returns:
+            The borrowers, oldest first. Who borrowed before the pool was watched is not among them.
+        """
+        return self._ledger.borrowers()
+
+    def stats(self) -> WatchStats:
+        """Return where the pool stands, and what was seen of it.
+
+        Returns:
+            A snapshot.
+        """
+        ledger, levels = self._ledger, self._adapter.levels() or Levels()
+        return WatchStats(
+            idle=levels.idle,
+            used=ledger.lent,
+            max_size=levels.limit,
+            waiting=ledger.pending,
+            checkouts=ledger.loans,
+            timeouts=ledger.timeouts,
+            leaked=ledger.leaked,
+            leaks=ledger.leaks,
+            returned_late=ledger.late,
+            collected=ledger.collected,
+        )
+
+    def counts(self) -> ConnectionCounts:
+        """Return what is to be reported as metrics now; nothing of what others report."""
+        levels = self._adapter.levels()
+        if levels is None:
+            return ConnectionCounts()
+        ledger, others = self._ledger, self._reported_by_others()
+        tells_count = "count" not in others
+        return ConnectionCounts(
+            idle=levels.idle if tells_count else None,
+            used=ledger.lent if tells_count else None,
+            idle_max=levels.idle_max,
+            idle_min=levels.idle_min,
+            limit=levels.limit,
+            pending=ledger.pending,
+            timeouts=None if "timeouts" in others else ledger.timeouts,
+            leaked=ledger.leaked,
+        )
+
+    def check(self, timeout: Seconds = _CHECK_SECONDS) -> None:
+        """Borrow a connection, and ask the server whether it is there.
+
+        Args:
+            timeout: seconds for all of it. It ends in time whatever the pool or the server does: it runs in
+                a thread of its own, one at a time.
+
+        Raises:
+            PoolTimeoutError: no connection came free in time, or no answer came. It names the three oldest
+                borrowers.
+            PoolUnavailableError: the server could not be reached, or answered with an error.
+            TypeError: the connections of this pool are awaited: `acheck` is for them.
+
+        Concurrency: blocks the calling thread. While an earlier check hangs, this one fails at its timeout.
+        """
+        if self._adapter.asynchronous:
+            raise TypeError(f"the connections of pool {self.name!r} are awaited: use `await acheck()`")
+        seconds = params.seconds("timeout", timeout, above=True)
+        job = Job(partial(self._adapter.probe, seconds), self._checks.overdue)
+        if self._checks.carry_out(job, seconds) is not Stage.DONE:
+            raise self._too_late(_NO_ANSWER, seconds)
+        self._judge(job.outcome, seconds)
+
+    async def acheck(self, timeout: Seconds = _CHECK_SECONDS) -> None:
+        """Borrow a connection, and ask the server whether it is there.
+
+        Args:
+            timeout: seconds for all of it.
+
+        Raises:
+            PoolTimeoutError: no connection came free in time, or no answer came. It names the three oldest
+                borrowers.
+            PoolUnavailableError: the server could not be reached, or answered with an error.
+
+        Concurrency: to be awaited on the event loop of the pool; for a pool whose connections are not
+            awaited, it waits for a thread, and does not block the loop.
+        """
+        seconds = params.seconds("timeout", timeout, above=True)
+        if not self._adapter.asynchronous:
+            await asyncio.to_thread(self.check, seconds)
+            return
+        failure: Exception | None = None
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                await self._adapter.aprobe(seconds)
+        except Exception as exc:  # noqa: BLE001 - judged here
+            late = limit.expired()
+            failure = self._too_late(_NO_ANSWER, seconds) if late else self._verdict(exc, seconds)
+            failure.__cause__ = exc
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it refers to this frame
+
+    def unwatch(self) -> None:
+        """End the watch, and leave the pool as it was; ending it twice does nothing.
+
+        Concurrency: whoever has a connection keeps it. Calls of the pool that are under way end well.
+        """
+        dismiss(self._ledger)
+        connections.forget(self)
+        self._adapter.uninstall()
+        self._ledger.close()
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call *listener* with every event of this pool.
+
+        Args:
+            listener: called with `ConnectionLeaked`, `ConnectionReturnedLate` and `ConnectionCollected`, in a
+                background thread.
+
+        Raises:
+            TypeError: *listener* cannot be called.
+        """
+        self._announcer.listeners.add(listener)
+
+    def remove_listener(self, listener: Listener) -> None:
+        """Undo one `add_listener` of the same listener.
+
+        Args:
+            listener: the listener to remove.
+
+        Raises:
+            ValueError: *listener* is not registered.
+        """
+        self._announcer.listeners.remove(listener)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unwatch()
+
+    def _reported_by_others(self) -> frozenset[str]:
+        return NOTHING if self._metrics else self._adapter.emitted()
+
+    def _judge(self, outcome: Callable[[], Any], seconds: float) -> None:
+        try:
+            outcome()
+        except Exception as exc:
+            raise self._verdict(exc, seconds) from exc
+
+    def _verdict(self, error: Exception, seconds: float) -> Exception:
+        if self._adapter.is_timeout(error):
+            return self._too_late("no connection came free", seconds)
+        text = error_text(error)
+        return PoolUnavailableError(
+            f"the check of pool {self.name!r} failed: {text}", policy=self.name, last_failure=text
+        )
+
+    def _too_late(self, what: str, seconds: float) -> PoolTimeoutError:
+        stats, borrowers = self.stats(), self.borrowers()[:_OLDEST]
+        oldest = f"; the oldest borrowers: {'; '.join(map(str, borrowers))}" if borrowers else ""
+        return PoolTimeoutError(
+            f"the check of pool {self.name!r} failed: {what} within {seconds:g} s; {stats.used} connections "
+            f"are lent, {stats.waiting} callers wait{oldest}",
+            policy=self.name,
+            size=None if stats.idle is None else stats.idle + stats.used,
+            idle=stats.idle,
+            used=stats.used,
+            waiting=stats.waiting,
+            borrowers=tuple(borrowers),
+        )
