@@ -17,9 +17,15 @@ from .errors import (
     BulkheadFullError,
     CallTimeoutError,
     CircuitOpenError,
+    ConnectionReclaimedError,
+    ConnectionReturnedError,
     DeadlineExceededError,
     MaintenanceError,
     PipelineOrderError,
+    PoolClosedError,
+    PoolFullError,
+    PoolTimeoutError,
+    PoolUnavailableError,
     RateLimitedError,
     RejectedError,
     ResilientError,
@@ -46,12 +52,14 @@ from .policies.timeout import Timeout, deadline
 if TYPE_CHECKING:
     from .policies.adaptive_throttle import AdaptiveThrottle
     from .policies.bulkhead import AIMD, Bulkhead, Gradient, Pressure, Vegas
+    from .pool import AsyncConnectionPool, ConnectionPool
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AIMD",
     "AdaptiveThrottle",
+    "AsyncConnectionPool",
     "Bulkhead",
     "BulkheadFullError",
     "Cache",
@@ -59,6 +67,9 @@ __all__ = [
     "Calls",
     "CircuitBreaker",
     "CircuitOpenError",
+    "ConnectionPool",
+    "ConnectionReclaimedError",
+    "ConnectionReturnedError",
     "DeadlineExceededError",
     "Decision",
     "Fallback",
@@ -66,6 +77,10 @@ __all__ = [
     "MaintenanceError",
     "Pipeline",
     "PipelineOrderError",
+    "PoolClosedError",
+    "PoolFullError",
+    "PoolTimeoutError",
+    "PoolUnavailableError",
     "Pressure",
     "Priority",
     "Quota",
@@ -96,19 +111,21 @@ __all__ = [
 
 # Loaded when first asked for: `import resilient` is to take little longer than importing what it stands on.
 _LATER = {
-    "AIMD": "bulkhead",
-    "AdaptiveThrottle": "adaptive_throttle",
-    "Bulkhead": "bulkhead",
-    "Gradient": "bulkhead",
-    "Pressure": "bulkhead",
-    "Vegas": "bulkhead",
+    "AIMD": "policies.bulkhead",
+    "AdaptiveThrottle": "policies.adaptive_throttle",
+    "AsyncConnectionPool": "pool",
+    "Bulkhead": "policies.bulkhead",
+    "ConnectionPool": "pool",
+    "Gradient": "policies.bulkhead",
+    "Pressure": "policies.bulkhead",
+    "Vegas": "policies.bulkhead",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.policies.{_LATER[name]}")
+    module = importlib.import_module(f"{__name__}.{_LATER[name]}")
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -1,1 +1,10 @@
-"""Connections that are lent, and come back."""
+"""Connections that are lent, and come back: leak-safe pools, for threads and for tasks."""
+
+from __future__ import annotations
+
+from .async_pool import AsyncConnectionPool
+from .borrowers import Borrower
+from .pool import ConnectionPool
+from .stats import PoolStats
+
+__all__ = ["AsyncConnectionPool", "Borrower", "ConnectionPool", "PoolStats"]

@@ -9,22 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-__all__ = ["ALL_FRAMES", "FEW_FRAMES", "Borrower", "Site", "lines_of", "site_of", "where_of"]
+__all__ = ["ALL_FRAMES", "FEW_FRAMES", "Borrower", "Site", "lines_of", "nearest", "site_of", "where_of"]
 
-FEW_FRAMES: Final = 5
-"""Frames that are kept of a borrower's stack, where nobody asked for more."""
+FEW_FRAMES: Final = 4
+"""Frames that are kept of a borrower's stack, where nobody asked for more: see `nearest`."""
 
 ALL_FRAMES: Final = 100
 """Frames of a full stack; what lies further out is left away."""
 
-Site: TypeAlias = tuple[tuple[CodeType, int], ...]
-"""A stack, innermost frame first: the code, and the instruction it had come to."""
+Site: TypeAlias = tuple[Any, ...]
+"""A stack, innermost frame first: code, the instruction it had come to, the caller's code, and so on.
+
+Flat, because one is made for each borrower.
+"""
 
 # Code that stands between a borrower and the pool: a `with`, a decorator, a wait.
 _GO_BETWEENS: Final = (
@@ -69,24 +72,55 @@ def site_of(frame: FrameType | None, depth: int, skip: Collection[str] = ()) -> 
     first = frame
     while frame is not None and _package_of(frame) in skip:
         frame = frame.f_back
-    found: list[tuple[CodeType, int]] = []
+    found: list[Any] = []
     frame = frame or first
-    while frame is not None and len(found) < depth:
-        found.append((frame.f_code, frame.f_lasti))
+    while frame is not None and len(found) < 2 * depth:
+        found += (frame.f_code, frame.f_lasti)
         frame = frame.f_back
     return tuple(found)
 
 
+def nearest(frame: FrameType) -> Site:
+    """Return the stack that ends in *frame*: `FEW_FRAMES` of it.
+
+    It is `site_of` without a loop, at a third of its price: every borrower pays it.
+    """
+    try:
+        one = frame.f_back
+        two = one.f_back  # type: ignore[union-attr]
+        three = two.f_back  # type: ignore[union-attr]
+        return (
+            frame.f_code,
+            frame.f_lasti,
+            one.f_code,  # type: ignore[union-attr]
+            one.f_lasti,  # type: ignore[union-attr]
+            two.f_code,  # type: ignore[union-attr]
+            two.f_lasti,  # type: ignore[union-attr]
+            three.f_code,  # type: ignore[union-attr]
+            three.f_lasti,  # type: ignore[union-attr]
+        )
+    except AttributeError:  # there are not so many
+        return site_of(frame, FEW_FRAMES)
+
+
 def lines_of(site: Site) -> tuple[str, ...]:
     """Return a stack as text, innermost first."""
-    return tuple(f"{code.co_filename}:{_line(code, at)} in {code.co_qualname}" for code, at in site)
+    return tuple(_text(code, at) for code, at in _places(site))
 
 
 def where_of(site: Site) -> str:
     """Return the innermost place of a stack that is in somebody's own code."""
-    own = (place for place in site if not place[0].co_filename.startswith(_GO_BETWEENS))
-    chosen = next(own, site[0] if site else None)
-    return "unknown" if chosen is None else lines_of((chosen,))[0]
+    own = (place for place in _places(site) if not place[0].co_filename.startswith(_GO_BETWEENS))
+    chosen = next(own, site[:2] or None)
+    return "unknown" if chosen is None else _text(*chosen)
+
+
+def _places(site: Site) -> Iterator[tuple[CodeType, int]]:
+    return zip(site[::2], site[1::2], strict=True)
+
+
+def _text(code: CodeType, at: int) -> str:
+    return f"{code.co_filename}:{_line(code, at)} in {code.co_qualname}"
 
 
 def _package_of(frame: FrameType) -> str:

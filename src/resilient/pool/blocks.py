@@ -1,0 +1,94 @@
+"""Blocks of code that hold a connection: `with pool.connection() as conn`, and its asynchronous twin."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Generic, Protocol, TypeVar
+
+from ..errors import ConnectionReturnedError
+from ..typing import Seconds
+from .borrowed import held_by
+from .core import Core
+from .members import Token
+
+__all__ = ["AsyncConnectionBlock", "ConnectionBlock"]
+
+C = TypeVar("C")
+
+
+class _Pool(Protocol):
+    """What a block asks of the pool it belongs to."""
+
+    _core: Core
+
+    def _twice(self, what: str) -> ConnectionReturnedError: ...
+
+
+class _SyncPool(_Pool, Protocol):
+    def _checkout(self, timeout: Seconds | None) -> Any: ...
+    def _finish(self, token: Token, exc: BaseException | None) -> None: ...
+
+
+class _AsyncPool(_Pool, Protocol):
+    def _settle(self) -> None: ...
+    def _checkout(self, timeout: Seconds | None) -> Awaitable[Any]: ...
+    def _finish(self, token: Token, exc: BaseException | None) -> Awaitable[None]: ...
+
+
+class ConnectionBlock(Generic[C]):
+    """A block of code that holds a connection, for `with`. Good for one use at a time."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: _SyncPool, timeout: Seconds | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __enter__(self) -> C:
+        pool = self._pool
+        conn = pool._core.take()  # noqa: SLF001 - a block is a part of its pool
+        if conn is None:
+            conn = pool._checkout(self._timeout)  # noqa: SLF001
+        self._conn = conn
+        return conn  # type: ignore[no-any-return]
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        pool = self._pool
+        try:
+            token = held_by(self._conn).pop()
+        except IndexError:  # it was returned in between
+            raise pool._twice("returned") from exc  # noqa: SLF001
+        finally:
+            del self._conn
+        if exc is not None or not pool._core.put(token):  # noqa: SLF001
+            pool._finish(token, exc)  # noqa: SLF001
+
+
+class AsyncConnectionBlock(Generic[C]):
+    """A block of code that holds a connection, for `async with`. Good for one use at a time."""
+
+    __slots__ = ("_conn", "_pool", "_timeout")
+
+    def __init__(self, pool: _AsyncPool, timeout: Seconds | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def __aenter__(self) -> C:
+        pool = self._pool
+        pool._settle()  # noqa: SLF001
+        conn = pool._core.take()  # noqa: SLF001
+        if conn is None:
+            conn = await pool._checkout(self._timeout)  # noqa: SLF001
+        self._conn = conn
+        return conn  # type: ignore[no-any-return]
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        pool = self._pool
+        try:
+            token = held_by(self._conn).pop()
+        except IndexError:  # it was returned in between
+            raise pool._twice("returned") from exc  # noqa: SLF001
+        finally:
+            del self._conn
+        if exc is not None or not pool._core.put(token):  # noqa: SLF001
+            await pool._finish(token, exc)  # noqa: SLF001

@@ -1,0 +1,137 @@
+"""How each chore is done, whoever does it: a thread, or a task.
+
+A chore is a generator that yields what it has called. Where that may be an awaitable, whoever drives the
+generator awaits it, and sends the result back: so there is one form of each for both worlds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+from ..engine.window import HAS_GIL
+from .core import Core
+from .members import Chore, Errand, Member, Token
+
+__all__ = ["Doing", "adrive", "begin", "drive", "through"]
+
+Doing: TypeAlias = Generator[Any, Any, None]
+
+# The references to a connection that are there because it is being looked at, where it is made and where it
+# is looked for. What there is beyond these is the client library's own, or somebody's who still uses it.
+_WHEN_MADE: Final = 3
+_WHEN_FOUND: Final = 4
+
+
+class _StillInUseError(Exception):
+    """A connection was given up, but not all that was made of it."""
+
+
+def begin(core: Core, chore: Chore, connect: Callable[[], Any]) -> Doing:
+    """Return *chore*, to be driven."""
+    token = chore.token
+    match chore.errand:
+        case Errand.CONNECT:
+            return _connect(core, token, connect)
+        case Errand.CHECK:
+            return _mend(core, token, core.handling.check)
+        case Errand.RESET:
+            return _mend(core, token, core.handling.reset)
+        case Errand.CLOSE:
+            return _close(core, token)
+        case Errand.CUT:
+            return _cut(core, token)
+
+
+def drive(doing: Doing) -> None:
+    """Do a chore in this thread."""
+    answer = None
+    with suppress(StopIteration):
+        while True:
+            answer = doing.send(answer)
+            if inspect.iscoroutine(answer):
+                answer.close()  # or Python would warn that it was never awaited
+                answer = doing.throw(TypeError("a coroutine function needs an AsyncConnectionPool"))
+
+
+async def adrive(doing: Doing, limit: float | None = None) -> None:
+    """Do a chore in this task, within *limit* seconds (None: it takes as long as it takes)."""
+    until = None if limit is None else asyncio.get_running_loop().time() + limit
+    answer: Any = None
+    failure: BaseException | None = None
+    while True:
+        try:
+            step = doing.send(answer) if failure is None else doing.throw(failure)
+        except StopIteration:
+            return
+        answer = failure = None
+        try:
+            if inspect.isawaitable(step):
+                async with asyncio.timeout_at(until):
+                    answer = await step
+            else:
+                answer = step
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the step was made
+            failure = exc
+        del step
+
+
+def through(steps: Iterable[Any]) -> Doing:
+    """Take each of *steps*, and send back what came of it to whoever makes them."""
+    if isinstance(steps, Generator):
+        yield from steps
+    else:
+        for step in steps:  # noqa: UP028 - what is sent back would be sent to something that takes nothing
+            yield step
+
+
+def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:
+    clock = core.rules.clock
+    began = clock()
+    try:
+        conn = yield connect()
+        if conn is None:
+            raise TypeError("connect must return a connection, got None")  # noqa: TRY301 - as if it came from there
+    except BaseException as exc:
+        core.connect_failed(token, exc)
+        if not isinstance(exc, Exception):
+            raise
+    else:
+        core.connected(token, conn, clock() - began, sys.getrefcount(conn) - _WHEN_MADE)
+
+
+def _mend(core: Core, token: Token, act: Callable[[Any], Iterable[Any]]) -> Doing:
+    try:
+        if isinstance(token.member, Member) and token.member.orphan and _is_in_use(token.member, token.conn):
+            raise _StillInUseError("something made of it is still in use")  # noqa: TRY301
+        yield from through(act(token.conn))
+    except BaseException as exc:
+        core.mended(token, exc)
+        if not isinstance(exc, Exception):
+            raise
+    else:
+        core.mended(token, None)
+
+
+def _is_in_use(member: Member, conn: Any) -> bool:
+    """Tell whether somebody has a cursor, a method or the like of a connection that was given up."""
+    # Without a global lock the numbers of references are not to be relied on.
+    return not HAS_GIL or sys.getrefcount(conn) - _WHEN_FOUND > member.references
+
+
+def _close(core: Core, token: Token) -> Doing:
+    try:
+        with suppress(Exception):  # it is given up, however it takes that
+            yield from through(core.handling.close(token.conn))
+    finally:
+        core.was_closed(token)
+
+
+def _cut(core: Core, token: Token) -> Doing:
+    with suppress(Exception):
+        core.handling.abort(token.conn)
+    yield from ()

@@ -1,0 +1,618 @@
+"""The pool without its input and output: who gets a connection, and who waits.
+
+Nothing here connects, asks or closes. What has to be done is put down as chores, under the lock, and handed
+to the pool's crew after it; what came of it is told to the core, which hands on what is free. A token goes
+from whoever gives it back to whoever is next, so that no newcomer comes in between.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol, cast
+
+from ..engine.deadline import time_left
+from ..engine.fork import renew_after_fork
+from ..engine.waiting import TaskWaiter, ThreadWaiter, Waiter, spells
+from ..engine.window import Tally
+from ..errors import ConnectionReclaimedError
+from ..events import Announcer, error_text
+from . import refusals
+from .borrowed import bare, hold
+from .borrowers import FEW_FRAMES, Borrower, nearest, site_of
+from .handling import Handling
+from .inherited import leave_to_parent
+from .members import Chore, Errand, Gone, Member, Token
+from .reports import tell
+from .stats import PoolStats
+from .stock import Rules, Stock
+from .upkeep import Upkeep
+
+__all__ = ["Core", "Crew", "Turn", "Watch"]
+
+_PLACES_A_CONNECTION: Final = 100  # as many as wait for a hundred times what a borrower takes
+
+_threads: Final[dict[int, threading.Thread]] = threading._active  # type: ignore[attr-defined] # noqa: SLF001
+_ident = threading.get_ident
+_frame = sys._getframe  # noqa: SLF001 - the report of a leak needs it
+
+
+class Crew(Protocol):
+    """Whoever does the chores, and is allowed to wait."""
+
+    def carry_out(self, core: Core, chore: Chore) -> None: ...
+    def after_fork(self) -> None: ...
+
+
+class Turn:
+    """A place in the line. Its fields are guarded by the lock."""
+
+    __slots__ = ("error", "since", "token", "until", "waiter")
+
+    def __init__(self, waiter: Waiter, since: float, until: float) -> None:
+        self.waiter = waiter
+        self.since = since
+        self.until = until
+        self.token: Token | None = None  # what it waits for, once it is there
+        self.error: Exception | None = None  # why it never will be
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.token is not None or self.error is not None
+
+
+class Watch:
+    """Somebody who waits until something holds for the pool."""
+
+    __slots__ = ("_holds", "until", "waiter")
+
+    def __init__(self, waiter: Waiter, until: float, holds: Callable[[], bool]) -> None:
+        self.waiter = waiter
+        self.until = until
+        self._holds = holds
+
+    @property
+    def decided(self) -> bool:
+        """Whether it holds."""
+        return self._holds()
+
+
+class Core:
+    """A pool of connections, and the line of those who wait for one.
+
+    While nobody waits and nothing else is to be seen to, `take` and `put` do without a lock.
+
+    Concurrency: safe from any thread.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        handling: Handling,
+        crew: Crew,
+        announcer: Announcer,
+        *,
+        min_size: int,
+        max_size: int,
+        task_name: Callable[[], str | None] | None,
+    ) -> None:
+        self.rules: Final = rules
+        self.handling: Final = handling
+        self.stock: Final = Stock(self, rules, handling, min_size, max_size)
+        self._crew = crew
+        self._announcer = announcer
+        self._clock = rules.clock
+        self._check_after = rules.check_after_idle
+        self._depth = rules.depth
+        self._task_name = task_name  # tells which task this is, where it is tasks that borrow
+        self._upkeep = Upkeep(self.stock)
+        self._in_use = False
+        self._line: deque[Turn] = deque()
+        self._watches: set[Watch] = set()
+        self._checkouts = Tally()
+        self._count = self._checkouts.ticker
+        self._pop = self.stock.idle.pop
+        self._append = self.stock.idle.append
+        self.alert: Final = self.stock.alert
+        renew_after_fork(self)
+
+    # The quick way: no lock, and each step that matters is one step.
+
+    def take(self) -> Any | None:
+        """Return a connection that is there and good, for the caller's caller; None if that takes longer."""
+        if self.alert:
+            return None
+        try:
+            token = self._pop()
+        except IndexError:
+            return None
+        member = token.member
+        now = self._clock()
+        # Of one that was taken away, or is to be lent no more, `returned` or `expires` lies before all time.
+        if now - member.returned >= self._check_after or now >= member.expires:
+            self._append(token)
+            return None
+        return self.lend(token, now, 3)
+
+    def lend(self, token: Token, now: float, depth: int) -> Any:
+        """Return a stand-in for a connection, to a borrower *depth* frames up from here."""
+        member = token.member
+        if isinstance(member, Gone):
+            raise member.error()
+        frame = _frame(depth)
+        member.site = nearest(frame) if self._depth == FEW_FRAMES else site_of(frame, self._depth)
+        member.thread = _threads.get(_ident())
+        if self._task_name is not None:
+            # Not the task itself: it has what it borrowed, and would be kept from being collected.
+            member.task = self._task_name()
+        member.since = now
+        next(self._count)
+        borrowed = bare(member.stand_in)
+        hold(borrowed, [token])
+        return borrowed
+
+    def put(self, token: Token) -> bool:
+        """Have a connection back that is as it was lent; return False if that takes longer."""
+        member = token.member
+        now = self._clock()
+        dirty = self.handling.dirty
+        if self.alert or now >= member.expires or (dirty is not None and dirty(token.conn)):
+            return False
+        member = cast("Member", member)
+        since = member.since
+        if since is None or member.reported == since:
+            return False
+        member.used += now - since
+        member.returned = now
+        member.since = None
+        self._append(token)
+        # Whoever began to wait just now has seen the token, or has said so before we look.
+        if self.alert:
+            self.attend()
+        return True
+
+    # Getting one, the long way.
+
+    def begin(self, timeout: float, waiter: Callable[[], Waiter]) -> Token | Turn:
+        """Return a token, or a turn to wait for.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+            PoolUnavailableError: the server is known to be down.
+            PoolFullError: too many wait already.
+            PoolTimeoutError: there is none, and no time to wait.
+        """
+        left = time_left()
+        patience = timeout if left is None else min(timeout, left)
+        now = self._clock()
+        try:
+            with self.stock.lock:
+                self._in_use = True
+                self.stock.supply.review(now)
+                self._dispatch(now)
+                if not self._line and not self.stock.closed:
+                    token = self.stock.fit(now)
+                    if token is not None:
+                        return token
+                self._refuse(now, patience)
+                turn = Turn(waiter(), now, now + patience)
+                self._line.append(turn)
+                # From here on it is seen by whoever puts a token back; who has done so just before is not.
+                self._watch()
+                self._dispatch(now)
+                return turn
+        finally:
+            self.deliver()
+
+    def wait(self, turn: Turn) -> Token:
+        """Return the token that *turn* is for, when it comes.
+
+        Raises:
+            RejectedError: it did not come, or will not.
+            PoolClosedError: the pool was closed.
+        """
+        try:
+            for seconds in spells(turn, self.stock.lock, self._clock, self.attend):
+                cast("ThreadWaiter", turn.waiter).park(seconds)
+        except BaseException:
+            self._give_up(turn)
+            raise
+        return self._conclude(turn)
+
+    async def await_(self, turn: Turn) -> Token:
+        """Do as `wait`, without blocking the event loop."""
+        try:
+            for seconds in spells(turn, self.stock.lock, self._clock, self.attend):
+                await cast("TaskWaiter", turn.waiter).park(seconds)
+        except BaseException:
+            self._give_up(turn)
+            raise
+        return self._conclude(turn)
+
+    # Giving it back, the long way.
+
+    def give_back(self, token: Token, exc: BaseException | None = None) -> None:
+        """Have a connection back, after *exc* if that came from its use.
+
+        Raises:
+            ConnectionReclaimedError: it was taken away before.
+        """
+        conn, member = token.conn, token.member
+        if isinstance(member, Gone):
+            self._back_too_late(member, exc)
+            return
+        # Both may run code of the user's, so not under the lock.
+        broken = exc is not None and self.handling.is_broken(conn, exc)
+        dirty = not broken and self.handling.dirty is not None and self.handling.dirty(conn)
+        now = self._clock()
+        with self.stock.lock:
+            self.stock.end_loan(member, now)
+            if broken:
+                self.stock.discard(token, now, error_text(cast("BaseException", exc)))
+            elif dirty:
+                self.stock.start(Errand.RESET, token, now)
+            else:
+                member.returned = now
+                self.stock.keep(token, member, now)
+            del token  # a traceback that leads here would keep it from being lost, if it is
+            self._dispatch(now)
+        self.deliver()
+
+    # What came of the chores.
+
+    def connected(self, token: Token, conn: Any, took: float, references: int) -> None:
+        """Have a connection that was made for the place that *token* is of.
+
+        It took so many seconds, and has so many references of its own making.
+        """
+        now = self._clock()
+        self.handling.meet(conn)
+        with self.stock.lock:
+            self.stock.count_success(now, took)
+            self.stock.welcome(token, conn, now, references)
+            del token
+            self._dispatch(now)
+        self.deliver()
+
+    def connect_failed(self, token: Token, exc: BaseException) -> None:
+        """Have the place of a connection free that could not be made."""
+        now = self._clock()
+        with self.stock.lock:
+            if isinstance(token.member, Member):  # or it has been counted already
+                self.stock.roster.remove(token)
+                self.stock.count_failure(now, error_text(exc))
+            self._dispatch(now)
+        self.deliver()
+
+    def mended(self, token: Token, exc: BaseException | None) -> None:
+        """Have a connection back that was checked or reset; *exc*: it is no good."""
+        now = self._clock()
+        with self.stock.lock:
+            self.stock.mended(token, now, exc)
+            del token
+            self._dispatch(now)
+        self.deliver()
+
+    def was_closed(self, token: Token) -> None:
+        """Have the place of a connection free that is no more."""
+        now = self._clock()
+        with self.stock.lock:
+            self.stock.strike_off(token)
+            self._dispatch(now)
+        self.deliver()
+
+    def is_to_be_committed(self, token: Token) -> bool:
+        """Tell whether leaving a block well means to commit what was done there."""
+        return isinstance(token.member, Member) and self.handling.is_to_be_committed(token.conn)
+
+    def not_filled(self, waited: float) -> Exception:
+        """Return why there are not as many connections as there should be, after so many seconds."""
+        return self._too_late(waited)
+
+    # Seeing to things.
+
+    def now(self) -> float:
+        """Return the time."""
+        return self._clock()
+
+    def attend(self) -> None:
+        """Hand on what is free, and see to what is due."""
+        now = self._clock()
+        with self.stock.lock:
+            self._upkeep.look(now)
+            self._dispatch(now)
+        self.deliver()
+
+    def round(self) -> None:
+        """See to what is due; to be called about once a second."""
+        if not self._in_use:
+            return  # by this process, which may be a child of the one that does
+        now = self._clock()
+        with self.stock.lock:
+            self._upkeep.make(now)
+            self._dispatch(now)
+        self.deliver()
+
+    def drain(self) -> None:
+        """Have every connection replaced, those that are lent when they come back."""
+        now = self._clock()
+        with self.stock.lock:
+            for member in self.stock.roster:
+                member.expires = now
+            self._upkeep.retire(now)
+            self._dispatch(now)
+        self.deliver()
+
+    def resize(self, min_size: int, max_size: int) -> None:
+        """Have another size from now on; what is too many goes when it is free."""
+        now = self._clock()
+        with self.stock.lock:
+            self.stock.min_size, self.stock.max_size = min_size, max_size
+            self._upkeep.retire(now)
+            self._dispatch(now)
+        self.deliver()
+
+    def shut(self) -> None:
+        """Lend nothing any more."""
+        now = self._clock()
+        with self.stock.lock:
+            self.stock.closed = True
+            self._watch()
+            self._dispatch(now)
+            for token in self.stock.all_idle():
+                self.stock.start(Errand.CLOSE, token, now)
+        self.deliver()
+
+    def cut(self) -> None:
+        """Take what is still lent from its borrowers, and give up what is still being done."""
+        now = self._clock()
+        with self.stock.lock:
+            self._dispatch(now)
+            for member in self.stock.roster:
+                if member.errand is None:
+                    self.stock.reclaim(member, now, "the pool was closed")
+                else:
+                    self.stock.abandon(member, now)
+            self._wake_watches()
+        self.deliver()
+
+    def end(self, crew: Crew) -> None:
+        """Close what is free by *crew*, now that there will be no other."""
+        self._crew = crew
+        self.shut()
+
+    def filling(self, waiter: Waiter, seconds: float) -> Watch:
+        """Return what to wait on for as many connections as there should be at least."""
+        self._in_use = True
+        return self._watch_for(waiter, seconds, self.stock.is_filled)
+
+    def emptying(self, waiter: Waiter, seconds: float) -> Watch:
+        """Return what to wait on for the end of the last connection."""
+        return self._watch_for(waiter, seconds, lambda: not len(self.stock.roster))
+
+    def unwatch(self, watch: Watch) -> None:
+        """Do so no more."""
+        with self.stock.lock:
+            self._watches.discard(watch)
+
+    def deliver(self) -> None:
+        """Have the chores done and the events told that are due; to be called without the lock."""
+        chores, events = self.stock.chores, self.stock.events
+        while chores:
+            try:
+                chore = chores.popleft()
+            except IndexError:
+                break
+            try:
+                self._crew.carry_out(self, chore)
+            except RuntimeError as exc:  # there are no more threads: for now, or because the interpreter ends
+                self._not_begun(chore, exc)
+            del chore
+        if events:
+            told = []
+            while events:
+                try:
+                    told.append(events.popleft())
+                except IndexError:
+                    break
+                self._announcer.post(told[-1])
+            tell(self._announcer, *told)
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process: what there is belongs to the parent."""
+        self._line.clear()
+        self._watches.clear()
+        self._crew.after_fork()
+        self._in_use = False
+        leave_to_parent(self.handling, self.stock.after_fork())
+        self._watch()
+
+    # What there is to see.
+
+    def borrowers(self) -> list[Borrower]:
+        """Return who has a connection, the oldest first."""
+        now = self._clock()
+        with self.stock.lock:
+            held = [member.borrower(now) for member in self.stock.roster if member.since is not None]
+        return sorted(held, key=lambda borrower: -borrower.held_for)
+
+    def stats(self) -> PoolStats:
+        """Return what was counted, and where the pool stands."""
+        with self.stock.lock:
+            return self.stock.stats(waiting=len(self._line), checkouts=self._checkouts.read())
+
+    # Inside; all of it under the lock.
+
+    def _dispatch(self, now: float) -> None:
+        """Give what is free to those who wait, and see to it that there will be more.
+
+        A turn is taken out of the line after it was given its token and woken. If an interrupt comes before
+        that, it is woken again: once more does no harm.
+        """
+        stock = self.stock
+        if stock.roster.unsettled:
+            stock.recover(now)
+        while self._line:
+            turn = self._line[0]
+            if not turn.decided:
+                if stock.closed:
+                    turn.error = self._closed()
+                elif now < turn.until and not turn.waiter.stranded:
+                    token = stock.fit(now)
+                    if token is None:
+                        break
+                    turn.token = token
+                    del token
+            turn.waiter.wake()
+            self._leave_line(turn)
+            del turn  # whoever waited may have vanished, and the token with him
+            if stock.roster.unsettled:
+                stock.recover(now)
+        self._provide(now)
+        if self._line and self._is_hopeless(now):
+            self._fail_all(now)
+        self._watch()
+        self._wake_watches()
+
+    def _provide(self, now: float, demand: int = 0) -> None:
+        """Have connections checked or made for those who wait, and as many as there should be at least."""
+        stock = self.stock
+        wanted = len(self._line) + demand
+        if stock.closed:
+            return
+        if wanted and stock.idle:
+            wanted -= stock.begin_checks(wanted, now)
+        stock.begin_connects(max(wanted, stock.missing), now)
+
+    def _refuse(self, now: float, patience: float) -> None:
+        """Raise if nothing is to be gained by waiting."""
+        stock = self.stock
+        if stock.closed:
+            raise self._closed()
+        if self._is_hopeless(now):
+            self._provide(now, demand=1)
+            stock.counts.refused += 1
+            raise self._unavailable(now)
+        if patience <= 0.0:
+            self._provide(now, demand=1)
+            stock.counts.timeouts += 1
+            raise self._too_late(0.0)
+        if len(self._line) >= self._places:
+            stock.counts.refused += 1
+            raise self._full()
+
+    def _is_hopeless(self, now: float) -> bool:
+        """Tell whether the server is known to be down, and no connection is to be had for that."""
+        supply = self.stock.supply
+        return (
+            supply.is_down
+            and not self.stock.idle
+            and not any(
+                member.is_promising(now, supply.failing_since, self.rules.timeout)
+                for member in self.stock.roster
+            )
+        )
+
+    def _fail_all(self, now: float) -> None:
+        while self._line:
+            turn = self._line[0]
+            if not turn.decided:
+                self.stock.counts.refused += 1
+                turn.error = self._unavailable(now)
+            turn.waiter.wake()
+            self._leave_line(turn)
+
+    def _leave_line(self, turn: Turn) -> None:
+        # Not `popleft`: a signal's handler may have taken it out in the meantime.
+        if turn in self._line:
+            self._line.remove(turn)
+
+    def _watch(self) -> None:
+        """Say whether connections may be taken and put back without us."""
+        stock = self.stock
+        if not (self._line or stock.closed or len(stock.roster) > stock.max_size):
+            self.alert.clear()
+        elif not self.alert:
+            self.alert.append(True)
+
+    def _watch_for(self, waiter: Waiter, seconds: float, holds: Callable[[], bool]) -> Watch:
+        watch = Watch(waiter, self._clock() + seconds, holds)
+        with self.stock.lock:
+            self._watches.add(watch)
+        self.attend()
+        return watch
+
+    def _wake_watches(self) -> None:
+        for watch in [*self._watches]:
+            if watch.decided:
+                watch.waiter.wake()
+
+    def _not_begun(self, chore: Chore, exc: RuntimeError) -> None:
+        # Of what was to be done for a connection that is there, the token is lost, and found again.
+        now = self._clock()
+        with self.stock.lock:
+            if chore.errand is Errand.CONNECT:
+                self.stock.roster.remove(chore.token)
+                self.stock.count_failure(now, error_text(exc))
+
+    def _conclude(self, turn: Turn) -> Token:
+        now = self._clock()
+        if turn.token is None:
+            with self.stock.lock:
+                self._leave_line(turn)
+                self._watch()
+                if turn.token is None:
+                    self._count_wait(turn, now)
+                    if turn.error is not None:
+                        raise turn.error
+                    self.stock.counts.timeouts += 1
+                    raise self._too_late(now - turn.since)
+        with self.stock.lock:
+            self._count_wait(turn, now)
+        token, turn.token = turn.token, None
+        return token
+
+    def _give_up(self, turn: Turn) -> None:
+        now = self._clock()
+        with self.stock.lock:
+            self._leave_line(turn)
+            self._count_wait(turn, now)
+            token, turn.token = turn.token, None
+            if token is not None and isinstance(token.member, Member):
+                self.stock.keep(token, token.member, now)
+            del token
+            self._dispatch(now)
+        self.deliver()
+
+    def _count_wait(self, turn: Turn, now: float) -> None:
+        self.stock.counts.waited += 1
+        self.stock.counts.wait_seconds += now - turn.since
+
+    def _back_too_late(self, gone: Gone, exc: BaseException | None) -> None:
+        if not gone.quiet and not isinstance(exc, ConnectionReclaimedError):
+            error = gone.error()
+            if exc is None:
+                raise error
+
+    # Why there is no connection.
+
+    @property
+    def _places(self) -> int:
+        most = self.rules.max_waiting
+        return _PLACES_A_CONNECTION * self.stock.max_size if most is None else most
+
+    def _closed(self) -> Exception:
+        return refusals.closed(self.rules.name)
+
+    def _full(self) -> Exception:
+        return refusals.full(self.rules.name, len(self._line))
+
+    def _unavailable(self, now: float) -> Exception:
+        supply = self.stock.supply
+        return refusals.unavailable(self.rules.name, supply.failures, supply.last_failure, supply.pause(now))
+
+    def _too_late(self, waited: float) -> Exception:
+        return refusals.too_late(self.rules.name, waited, self.stats(), self.borrowers())

@@ -1,0 +1,130 @@
+"""Who does the chores: threads for synchronous pools, tasks for asynchronous ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from functools import partial
+from typing import Any, Final
+
+from ..engine.waiting import running_loop
+from ..engine.workers import Job, Workers
+from . import chores
+from .core import Core
+from .members import Chore, Errand
+
+__all__ = ["InlineCrew", "TaskCrew", "ThreadCrew"]
+
+_ROUNDS_EVERY: Final = 1.0  # seconds
+_SPARE: Final = 4  # threads beyond those that may be stuck, each with a connection
+
+
+class ThreadCrew:
+    """Does chores in threads, which are started when needed and gone when idle for a while.
+
+    Concurrency: safe from any thread.
+    """
+
+    def __init__(self, name: str, connect: Callable[[], Any], max_size: int) -> None:
+        self._connect = connect
+        self._workers = Workers(2 * max_size + _SPARE, f"resilient-pool-{name}")
+
+    def after_fork(self) -> None:
+        """Do nothing: its threads see to that themselves."""
+
+    def carry_out(self, core: Core, chore: Chore) -> None:
+        """Have *chore* done, in a context of its own: nobody's deadline or trace belongs to it."""
+        job = Context().run(Job, partial(_do, core, chore, self._connect), self._workers.overdue)
+        self._workers.submit(job)
+
+
+def _do(core: Core, chore: Chore, connect: Callable[[], Any]) -> None:
+    if chore.delay:
+        time.sleep(chore.delay)
+    chores.drive(chores.begin(core, chore, connect))
+
+
+class InlineCrew:
+    """Closes what is to be closed where it stands, when there are no more threads; and does nothing else."""
+
+    def after_fork(self) -> None:
+        """Do nothing."""
+
+    def carry_out(self, core: Core, chore: Chore) -> None:
+        """Do *chore*, if it is an end."""
+        if chore.errand in {Errand.CLOSE, Errand.CUT}:
+            chores.drive(chores.begin(core, chore, _nothing))
+
+
+def _nothing() -> None:
+    """Return no connection."""
+
+
+class TaskCrew:
+    """Does chores in tasks of one event loop.
+
+    Concurrency: for use in that loop.
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that it works in, once it does."""
+        return self._loop
+
+    def settle(self, core: Core) -> None:
+        """Work in the running loop from now on, and make rounds there."""
+        self._loop = asyncio.get_running_loop()
+        self._is_over = False
+        self._loop.call_later(_ROUNDS_EVERY, _make_rounds, weakref.ref(core), self._loop)
+
+    def after_fork(self) -> None:
+        """Forget the loop, which belongs to the parent."""
+        self._loop = None
+        self._tasks.clear()
+
+    def carry_out(self, core: Core, chore: Chore) -> None:
+        """Have *chore* done, in a context of its own: nobody's deadline or trace belongs to it.
+
+        Raises:
+            RuntimeError: the loop is being closed.
+        """
+        loop = self._loop
+        if loop is None or self._is_over:
+            raise RuntimeError("the event loop of this pool has ended")
+        if running_loop() is loop:
+            self._begin(core, chore)
+        else:
+            loop.call_soon_threadsafe(self._begin, core, chore)
+
+    def _begin(self, core: Core, chore: Chore) -> None:
+        assert self._loop is not None  # noqa: S101 - `carry_out` has looked
+        task = self._loop.create_task(self._do(core, chore), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _do(self, core: Core, chore: Chore) -> None:
+        rules = core.rules
+        limit = rules.connect_timeout if chore.errand is Errand.CONNECT else rules.check_timeout
+        try:
+            if chore.delay:
+                await asyncio.sleep(chore.delay)
+            await chores.adrive(chores.begin(core, chore, self._connect), limit)
+        except asyncio.CancelledError:
+            self._is_over = True  # nobody else does that; tasks begun now would never be run
+            raise
+
+
+def _make_rounds(reference: weakref.ref[Core], loop: asyncio.AbstractEventLoop) -> None:
+    core = reference()
+    if core is not None:
+        core.round()
+        loop.call_later(_ROUNDS_EVERY, _make_rounds, reference, loop)

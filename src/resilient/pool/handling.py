@@ -1,0 +1,105 @@
+"""What is done with a pool's connections: as its user says, and beyond that, as their kind asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..engine.matching import Matcher
+from .drivers import Driver, Steps, driver_of
+
+__all__ = ["Act", "Handling"]
+
+Act = Callable[[Any], Any]
+"""Does something with a connection; may return an awaitable in an asynchronous pool."""
+
+
+class Handling:
+    """Does what there is to do with a connection.
+
+    The kind of the connections is known with the first of them.
+
+    Concurrency: safe from any thread; all connections of a pool are of one kind.
+    """
+
+    __slots__ = ("_broken", "_check", "_close", "_driver", "_reset", "commits", "dirty")
+
+    def __init__(
+        self,
+        *,
+        close: Act | None,
+        check: Act | None,
+        reset: Act | None,
+        broken: Matcher | None,
+        commits: bool,
+    ) -> None:
+        self._close = close
+        self._check = check
+        self._reset = reset
+        self._broken = broken
+        self._driver = Driver()
+        self.commits = commits
+        self.dirty: Callable[[Any], bool] | None = None
+        """Whether a connection has to be reset before it is lent again. None: none ever has."""
+
+    def meet(self, conn: Any) -> None:
+        """Get to know the kind of the pool's connections."""
+        self._driver = driver = driver_of(conn)
+        if self._reset is not None:
+            self.dirty = _always
+        elif type(driver).dirty is not Driver.dirty:
+            self.dirty = driver.dirty
+
+    @property
+    def checks(self) -> bool:
+        """Whether there is a way to find out that a connection is good."""
+        return self._check is not None or type(self._driver).check is not Driver.check
+
+    def is_broken(self, conn: Any, exc: BaseException) -> bool:
+        """Tell whether a connection must not be used again, after *exc* came from where it was used."""
+        if self._broken is not None and isinstance(exc, Exception):
+            return bool(self._broken.match(exc))
+        return self._driver.broken(conn, exc)
+
+    def close(self, conn: Any) -> Steps:
+        """Close it in good order."""
+        return self._driver.close(conn) if self._close is None else _one(self._close, conn)
+
+    def check(self, conn: Any) -> Steps:
+        """Raise if it is dead."""
+        return self._driver.check(conn) or () if self._check is None else _one(self._check, conn)
+
+    def reset(self, conn: Any) -> Steps:
+        """Have it as new; raise if that cannot be."""
+        if self._driver.transactional and self._driver.dirty(conn):
+            yield from _sent(self._driver.reset(conn))
+        if self._reset is not None:
+            yield self._reset(conn)
+
+    def commit(self, conn: Any) -> Steps:
+        """Have what was done kept."""
+        return self._driver.commit(conn)
+
+    def is_to_be_committed(self, conn: Any) -> bool:
+        """Tell whether there is something to be committed, and it is to be."""
+        return self.commits and self._driver.transactional and self._driver.dirty(conn)
+
+    def abort(self, conn: Any) -> None:
+        """Cut it, without waiting and from any thread."""
+        self._driver.abort(conn)
+
+    def fileno(self, conn: Any) -> int | None:
+        """Return its descriptor, if it has one."""
+        return self._driver.fileno(conn)
+
+
+def _always(conn: Any) -> bool:  # noqa: ARG001
+    return True
+
+
+def _one(act: Act, conn: Any) -> Steps:
+    yield act(conn)
+
+
+def _sent(steps: Iterable[Any]) -> Steps:
+    yield from steps

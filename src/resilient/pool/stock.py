@@ -1,0 +1,367 @@
+"""The connections of a pool: which are free, what has to be done for each, what is given up.
+
+Whoever waits for one is none of its business: see `core`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final, cast
+
+from ..errors import ConnectionReclaimedError
+from ..events import ConnectionDiscarded, Event, PoolAvailable, PoolUnavailable, error_text
+from ..typing import Clock
+from .borrowed import stand_in_for
+from .handling import Handling
+from .members import Chore, Errand, Gone, Member, Roster, Token
+from .reports import collection_of, late_return_of, reclaim_of
+from .stats import Counts, PoolStats
+from .supply import Supply
+
+__all__ = ["Rules", "Stock"]
+
+_SUSPECTS_AT_ONCE: Final = 2  # checked side by side after one was broken: no storm for a server that is back
+_DEAD_SUSPECTS: Final = 2  # in a row, and the others of their age are not even asked
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for a pool as long as it lives; durations in seconds."""
+
+    name: str
+    timeout: float
+    max_waiting: int | None
+    max_idle: float
+    max_lifetime: float
+    jitter: float
+    check_after_idle: float
+    check_every: float | None
+    check_timeout: float
+    connect_timeout: float
+    leak_after: float | None
+    max_hold: float | None
+    """After how long a connection is taken from its borrower. None: never."""
+    depth: int
+    """Frames that are kept of a borrower's stack."""
+    clock: Clock
+
+
+class Stock:
+    """The connections there are, and the chores there are to be done.
+
+    Concurrency: requires `lock`, all of it, but for `roster.idle`.
+    """
+
+    def __init__(self, home: Any, rules: Rules, handling: Handling, min_size: int, max_size: int) -> None:
+        self.rules: Final = rules
+        self.handling: Final = handling
+        self.min_size = min_size
+        self.max_size = max_size
+        self.closed = False
+        self.alert: Final[list[bool]] = []  # not empty while a connection is to be had under the lock only
+        self.lock = threading.RLock()  # re-entrant, for signal handlers
+        self.counts: Final = Counts()
+        self.supply: Final = Supply()
+        self.roster: Final = Roster(home)
+        self.idle: Final = self.roster.idle
+        # What is to be done, and to be told, once the lock is free.
+        self.chores: Final[deque[Chore]] = deque()
+        self.events: Final[deque[Event]] = deque()
+        self._home = home
+        self._dead_in_a_row = 0
+
+    @property
+    def missing(self) -> int:
+        """How many there are less than there should be at least, those that are being made not counted."""
+        return max(0, self.min_size - len(self.roster)) + self.doing(Errand.CONNECT) if self.min_size else 0
+
+    def is_filled(self) -> bool:
+        """Tell whether there are as many that are ready as there should be at least."""
+        return sum(member.errand is None for member in self.roster) >= self.min_size
+
+    def doing(self, errand: Errand) -> int:
+        """Return for how many connections this is being done."""
+        return sum(member.errand is errand for member in self.roster)
+
+    # Taking out.
+
+    def fit(self, now: float) -> Token | None:
+        """Return the token of a free connection that is good, the one that was used last."""
+        while self.idle:
+            try:
+                token = self.idle.pop()
+            except IndexError:  # taken by somebody who needs no lock
+                break
+            member = token.member
+            if isinstance(member, Gone):
+                continue
+            if now >= member.expires:
+                self.expire(token, now)
+            elif now - member.returned < self.rules.check_after_idle or not self.handling.checks:
+                member.suspect = False
+                return token
+            else:
+                self.idle.append(token)  # it has to be asked first, and so have all that are older
+                return None
+        return None
+
+    def begin_checks(self, wanted: int, now: float) -> int:
+        """Have so many free connections checked, if there are; return how many are being checked."""
+        checking = self.doing(Errand.CHECK)
+        suspects = sum(member.suspect and member.errand is Errand.CHECK for member in self.roster)
+        while checking < wanted and self.idle:
+            try:
+                token = self.idle.pop()
+            except IndexError:
+                break
+            member = token.member
+            if isinstance(member, Gone):
+                continue
+            if member.suspect and suspects >= _SUSPECTS_AT_ONCE:
+                self.idle.append(token)
+                break
+            suspects += member.suspect
+            checking += 1
+            self.start(Errand.CHECK, token, now)
+        return checking
+
+    def begin_connects(self, wanted: int, now: float) -> None:
+        """Have so many connections made, as far as there is room and reason to think that it works."""
+        room = self.max_size - len(self.roster)
+        connecting = self.doing(Errand.CONNECT) if room > 0 and wanted > 0 else 0
+        while wanted > connecting and room > 0 and self.supply.allows(connecting) and not self.closed:
+            self.start(Errand.CONNECT, self.roster.admit(now), now, self.supply.pause(now))
+            connecting += 1
+            room -= 1
+
+    def start(self, errand: Errand, token: Token, now: float, delay: float = 0.0) -> None:
+        """Put a chore down. Whoever has the chore has the token."""
+        member = token.member
+        rules = self.rules
+        if isinstance(member, Member):
+            limit = rules.connect_timeout if errand is Errand.CONNECT else rules.check_timeout
+            member.errand = errand
+            member.until = now + delay + limit
+        self.chores.append(Chore(errand, token, delay))
+
+    # Putting back.
+
+    def end_loan(self, member: Member, now: float) -> None:
+        """Have a connection as not lent any more."""
+        since = member.since
+        if since is None:
+            return
+        member.used += now - since
+        if member.leaked:
+            self.events.append(late_return_of(self.rules.name, member.borrower(now)))
+        member.since = None
+        member.site = ()
+        member.thread = member.task = None
+
+    def keep(self, token: Token, member: Member, now: float) -> None:
+        """Have a connection free that is good."""
+        member.errand = None
+        if self.closed or len(self.roster) > self.max_size:
+            self.start(Errand.CLOSE, token, now)
+        elif now >= member.expires:
+            self.expire(token, now)
+        else:
+            self.idle.append(token)
+
+    def welcome(self, token: Token, conn: Any, now: float, references: int) -> None:
+        """Have a new connection, for the place that *token* is of."""
+        if isinstance(token.member, Gone) and not self.closed and len(self.roster) < self.max_size:
+            token = self.roster.admit(now)  # it was given up, comes late, and there is room again
+        member = token.member
+        token.conn = conn
+        if isinstance(member, Gone):
+            self.counts.closed += 1
+            self.start(Errand.CLOSE, token, now)
+            return
+        lifetime = self.rules.max_lifetime * (1.0 - self.rules.jitter * random.random())
+        member.conn = conn
+        member.stand_in = stand_in_for(type(conn))
+        member.references = references
+        member.expires = now + lifetime
+        member.returned = member.checked = member.idle_from = now
+        self.keep(token, member, now)
+
+    def discard(self, token: Token, now: float, reason: str) -> None:
+        """Give up a connection that is broken; others that were made before it may be, too."""
+        self.counts.discarded += 1
+        self.say(ConnectionDiscarded(self.rules.name, reason))
+        self.start(Errand.CLOSE, token, now)
+        self._suspect_others(now)
+
+    def expire(self, token: Token, now: float) -> None:
+        """Give up a connection whose time is over."""
+        self.counts.expired += 1
+        self.start(Errand.CLOSE, token, now)
+
+    def strike_off(self, token: Token) -> None:
+        """Have one connection less."""
+        member = token.member
+        if isinstance(member, Member):  # or it has been counted already
+            self.counts.closed += 1
+            self.counts.use_seconds += member.used
+        self.roster.remove(token)
+
+    def mended(self, token: Token, now: float, exc: BaseException | None) -> None:
+        """Have a connection back that was checked or reset; *exc* says why it is no good."""
+        member = token.member
+        if isinstance(member, Gone):
+            return  # that took too long
+        errand, suspect = member.errand, member.suspect
+        member.suspect = False
+        if member.orphan:
+            member.orphan = False
+            self.counts.collected += 1
+            self.say(collection_of(self.rules.name, member.borrower(now), reused=exc is None))
+            member.reported = None
+            self.end_loan(member, now)
+        if exc is not None:
+            self._dead_in_a_row += suspect
+            self.discard(token, now, error_text(exc))
+            return
+        self._dead_in_a_row = 0
+        if errand is Errand.RESET:
+            member.returned = now
+        else:
+            member.was_good(now)
+        self.keep(token, member, now)
+
+    def count_failure(self, now: float, reason: str) -> None:
+        """Count an attempt to connect that failed."""
+        self.counts.connect_failures += 1
+        if self.supply.failed(now, reason):
+            self.say(PoolUnavailable(self.rules.name, self.supply.failures, reason))
+
+    def count_success(self, now: float, took: float) -> None:
+        """Count one that did not."""
+        self.counts.connects += 1
+        self.counts.connect_seconds += took
+        seconds = self.supply.succeeded(now)
+        if seconds is not None:
+            self.say(PoolAvailable(self.rules.name, seconds))
+
+    # Taking away.
+
+    def reclaim(self, member: Member, now: float, why: str) -> None:
+        """Take a connection from its borrower, who is told when it is used next."""
+        borrower = member.borrower(now)
+        name = self.rules.name
+        message = (
+            f"pool {name!r} took this connection away after {borrower.held_for:.3g} s: {why}; "
+            f"what was not committed is lost. It was borrowed at {borrower.where}"
+        )
+        gone = Gone(self._home, partial(ConnectionReclaimedError, message, policy=name))
+        if self._part(member, gone):
+            self.counts.reclaimed += 1
+            self.counts.use_seconds += member.used + borrower.held_for
+            self.events.append(reclaim_of(name, borrower))
+
+    def abandon(self, member: Member, now: float) -> None:
+        """Give up waiting for a chore that takes too long; whoever does it may be stuck in it."""
+        errand, limit = member.errand, self.rules.check_timeout
+        if errand is Errand.CONNECT:
+            limit = self.rules.connect_timeout
+            self.count_failure(now, f"no connection after {limit:.3g} s")
+        elif errand is not Errand.CLOSE:
+            self._dead_in_a_row += member.suspect
+            self.counts.discarded += 1
+            self.say(ConnectionDiscarded(self.rules.name, f"no answer after {limit:.3g} s"))
+            self._suspect_others(now)
+        self._part(
+            member, Gone(self._home, partial(ConnectionReclaimedError, policy=self.rules.name), quiet=True)
+        )
+
+    def recover(self, now: float) -> None:
+        """See to connections whose tokens were lost."""
+        for token in self.roster.found():
+            member = cast("Member", token.member)
+            if member.conn is None:
+                self.roster.remove(token)
+            elif member.since is not None:
+                member.orphan = True
+                self.start(Errand.RESET, token, now)
+            else:
+                self.start(Errand.CLOSE if member.errand is Errand.CLOSE else Errand.RESET, token, now)
+        for conn in self.roster.given_up():
+            token = Token(Gone(self._home, ConnectionReclaimedError))
+            token.conn = conn
+            self.chores.append(Chore(Errand.CLOSE, token))
+
+    def after_fork(self) -> list[Any]:
+        """Begin anew in a child process, and return the connections, which are the parent's."""
+        self.lock = threading.RLock()
+        self.chores.clear()
+        self.events.clear()
+        self.supply.succeeded(0.0)
+        message = f"this connection of pool {self.rules.name!r} belongs to the process it was forked from"
+        error = partial(ConnectionReclaimedError, message, policy=self.rules.name)
+        return self.roster.after_fork(partial(Gone, self._home, error, quiet=True))
+
+    def stats(self, *, waiting: int, checkouts: int) -> PoolStats:
+        """Return what was counted, and where the pool stands."""
+        members = [*self.roster]
+        counts = asdict(self.counts)
+        counts["use_seconds"] += sum(member.used for member in members)
+        return PoolStats(
+            **counts,
+            size=len(members),
+            idle=len(self.idle),
+            used=sum(member.since is not None for member in members),
+            connecting=self.doing(Errand.CONNECT),
+            waiting=waiting,
+            min_size=self.min_size,
+            max_size=self.max_size,
+            checkouts=checkouts,
+            leaked=sum(member.leaked for member in members),
+            available=not self.supply.is_down,
+            last_failure=self.supply.last_failure,
+        )
+
+    def say(self, event: Event) -> None:
+        """Have *event* told when the lock is free."""
+        self.events.append(event)
+
+    def _part(self, member: Member, gone: Gone) -> bool:
+        conn = member.conn
+        if not self.roster.part(member, gone):
+            return False
+        if conn is not None:
+            self.counts.closed += 1
+            cut = Token(gone)
+            cut.conn = conn
+            self.chores.append(Chore(Errand.CUT, cut))
+        return True
+
+    def _suspect_others(self, now: float) -> None:
+        """Have the connections asked that nobody has, or given up at once if those that were are dead."""
+        if not self.handling.checks:
+            return
+        hopeless = self._dead_in_a_row >= _DEAD_SUSPECTS
+        for token in self.all_idle():
+            member = token.member
+            if isinstance(member, Gone):
+                continue
+            if hopeless and member.suspect:
+                self.counts.discarded += 1
+                self.start(Errand.CLOSE, token, now)
+                continue
+            member.suspect = True
+            member.returned = min(member.returned, now - self.rules.check_after_idle)
+            self.idle.append(token)
+
+    def all_idle(self) -> Iterator[Token]:
+        """Take every token out that is free now, once; whoever is not to go has to be put back."""
+        for _ in range(len(self.idle)):
+            try:
+                yield self.idle.popleft()
+            except IndexError:
+                return
