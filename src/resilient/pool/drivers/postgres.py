@@ -17,8 +17,6 @@ _ACTIVE: Final = 1
 _IN_TRANSACTION: Final = 2
 _IN_ERROR: Final = 3
 
-_NOTE: Final = "_resilient_note"
-
 # In one call, because every return asks for it. The properties behind some would make it five times as slow.
 _state_of: Final = attrgetter(
     "pgconn.transaction_status",
@@ -80,8 +78,8 @@ class Psycopg(_Libpq):
 
     def note(self, conn: Any) -> None:
         with suppress(AttributeError):  # of a psycopg whose attributes are called something else
-            if _NOTE not in conn.__dict__:
-                conn.__dict__[_NOTE] = (_IDLE, *_state_of(conn)[1:])
+            if _noted(conn) is None:
+                conn._resilient_note = (_IDLE, *_state_of(conn)[1:])  # noqa: SLF001
 
     def check(self, conn: Any) -> Steps:
         """Send an empty query: the shortest round trip there is, and it needs no transaction."""
@@ -94,12 +92,15 @@ class Psycopg(_Libpq):
             yield conn.set_autocommit(False)
 
     def dirty(self, conn: Any) -> bool:
-        noted = conn.__dict__.get(_NOTE)
-        return bool(conn.pgconn.transaction_status != _IDLE if noted is None else _state_of(conn) != noted)
+        try:
+            changed: bool = _state_of(conn) != conn._resilient_note  # noqa: SLF001
+        except AttributeError:
+            return super().dirty(conn)
+        return changed
 
     def reset(self, conn: Any) -> Steps:
         yield from super().reset(conn)
-        noted = conn.__dict__.get(_NOTE)
+        noted = _noted(conn)
         if noted is None:
             return
         for setter, now, before in zip(_SETTERS, _state_of(conn)[1:5], noted[1:5], strict=True):
@@ -184,3 +185,7 @@ class Asyncpg(Driver):
     def fileno(self, conn: Any) -> int | None:
         transport = getattr(conn, "_transport", None)
         return None if transport is None else descriptor_in(transport.get_extra_info("socket"))
+
+
+def _noted(conn: Any) -> tuple[Any, ...] | None:
+    return getattr(conn, "_resilient_note", None)
