@@ -26,11 +26,18 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
         config.option.loadscopereorder = False
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Forget a worker that has ended, or died: it may be the one for which the others wait."""
-        crashed: str | None = super().remove_node(node)
+        """Forget a worker that has ended, and go on; if it died, return the test of which it did.
+
+        It may be the one that others waited for. What it did not come to is theirs, but for what it died of.
+        """
+        files = self.assigned_work.pop(node)
+        left = [(tests, test) for tests in files.values() for test, done in tests.items() if not done]
+        for tests, test in left[:1]:
+            tests[test] = True
+        self.workqueue.update({file: tests for file, tests in files.items() if not all(tests.values())})
         for other in self.nodes:
             self._reschedule(other)
-        return crashed
+        return left[0][1] if left else None
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid.partition("::")[0]
@@ -47,11 +54,13 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
-        # A worker keeps the last test it was given until it is given another, or is told to end.
         if self.workqueue and self._next() is None and not self._stays(node):
             node.shutdown()
-        else:
+        # A worker keeps the last test it was given until it is given another, or is told to end: two, then.
+        while not node.shutting_down:
             super()._reschedule(node)
+            if self._pending_of(self.assigned_work[node]) >= 2 or (self.workqueue and self._next() is None):
+                break
 
     def _stays(self, node: WorkerController) -> bool:
         return node is next((one for one in self.nodes if not one.shutting_down), None)
