@@ -192,7 +192,7 @@ def test_restart_after_restart_does_not_prolong_it(valkey: ValkeyServer, storage
     assert storage_at(valkey.port).opened_at == opened_at
     time.sleep(1.0)
     assert second.call(int) == 0
-    eventually(lambda: raw_state(valkey), "closed")  # the writer has done with the client, which is closed now
+    eventually(lambda: raw_state(valkey), "closed")  # its writer needs the client no more
 
 
 def test_opening_again_renews_the_time_of_opening(valkey: ValkeyServer, storage_at: StorageAt):

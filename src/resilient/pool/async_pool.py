@@ -12,11 +12,11 @@ from ..engine.waiting import TaskWaiter, running_loop, spells
 from ..typing import P, Seconds, T
 from . import chores
 from .blocks import AsyncConnectionBlock
-from .core import Watch
 from .crews import TaskCrew
 from .decorating import lending
 from .front import C, Front
 from .handling import Act
+from .line import Watch
 from .members import Token
 
 __all__ = ["AsyncConnectionPool"]

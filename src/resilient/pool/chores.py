@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from ..engine.window import HAS_GIL
+from ..events import error_text
 from .core import Core
 from .members import Chore, Errand, Member, Token
 
@@ -97,11 +98,13 @@ def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:
         if conn is None:
             raise TypeError("connect must return a connection, got None")  # noqa: TRY301 - as if it came from there
     except BaseException as exc:
-        core.connect_failed(token, exc)
+        core.change(core.stock.connect_failed, token, error_text(exc))
         if not isinstance(exc, Exception):
             raise
     else:
-        core.connected(token, conn, clock() - began, sys.getrefcount(conn) - _WHEN_MADE)
+        references = sys.getrefcount(conn) - _WHEN_MADE
+        core.handling.meet(conn)
+        core.change(core.stock.connected, token, conn, clock() - began, references)
 
 
 def _mend(core: Core, token: Token, act: Callable[[Any], Iterable[Any]]) -> Doing:
@@ -110,11 +113,11 @@ def _mend(core: Core, token: Token, act: Callable[[Any], Iterable[Any]]) -> Doin
             raise _StillInUseError("something made of it is still in use")  # noqa: TRY301
         yield from through(act(token.conn))
     except BaseException as exc:
-        core.mended(token, exc)
+        core.change(core.stock.mended, token, exc)
         if not isinstance(exc, Exception):
             raise
     else:
-        core.mended(token, None)
+        core.change(core.stock.mended, token, None)
 
 
 def _is_in_use(member: Member, conn: Any) -> bool:
@@ -128,7 +131,7 @@ def _close(core: Core, token: Token) -> Doing:
         with suppress(Exception):  # it is given up, however it takes that
             yield from through(core.handling.close(token.conn))
     finally:
-        core.was_closed(token)
+        core.change(core.stock.was_closed, token)
 
 
 def _cut(core: Core, token: Token) -> Doing:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
@@ -24,13 +23,14 @@ from .borrowed import bare, hold
 from .borrowers import FEW_FRAMES, Borrower, nearest, site_of
 from .handling import Handling
 from .inherited import leave_to_parent
+from .line import Line, Turn, Watch
 from .members import Chore, Errand, Gone, Member, Token
 from .reports import tell
 from .stats import PoolStats
 from .stock import Rules, Stock
 from .upkeep import Upkeep
 
-__all__ = ["Core", "Crew", "Turn", "Watch"]
+__all__ = ["Core", "Crew"]
 
 _PLACES_A_CONNECTION: Final = 100  # as many as wait for a hundred times what a borrower takes
 
@@ -44,40 +44,6 @@ class Crew(Protocol):
 
     def carry_out(self, core: Core, chore: Chore) -> None: ...
     def after_fork(self) -> None: ...
-
-
-class Turn:
-    """A place in the line. Its fields are guarded by the lock."""
-
-    __slots__ = ("error", "since", "token", "until", "waiter")
-
-    def __init__(self, waiter: Waiter, since: float, until: float) -> None:
-        self.waiter = waiter
-        self.since = since
-        self.until = until
-        self.token: Token | None = None  # what it waits for, once it is there
-        self.error: Exception | None = None  # why it never will be
-
-    @property
-    def decided(self) -> bool:
-        """Whether there is nothing more to wait for."""
-        return self.token is not None or self.error is not None
-
-
-class Watch:
-    """Somebody who waits until something holds for the pool."""
-
-    __slots__ = ("_holds", "until", "waiter")
-
-    def __init__(self, waiter: Waiter, until: float, holds: Callable[[], bool]) -> None:
-        self.waiter = waiter
-        self.until = until
-        self._holds = holds
-
-    @property
-    def decided(self) -> bool:
-        """Whether it holds."""
-        return self._holds()
 
 
 class Core:
@@ -110,7 +76,7 @@ class Core:
         self._task_name = task_name  # tells which task this is, where it is tasks that borrow
         self._upkeep = Upkeep(self.stock)
         self._in_use = False
-        self._line: deque[Turn] = deque()
+        self._line = Line()
         self._watches: set[Watch] = set()
         self._checkouts = Tally()
         self._count = self._checkouts.ticker
@@ -247,62 +213,7 @@ class Core:
         # Both may run code of the user's, so not under the lock.
         broken = exc is not None and self.handling.is_broken(conn, exc)
         dirty = not broken and self.handling.dirty is not None and self.handling.dirty(conn)
-        now = self._clock()
-        with self.stock.lock:
-            self.stock.end_loan(member, now)
-            if broken:
-                self.stock.discard(token, now, error_text(cast("BaseException", exc)))
-            elif dirty:
-                self.stock.start(Errand.RESET, token, now)
-            else:
-                member.returned = now
-                self.stock.keep(token, member, now)
-            del token  # a traceback that leads here would keep it from being lost, if it is
-            self._dispatch(now)
-        self.deliver()
-
-    # What came of the chores.
-
-    def connected(self, token: Token, conn: Any, took: float, references: int) -> None:
-        """Have a connection that was made for the place that *token* is of.
-
-        It took so many seconds, and has so many references of its own making.
-        """
-        now = self._clock()
-        self.handling.meet(conn)
-        with self.stock.lock:
-            self.stock.count_success(now, took)
-            self.stock.welcome(token, conn, now, references)
-            del token
-            self._dispatch(now)
-        self.deliver()
-
-    def connect_failed(self, token: Token, exc: BaseException) -> None:
-        """Have the place of a connection free that could not be made."""
-        now = self._clock()
-        with self.stock.lock:
-            if isinstance(token.member, Member):  # or it has been counted already
-                self.stock.roster.remove(token)
-                self.stock.count_failure(now, error_text(exc))
-            self._dispatch(now)
-        self.deliver()
-
-    def mended(self, token: Token, exc: BaseException | None) -> None:
-        """Have a connection back that was checked or reset; *exc*: it is no good."""
-        now = self._clock()
-        with self.stock.lock:
-            self.stock.mended(token, now, exc)
-            del token
-            self._dispatch(now)
-        self.deliver()
-
-    def was_closed(self, token: Token) -> None:
-        """Have the place of a connection free that is no more."""
-        now = self._clock()
-        with self.stock.lock:
-            self.stock.strike_off(token)
-            self._dispatch(now)
-        self.deliver()
+        self.change(self.stock.take_back, token, member, error_text(exc) if broken and exc else None, dirty)
 
     def is_to_be_committed(self, token: Token) -> bool:
         """Tell whether leaving a block well means to commit what was done there."""
@@ -318,66 +229,38 @@ class Core:
         """Return the time."""
         return self._clock()
 
-    def attend(self) -> None:
-        """Hand on what is free, and see to what is due."""
+    def change(self, act: Callable[..., object], *args: Any) -> None:
+        """Do `act(now, *args)` with the stock, and see to what follows from it."""
         now = self._clock()
         with self.stock.lock:
-            self._upkeep.look(now)
+            act(now, *args)
             self._dispatch(now)
         self.deliver()
+
+    def attend(self) -> None:
+        """Hand on what is free, and see to what is due."""
+        self.change(self._upkeep.look)
 
     def round(self) -> None:
         """See to what is due; to be called about once a second."""
-        if not self._in_use:
-            return  # by this process, which may be a child of the one that does
-        now = self._clock()
-        with self.stock.lock:
-            self._upkeep.make(now)
-            self._dispatch(now)
-        self.deliver()
+        if self._in_use:  # by this process, which may be a child of the one that does
+            self.change(self._upkeep.make)
 
     def drain(self) -> None:
         """Have every connection replaced, those that are lent when they come back."""
-        now = self._clock()
-        with self.stock.lock:
-            for member in self.stock.roster:
-                member.expires = now
-            self._upkeep.retire(now)
-            self._dispatch(now)
-        self.deliver()
+        self.change(self._upkeep.drain)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Have another size from now on; what is too many goes when it is free."""
-        now = self._clock()
-        with self.stock.lock:
-            self.stock.min_size, self.stock.max_size = min_size, max_size
-            self._upkeep.retire(now)
-            self._dispatch(now)
-        self.deliver()
+        self.change(self._upkeep.resize, min_size, max_size)
 
     def shut(self) -> None:
         """Lend nothing any more."""
-        now = self._clock()
-        with self.stock.lock:
-            self.stock.closed = True
-            self._watch()
-            self._dispatch(now)
-            for token in self.stock.all_idle():
-                self.stock.start(Errand.CLOSE, token, now)
-        self.deliver()
+        self.change(self.stock.shut)
 
     def cut(self) -> None:
         """Take what is still lent from its borrowers, and give up what is still being done."""
-        now = self._clock()
-        with self.stock.lock:
-            self._dispatch(now)
-            for member in self.stock.roster:
-                if member.errand is None:
-                    self.stock.reclaim(member, now, "the pool was closed")
-                else:
-                    self.stock.abandon(member, now)
-            self._wake_watches()
-        self.deliver()
+        self.change(self.stock.cut)
 
     def end(self, crew: Crew) -> None:
         """Close what is free by *crew*, now that there will be no other."""
@@ -467,7 +350,7 @@ class Core:
                     turn.token = token
                     del token
             turn.waiter.wake()
-            self._leave_line(turn)
+            self._line.leave(turn)
             del turn  # whoever waited may have vanished, and the token with him
             if stock.roster.unsettled:
                 stock.recover(now)
@@ -523,12 +406,7 @@ class Core:
                 self.stock.counts.refused += 1
                 turn.error = self._unavailable(now)
             turn.waiter.wake()
-            self._leave_line(turn)
-
-    def _leave_line(self, turn: Turn) -> None:
-        # Not `popleft`: a signal's handler may have taken it out in the meantime.
-        if turn in self._line:
-            self._line.remove(turn)
+            self._line.leave(turn)
 
     def _watch(self) -> None:
         """Say whether connections may be taken and put back without us."""
@@ -555,14 +433,13 @@ class Core:
         now = self._clock()
         with self.stock.lock:
             if chore.errand is Errand.CONNECT:
-                self.stock.roster.remove(chore.token)
-                self.stock.count_failure(now, error_text(exc))
+                self.stock.connect_failed(now, chore.token, error_text(exc))
 
     def _conclude(self, turn: Turn) -> Token:
         now = self._clock()
         if turn.token is None:
             with self.stock.lock:
-                self._leave_line(turn)
+                self._line.leave(turn)
                 self._watch()
                 if turn.token is None:
                     self._count_wait(turn, now)
@@ -578,7 +455,7 @@ class Core:
     def _give_up(self, turn: Turn) -> None:
         now = self._clock()
         with self.stock.lock:
-            self._leave_line(turn)
+            self._line.leave(turn)
             self._count_wait(turn, now)
             token, turn.token = turn.token, None
             if token is not None and isinstance(token.member, Member):

@@ -12,6 +12,7 @@ from ..engine.clock import MONOTONIC
 from ..engine.matching import Matcher
 from ..errors import ConnectionReturnedError
 from ..events import Announcer, Listener
+from ..telemetry.connections import ConnectionCounts, observe
 from ..typing import Clock, FailureRule, Seconds
 from .borrowed import held_by, is_borrowed
 from .borrowers import ALL_FRAMES, FEW_FRAMES, Borrower
@@ -90,6 +91,8 @@ class Front(Generic[C, R], metaclass=ABCMeta):
         self._core = Core(
             rules, handling, crew, self.announcer, min_size=low, max_size=high, task_name=self._task_name
         )
+        self._reading = _Reading(self._core)
+        observe(self._reading)
 
     @property
     def name(self) -> str:
@@ -248,6 +251,34 @@ class Front(Generic[C, R], metaclass=ABCMeta):
 
     def _timeout(self, timeout: Seconds | None) -> float:
         return self._core.rules.timeout if timeout is None else params.seconds("timeout", timeout)
+
+
+class _Reading:
+    """What metrics tell of a pool. They refer to it weakly, so the pool has to."""
+
+    __slots__ = ("__weakref__", "_core")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self._core.rules.name
+
+    def counts(self) -> ConnectionCounts:
+        """Return where the pool stands."""
+        stats = self._core.stats()
+        return ConnectionCounts(
+            idle=stats.idle,
+            used=stats.used,
+            idle_max=stats.max_size,
+            idle_min=stats.min_size,
+            limit=stats.max_size,
+            pending=stats.waiting,
+            timeouts=stats.timeouts,
+            leaked=stats.leaked,
+        )
 
 
 def _or(given: float | None, default: float) -> float:

@@ -13,11 +13,12 @@ from ..engine.waiting import ThreadWaiter, spells
 from ..typing import P, Seconds, T
 from . import chores, rounds
 from .blocks import ConnectionBlock
-from .core import Core, Watch
+from .core import Core
 from .crews import InlineCrew, ThreadCrew
 from .decorating import lending
 from .front import C, Front
 from .handling import Act
+from .line import Watch
 from .members import Token
 
 __all__ = ["ConnectionPool"]

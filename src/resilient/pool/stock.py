@@ -163,6 +163,17 @@ class Stock:
         member.site = ()
         member.thread = member.task = None
 
+    def take_back(self, now: float, token: Token, member: Member, broken: str | None, dirty: bool) -> None:
+        """Have a connection back from its borrower; *broken* says why it must not be used again."""
+        self.end_loan(member, now)
+        if broken is not None:
+            self.discard(token, now, broken)
+        elif dirty:
+            self.start(Errand.RESET, token, now)
+        else:
+            member.returned = now
+            self.keep(token, member, now)
+
     def keep(self, token: Token, member: Member, now: float) -> None:
         """Have a connection free that is good."""
         member.errand = None
@@ -173,8 +184,12 @@ class Stock:
         else:
             self.idle.append(token)
 
-    def welcome(self, token: Token, conn: Any, now: float, references: int) -> None:
-        """Have a new connection, for the place that *token* is of."""
+    def connected(self, now: float, token: Token, conn: Any, took: float, references: int) -> None:
+        """Have a new connection, for the place that *token* is of.
+
+        It took so many seconds, and has so many references of its own making.
+        """
+        self._count_success(now, took)
         if isinstance(token.member, Gone) and not self.closed and len(self.roster) < self.max_size:
             token = self.roster.admit(now)  # it was given up, comes late, and there is room again
         member = token.member
@@ -203,7 +218,7 @@ class Stock:
         self.counts.expired += 1
         self.start(Errand.CLOSE, token, now)
 
-    def strike_off(self, token: Token) -> None:
+    def was_closed(self, now: float, token: Token) -> None:  # noqa: ARG002 - as all that comes of chores
         """Have one connection less."""
         member = token.member
         if isinstance(member, Member):  # or it has been counted already
@@ -211,7 +226,13 @@ class Stock:
             self.counts.use_seconds += member.used
         self.roster.remove(token)
 
-    def mended(self, token: Token, now: float, exc: BaseException | None) -> None:
+    def connect_failed(self, now: float, token: Token, reason: str) -> None:
+        """Have the place of a connection free that could not be made."""
+        if isinstance(token.member, Member):  # or it has been counted already
+            self.roster.remove(token)
+            self._count_failure(now, reason)
+
+    def mended(self, now: float, token: Token, exc: BaseException | None) -> None:
         """Have a connection back that was checked or reset; *exc* says why it is no good."""
         member = token.member
         if isinstance(member, Gone):
@@ -235,13 +256,13 @@ class Stock:
             member.was_good(now)
         self.keep(token, member, now)
 
-    def count_failure(self, now: float, reason: str) -> None:
+    def _count_failure(self, now: float, reason: str) -> None:
         """Count an attempt to connect that failed."""
         self.counts.connect_failures += 1
         if self.supply.failed(now, reason):
             self.say(PoolUnavailable(self.rules.name, self.supply.failures, reason))
 
-    def count_success(self, now: float, took: float) -> None:
+    def _count_success(self, now: float, took: float) -> None:
         """Count one that did not."""
         self.counts.connects += 1
         self.counts.connect_seconds += took
@@ -270,7 +291,7 @@ class Stock:
         errand, limit = member.errand, self.rules.check_timeout
         if errand is Errand.CONNECT:
             limit = self.rules.connect_timeout
-            self.count_failure(now, f"no connection after {limit:.3g} s")
+            self._count_failure(now, f"no connection after {limit:.3g} s")
         elif errand is not Errand.CLOSE:
             self._dead_in_a_row += member.suspect
             self.counts.discarded += 1
@@ -279,6 +300,21 @@ class Stock:
         self._part(
             member, Gone(self._home, partial(ConnectionReclaimedError, policy=self.rules.name), quiet=True)
         )
+
+    def shut(self, now: float) -> None:
+        """Lend nothing any more."""
+        self.closed = True
+        self.alert.append(True)
+        for token in self.all_idle():
+            self.start(Errand.CLOSE, token, now)
+
+    def cut(self, now: float) -> None:
+        """Take what is lent from its borrowers, and give up what is being done."""
+        for member in self.roster:
+            if member.errand is None:
+                self.reclaim(member, now, "the pool was closed")
+            else:
+                self.abandon(member, now)
 
     def recover(self, now: float) -> None:
         """See to connections whose tokens were lost."""

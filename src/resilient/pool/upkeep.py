@@ -42,6 +42,17 @@ class Upkeep:
                 self._see_to_borrower(member, now)
         self.retire(now)
 
+    def drain(self, now: float) -> None:
+        """Have every connection replaced, those that are lent when they come back."""
+        for member in self._stock.roster:
+            member.expires = now
+        self.retire(now)
+
+    def resize(self, now: float, min_size: int, max_size: int) -> None:
+        """Have another size from now on."""
+        self._stock.min_size, self._stock.max_size = min_size, max_size
+        self.retire(now)
+
     def retire(self, now: float) -> None:
         """Close what is idle for too long, too old or too much; have that checked which was not for long."""
         stock, rules = self._stock, self._stock.rules
