@@ -1,6 +1,7 @@
 # Every target makes and fills its own virtual environment; all it needs is make, a shell and Python >= 3.11.
 #
 #   make test ARGS="-k breaker"     options for pytest (demo, bench: for the program)
+#   make test ARGS="-n0 --pdb"      in one process, with a debugger
 #   make test PYTHON=/opt/python3   another interpreter; after `make clean` if .venv exists already
 
 .DEFAULT_GOAL := help
@@ -42,12 +43,13 @@ demo: $(GROUP)demo ## Play two incidents to a small shop, a slow API and a flood
 	$(PY) -m examples.shop $(ARGS)
 
 .PHONY: test
+# Two processes share the tests; tests/conftest.py says which of them come last, and alone.
 test: $(GROUP)test $(GROUP)demo ## Run every test, the code in the docs included
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 $(ARGS)
 
 .PHONY: soak
-soak: $(GROUP)test $(GROUP)demo ## Run the faults of shared limits, the stress and the game day at full length: longer, and more of all
-	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet tests/stress tests/incidents/test_d9_demo.py $(ARGS)
+soak: $(GROUP)test $(GROUP)demo ## Run shared limits' faults, pools, stress and incidents at full length: longer, and more of all
+	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet tests/pool tests/stress $(wildcard tests/incidents/test_*_demo.py) $(ARGS)
 
 .PHONY: check
 check: $(GROUP)check $(GROUP)test $(GROUP)demo ## Lint, check the format and the types
