@@ -21,7 +21,11 @@ from tests.support.valkey import ValkeyServer
 
 # What measures how long something takes, or how much gets done: under `make test` these run one after another
 # when all others are done. All else may run beside others, so its limits of time are generous.
-_ALONE = ("tests/incidents/", "tests/test_bench.py")
+_ALONE = (
+    "tests/incidents/test_*_demo.py",
+    "tests/incidents/test_d7_fleet.py",
+    "tests/incidents/test_d9_overload.py",
+)
 
 # A task or thread that is on its way out gets this long to be gone, in seconds.
 _GRACE = 0.5

@@ -21,7 +21,7 @@ _CONFTEST = """
     DONE = Path(__file__).parent / "done"
 
     def pytest_xdist_make_scheduler(config, log):
-        return AloneLast(config, log, ["alone/"])
+        return AloneLast(config, log, ["alone/test_*"])
 
     @pytest.fixture
     def done(request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import pytest
 from xdist.remote import Producer
@@ -16,12 +17,12 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
     Args:
         config: Of the run.
         log: Where to tell what was given to whom.
-        alone: What the names of the files begin with that have to be alone.
+        alone: Patterns of the files that have to be alone, in the manner of a shell.
     """
 
     def __init__(self, config: pytest.Config, log: Producer | None, alone: Sequence[str]) -> None:
         super().__init__(config, log)
-        self._alone = tuple(alone)
+        self._alone = alone
         # Few tests may take long: ordered by how many a file has, the longest files would come last.
         config.option.loadscopereorder = False
 
@@ -44,8 +45,11 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
 
     def _next(self) -> str | None:
         """Return the file whose turn it is; None if there is none, or those left have to wait to be alone."""
-        together = (file for file in self.workqueue if not file.startswith(self._alone))
+        together = (file for file in self.workqueue if not self._wants_to_be_alone(file))
         return next(together, next(iter(self.workqueue), None) if len(self.nodes) == 1 else None)
+
+    def _wants_to_be_alone(self, file: str) -> bool:
+        return any(fnmatchcase(file, pattern) for pattern in self._alone)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         file = self._next()
