@@ -78,8 +78,8 @@ def _acquiring(ledger: Ledger) -> Callable[[Callable[..., Any]], Callable[..., A
             except BaseException as exc:
                 ledger.give_up(asked, timed_out=isinstance(exc, TimeoutError))
                 raise
-            holder = proxy._holder
-            ledger.lend(asked, id(holder), holder, frame_at(1))
+            holder = getattr(proxy, "_holder", None)
+            ledger.lend(asked, id(holder), holder, frame_at())
             return proxy
 
         return _acquire

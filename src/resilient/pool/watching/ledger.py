@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from itertools import chain
 from types import FrameType
 from typing import Any
@@ -28,7 +29,7 @@ from ..reports import collection_of, late_return_of, leak_of, tell
 __all__ = ["Ledger", "Loan", "frame_at"]
 
 frame_at = sys._getframe  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - nothing else is as quick
-"""Return the frame so many calls up, as `sys._getframe`."""
+"""Return the frame so many calls up, or of its caller, as `sys._getframe`."""
 
 
 class Loan(weakref.ref[Any]):
@@ -69,6 +70,7 @@ class Ledger:
         leak_after: seconds after which a loan is reported; None: none is.
         depth: frames that are kept of a borrower's stack.
         skip: packages whose innermost frames are not kept.
+        caller: given the frame of the pool's method that lends, returns that of whoever called it.
         clock: tells the time.
         announcer: where events are posted.
 
@@ -82,6 +84,7 @@ class Ledger:
         leak_after: float | None,
         depth: int,
         skip: frozenset[str],
+        caller: Callable[[FrameType], FrameType | None],
         clock: Clock,
         announcer: Announcer,
     ) -> None:
@@ -91,6 +94,7 @@ class Ledger:
         self._leak_after = leak_after
         self._depth = depth
         self._skip = skip
+        self._caller = caller
         self._clock = clock
         self._announcer = announcer
         self._faulty = False
@@ -118,8 +122,11 @@ class Ledger:
             with self._lock:
                 self.timeouts += 1
 
-    def lend(self, number: int, key: int, lent: object, frame: FrameType | None) -> None:
-        """Note that whoever asked, at *frame*, has *lent* now, which is returned under *key*."""
+    def lend(self, number: int, key: int, lent: object, frame: FrameType) -> None:
+        """Note that whoever asked has *lent* now, which is returned under *key*.
+
+        *frame* is that of the method of the pool, which was called from where it was borrowed.
+        """
         try:
             asked = self._pending.pop(number, None)
             if self._closed:
@@ -128,14 +135,15 @@ class Ledger:
             loan.key = key
             loan.since = now = self._clock()
             loan.until = None
-            loan.site = site_of(frame, self._depth, self._skip)
+            loan.site = site_of(self._caller(frame), self._depth, self._skip)
             loan.thread = threading.current_thread()
             loan.task = _task_name()
             loan.returned = loan.by_borrower = loan.reported = loan.posted = loan.seen = False
             self._loans[key] = loan
             next(self._lent)
-            if asked is not None and self.durations is not None:
-                self.durations.wait.append(now - asked)
+            durations = self.durations
+            if asked is not None and durations is not None:
+                durations.wait.append(now - asked)
         except Exception:  # noqa: BLE001
             self._fault()
 
@@ -181,8 +189,9 @@ class Ledger:
     def created(self, begun: float) -> None:
         """Note that a connection was made since *begun*."""
         try:
-            if self.durations is not None:
-                self.durations.create.append(self._clock() - begun)
+            durations = self.durations
+            if durations is not None:
+                durations.create.append(self._clock() - begun)
         except Exception:  # noqa: BLE001
             self._fault()
 
@@ -216,8 +225,9 @@ class Ledger:
 
     def round(self) -> None:
         """Find what is to be reported, and report it."""
-        if self.durations is not None:
-            self.durations.record()
+        durations = self.durations
+        if durations is not None:
+            durations.record()
         # One at a time: each loan is reported once.
         with self._lock:
             events = [*chain(self._find_leaks(), self._find_lost(), self._find_late())]

@@ -82,7 +82,7 @@ def _hooks(ledger: Ledger) -> dict[str, Hook]:
             except BaseException as exc:
                 ledger.give_up(asked, timed_out=isinstance(exc, psycopg_pool.PoolTimeout))
                 raise
-            ledger.lend(asked, id(connection), connection, frame_at(1))
+            ledger.lend(asked, id(connection), connection, frame_at())
             return connection
 
         return getconn
@@ -115,7 +115,7 @@ def _async_hooks(ledger: Ledger) -> dict[str, Hook]:
             except BaseException as exc:
                 ledger.give_up(asked, timed_out=isinstance(exc, psycopg_pool.PoolTimeout))
                 raise
-            ledger.lend(asked, id(connection), connection, frame_at(1))
+            ledger.lend(asked, id(connection), connection, frame_at())
             return connection
 
         return getconn

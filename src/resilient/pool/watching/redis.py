@@ -166,7 +166,7 @@ def _hooks(ledger: Ledger) -> dict[str, Hook]:
             except BaseException as exc:
                 _missed(ledger, asked, exc)
                 raise
-            _got(ledger, asked, connection, frame_at(1))
+            _got(ledger, asked, connection, frame_at())
             return connection
 
         return get_connection
@@ -190,7 +190,7 @@ def _async_hooks(ledger: Ledger) -> dict[str, Hook]:
             except BaseException as exc:
                 _missed(ledger, asked, exc)
                 raise
-            _got(ledger, asked, connection, frame_at(1))
+            _got(ledger, asked, connection, frame_at())
             return connection
 
         return get_connection

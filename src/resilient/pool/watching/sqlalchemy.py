@@ -52,7 +52,7 @@ class SQLAlchemyPool(Adapter):
     def install(self, ledger: Ledger, mark: object) -> None:
         target, pool = self._target(), self.pool
         hooks: dict[str, Hook] = {
-            "connect": _connecting(ledger, self.asynchronous),
+            "connect": _connecting(ledger),
             "recreate": self._recreating,
         }
         self._ledger = ledger
@@ -115,6 +115,17 @@ class SQLAlchemyPool(Adapter):
     def is_timeout(self, error: BaseException) -> bool:
         return isinstance(error, exc.TimeoutError)
 
+    def caller(self, frame: FrameType) -> FrameType | None:
+        """Return also the coroutine that SQLAlchemy works for, in another greenlet than this one."""
+        inner = frame.f_back
+        while inner is not None:
+            if str(inner.f_globals.get("__name__", "")).partition(".")[0] not in self.skip:
+                return inner  # the caller, or somebody's code that SQLAlchemy runs in a greenlet
+            inner = inner.f_back
+        greenlet = sys.modules.get("greenlet")
+        parent = None if greenlet is None else greenlet.getcurrent().parent
+        return frame.f_back if parent is None else parent.gr_frame
+
     @property
     def pool(self) -> Any:
         """The pool there is now; raises ReferenceError if it is no more."""
@@ -125,6 +136,8 @@ class SQLAlchemyPool(Adapter):
 
     def _pool(self) -> Pool | None:
         target = self._target()
+        if target is None:  # an engine that only options were given to; its pool is another's too
+            return self._pools[-1]() if self._pools else None
         return target.pool if isinstance(target, Engine) else target
 
     def _dress(self, pool: Any) -> None:
@@ -176,7 +189,7 @@ class _Creator:
         return connection
 
 
-def _connecting(ledger: Ledger, asynchronous: bool) -> Hook:
+def _connecting(ledger: Ledger) -> Hook:
     def connect(original: Callable[..., Any]) -> Callable[..., Any]:
         def connect(pool: Any) -> Any:
             asked = ledger.ask()
@@ -185,27 +198,13 @@ def _connecting(ledger: Ledger, asynchronous: bool) -> Hook:
             except BaseException as error:
                 ledger.give_up(asked, timed_out=isinstance(error, exc.TimeoutError))
                 raise
-            frame = frame_at(1)
-            ledger.lend(
-                asked, id(fairy._connection_record), fairy, _awaiter(frame) if asynchronous else frame
-            )
+            record = getattr(fairy, "_connection_record", None)
+            ledger.lend(asked, id(record), fairy, frame_at())
             return fairy
 
         return connect
 
     return connect
-
-
-def _awaiter(frame: FrameType | None) -> FrameType | None:
-    """Return where the coroutine is that SQLAlchemy works for, in another greenlet than this one."""
-    inner = frame
-    while inner is not None:
-        if str(inner.f_globals.get("__name__", "")).partition(".")[0] not in SQLAlchemyPool.skip:
-            return frame  # somebody's own code, which has SQLAlchemy run it in its greenlet
-        inner = inner.f_back
-    greenlet = sys.modules.get("greenlet")
-    parent = None if greenlet is None else greenlet.getcurrent().parent
-    return frame if parent is None else parent.gr_frame
 
 
 def _ping(pool: Any, connection: Any) -> None:

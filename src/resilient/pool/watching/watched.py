@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from ...engine import params
@@ -111,6 +111,10 @@ class Adapter(ABC):
     async def aprobe(self, seconds: float, /) -> None:
         """Do as `probe`, for a pool whose connections are awaited."""
         raise NotImplementedError
+
+    def caller(self, frame: FrameType) -> FrameType | None:
+        """Return the frame of whoever called the method of the pool whose *frame* that is."""
+        return frame.f_back
 
     def is_timeout(self, error: BaseException) -> bool:
         """Return whether *error* says that no connection came free in time."""
