@@ -58,7 +58,7 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
             TypeError: *timeout* has the wrong type.
             ValueError: *timeout* is out of range.
         """
-        return AsyncConnectionBlock(self, timeout)
+        return AsyncConnectionBlock(self, self._checked(timeout))
 
     async def getconn(self, timeout: Seconds | None = None) -> C:
         """Borrow a connection; `putconn` gives it back.
@@ -77,8 +77,9 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
             RuntimeError: the pool belongs to another event loop.
         """
         self._settle()
+        seconds = self._checked(timeout)
         conn = self._core.take()
-        return cast("C", await self._checkout(timeout) if conn is None else conn)
+        return cast("C", await self._checkout(seconds) if conn is None else conn)
 
     async def putconn(self, conn: C) -> None:
         """Give a connection back; what was not committed is rolled back.
@@ -187,9 +188,9 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
     def _act(self, parameter: str, act: Act | None) -> Act | None:
         return None if act is None else params.callback(parameter, act)
 
-    async def _checkout(self, timeout: Seconds | None) -> Any:
+    async def _checkout(self, seconds: float | None) -> Any:
         core = self._core
-        found = core.begin(self._timeout(timeout), TaskWaiter)
+        found = core.begin(seconds, TaskWaiter)
         return core.lend(found if isinstance(found, Token) else await core.await_(found), core.now(), 3)
 
     async def _finish(self, token: Token, exc: BaseException | None) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import ConnectionReturnedError
-from ..typing import Seconds
 from .borrowed import held_by
 from .core import Core
 from .members import Token
@@ -25,30 +24,30 @@ class _Pool(Protocol):
 
 
 class _SyncPool(_Pool, Protocol):
-    def _checkout(self, timeout: Seconds | None) -> Any: ...
+    def _checkout(self, seconds: float | None) -> Any: ...
     def _finish(self, token: Token, exc: BaseException | None) -> None: ...
 
 
 class _AsyncPool(_Pool, Protocol):
     def _settle(self) -> None: ...
-    def _checkout(self, timeout: Seconds | None) -> Awaitable[Any]: ...
+    def _checkout(self, seconds: float | None) -> Awaitable[Any]: ...
     def _finish(self, token: Token, exc: BaseException | None) -> Awaitable[None]: ...
 
 
 class ConnectionBlock(Generic[C]):
     """A block of code that holds a connection, for `with`. Good for one use at a time."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_conn", "_pool", "_seconds")
 
-    def __init__(self, pool: _SyncPool, timeout: Seconds | None) -> None:
+    def __init__(self, pool: _SyncPool, seconds: float | None) -> None:
         self._pool = pool
-        self._timeout = timeout
+        self._seconds = seconds
 
     def __enter__(self) -> C:
         pool = self._pool
         conn = pool._core.take()  # noqa: SLF001 - a block is a part of its pool
         if conn is None:
-            conn = pool._checkout(self._timeout)  # noqa: SLF001
+            conn = pool._checkout(self._seconds)  # noqa: SLF001
         self._conn = conn
         return conn  # type: ignore[no-any-return]
 
@@ -67,18 +66,18 @@ class ConnectionBlock(Generic[C]):
 class AsyncConnectionBlock(Generic[C]):
     """A block of code that holds a connection, for `async with`. Good for one use at a time."""
 
-    __slots__ = ("_conn", "_pool", "_timeout")
+    __slots__ = ("_conn", "_pool", "_seconds")
 
-    def __init__(self, pool: _AsyncPool, timeout: Seconds | None) -> None:
+    def __init__(self, pool: _AsyncPool, seconds: float | None) -> None:
         self._pool = pool
-        self._timeout = timeout
+        self._seconds = seconds
 
     async def __aenter__(self) -> C:
         pool = self._pool
         pool._settle()  # noqa: SLF001
         conn = pool._core.take()  # noqa: SLF001
         if conn is None:
-            conn = await pool._checkout(self._timeout)  # noqa: SLF001
+            conn = await pool._checkout(self._seconds)  # noqa: SLF001
         self._conn = conn
         return conn  # type: ignore[no-any-return]
 

@@ -43,6 +43,7 @@ class Crew(Protocol):
     """Whoever does the chores, and is allowed to wait."""
 
     def carry_out(self, core: Core, chore: Chore) -> None: ...
+    def resize(self, max_size: int) -> None: ...
     def after_fork(self) -> None: ...
 
 
@@ -142,8 +143,8 @@ class Core:
 
     # Getting one, the long way.
 
-    def begin(self, timeout: float, waiter: Callable[[], Waiter]) -> Token | Turn:
-        """Return a token, or a turn to wait for.
+    def begin(self, timeout: float | None, waiter: Callable[[], Waiter]) -> Token | Turn:
+        """Return a token, or a turn to wait for, as long as *timeout* or the rules say.
 
         Raises:
             PoolClosedError: the pool is closed.
@@ -151,8 +152,9 @@ class Core:
             PoolFullError: too many wait already.
             PoolTimeoutError: there is none, and no time to wait.
         """
+        longest = self.rules.timeout if timeout is None else timeout
         left = time_left()
-        patience = timeout if left is None else min(timeout, left)
+        patience = longest if left is None else min(longest, left)
         now = self._clock()
         try:
             with self.stock.lock:
@@ -252,6 +254,7 @@ class Core:
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Have another size from now on; what is too many goes when it is free."""
+        self._crew.resize(max_size)
         self.change(self._upkeep.resize, min_size, max_size)
 
     def shut(self) -> None:
@@ -268,7 +271,13 @@ class Core:
         self.shut()
 
     def filling(self, waiter: Waiter, seconds: float) -> Watch:
-        """Return what to wait on for as many connections as there should be at least."""
+        """Return what to wait on for as many connections as there should be at least.
+
+        Raises:
+            PoolClosedError: the pool is closed.
+        """
+        if self.stock.closed:
+            raise self._closed()
         self._in_use = True
         return self._watch_for(waiter, seconds, self.stock.is_filled)
 

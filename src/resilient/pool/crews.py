@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
+from ..engine.clock import asleep, sleep
 from ..engine.waiting import running_loop
 from ..engine.workers import Job, Workers
 from . import chores
@@ -30,7 +30,11 @@ class ThreadCrew:
 
     def __init__(self, name: str, connect: Callable[[], Any], max_size: int) -> None:
         self._connect = connect
-        self._workers = Workers(2 * max_size + _SPARE, f"resilient-pool-{name}")
+        self._workers = Workers(_threads_for(max_size), f"resilient-pool-{name}")
+
+    def resize(self, max_size: int) -> None:
+        """Be enough for so many connections."""
+        self._workers.size = _threads_for(max_size)
 
     def after_fork(self) -> None:
         """Do nothing: its threads see to that themselves."""
@@ -41,14 +45,21 @@ class ThreadCrew:
         self._workers.submit(job)
 
 
+def _threads_for(max_size: int) -> int:
+    return 2 * max_size + _SPARE
+
+
 def _do(core: Core, chore: Chore, connect: Callable[[], Any]) -> None:
     if chore.delay:
-        time.sleep(chore.delay)
+        sleep(chore.delay)
     chores.drive(chores.begin(core, chore, connect))
 
 
 class InlineCrew:
     """Closes what is to be closed where it stands, when there are no more threads; and does nothing else."""
+
+    def resize(self, max_size: int) -> None:
+        """Do nothing."""
 
     def after_fork(self) -> None:
         """Do nothing."""
@@ -86,6 +97,9 @@ class TaskCrew:
         self._is_over = False
         self._loop.call_later(_ROUNDS_EVERY, _make_rounds, weakref.ref(core), self._loop)
 
+    def resize(self, max_size: int) -> None:
+        """Do nothing: there are always enough tasks."""
+
     def after_fork(self) -> None:
         """Forget the loop, which belongs to the parent."""
         self._loop = None
@@ -100,7 +114,11 @@ class TaskCrew:
         loop = self._loop
         if loop is None or self._is_over:
             raise RuntimeError("the event loop of this pool has ended")
-        if running_loop() is loop:
+        if (
+            chore.errand is Errand.CUT
+        ):  # which waits for nothing, and may be the last that happens in the loop
+            chores.drive(chores.begin(core, chore, self._connect))
+        elif running_loop() is loop:
             self._begin(core, chore)
         else:
             loop.call_soon_threadsafe(self._begin, core, chore)
@@ -116,7 +134,7 @@ class TaskCrew:
         limit = rules.connect_timeout if chore.errand is Errand.CONNECT else rules.check_timeout
         try:
             if chore.delay:
-                await asyncio.sleep(chore.delay)
+                await asleep(chore.delay)
             await chores.adrive(chores.begin(core, chore, self._connect), limit)
         except asyncio.CancelledError:
             self._is_over = True  # nobody else does that; tasks begun now would never be run

@@ -249,8 +249,8 @@ class Front(Generic[C, R], metaclass=ABCMeta):
         message = f"a connection of pool {self.name!r} was {what} after it had been returned"
         return ConnectionReturnedError(message, policy=self.name)
 
-    def _timeout(self, timeout: Seconds | None) -> float:
-        return self._core.rules.timeout if timeout is None else params.seconds("timeout", timeout)
+    def _checked(self, timeout: Seconds | None) -> float | None:
+        return None if timeout is None else params.seconds("timeout", timeout)
 
 
 class _Reading:

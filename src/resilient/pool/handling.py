@@ -98,7 +98,8 @@ def _always(conn: Any) -> bool:  # noqa: ARG001
 
 
 def _one(act: Act, conn: Any) -> Steps:
-    yield act(conn)
+    if (yield act(conn)) is False:
+        raise ConnectionError(f"{act!r} returned False")
 
 
 def _sent(steps: Iterable[Any]) -> Steps:

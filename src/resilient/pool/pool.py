@@ -95,7 +95,7 @@ class ConnectionPool(Front[C, C]):
             TypeError: *timeout* has the wrong type.
             ValueError: *timeout* is out of range.
         """
-        return ConnectionBlock(self, timeout)
+        return ConnectionBlock(self, self._checked(timeout))
 
     def getconn(self, timeout: Seconds | None = None) -> C:
         """Borrow a connection; `putconn` gives it back.
@@ -112,8 +112,9 @@ class ConnectionPool(Front[C, C]):
             PoolFullError: there is none, and too many wait already.
             PoolClosedError: the pool is closed.
         """
+        seconds = self._checked(timeout)
         conn = self._core.take()
-        return cast("C", self._checkout(timeout) if conn is None else conn)
+        return cast("C", self._checkout(seconds) if conn is None else conn)
 
     def putconn(self, conn: C) -> None:
         """Give a connection back; what was not committed is rolled back.
@@ -192,10 +193,10 @@ class ConnectionPool(Front[C, C]):
     def _act(self, parameter: str, act: Act | None) -> Act | None:
         return None if act is None else params.plain_function(parameter, act)
 
-    def _checkout(self, timeout: Seconds | None) -> Any:
+    def _checkout(self, seconds: float | None) -> Any:
         core = self._core
         self._attend()
-        found = core.begin(self._timeout(timeout), ThreadWaiter)
+        found = core.begin(seconds, ThreadWaiter)
         return core.lend(found if isinstance(found, Token) else core.wait(found), core.now(), 3)
 
     def _finish(self, token: Token, exc: BaseException | None) -> None:

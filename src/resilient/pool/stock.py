@@ -84,6 +84,15 @@ class Stock:
         """Tell whether there are as many that are ready as there should be at least."""
         return sum(member.errand is None for member in self.roster) >= self.min_size
 
+    @property
+    def staying(self) -> int:
+        """How many there are that are not being closed."""
+        return len(self.roster) - self.doing(Errand.CLOSE)
+
+    def is_idle_too_long(self, member: Member, now: float) -> bool:
+        """Tell whether nobody has used a connection for so long that it may be closed."""
+        return now - member.idle_since >= self.rules.max_idle
+
     def doing(self, errand: Errand) -> int:
         """Return for how many connections this is being done."""
         return sum(member.errand is errand for member in self.roster)
@@ -100,7 +109,7 @@ class Stock:
             member = token.member
             if isinstance(member, Gone):
                 continue
-            if now >= member.expires:
+            if now >= member.expires or (self.is_idle_too_long(member, now) and self.staying > self.min_size):
                 self.expire(token, now)
             elif now - member.returned < self.rules.check_after_idle or not self.handling.checks:
                 member.suspect = False

@@ -55,19 +55,15 @@ class Upkeep:
 
     def retire(self, now: float) -> None:
         """Close what is idle for too long, too old or too much; have that checked which was not for long."""
-        stock, rules = self._stock, self._stock.rules
-        surplus = len(stock.roster) - stock.min_size
-        excess = len(stock.roster) - stock.max_size
+        stock = self._stock
+        staying = stock.staying
+        surplus, excess = staying - stock.min_size, staying - stock.max_size
         kept = []
         for token in stock.all_idle():
             member = token.member
             if isinstance(member, Gone):
                 continue
-            if (
-                now >= member.expires
-                or (now - member.idle_since >= rules.max_idle and surplus > 0)
-                or excess > 0
-            ):
+            if now >= member.expires or (surplus > 0 and stock.is_idle_too_long(member, now)) or excess > 0:
                 stock.expire(token, now)
                 surplus -= 1
                 excess -= 1
