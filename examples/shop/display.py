@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from examples.shop.figures import FAULT, Run, Span, good_answers, percentile
+from examples.shop.figures import ASIDE, FAULT, Run, Span, good_answers, percentile
 from examples.shop.incident import Incident, Outcome, Settings
 from examples.shop.processes import cores
 from examples.shop.report.page import Played
@@ -130,7 +130,8 @@ def _console() -> Console:
 def _gauges(incident: Incident, settings: Settings, run: Run, now: float) -> dict[str, str]:
     # From the end, for they are noted as they are answered.
     lately = list(takewhile(lambda s: now - _LATELY < s.at + s.latency, reversed(run.samples)))
-    let_in, wanted = [s for s in lately if s.let_in], [s for s in lately if not s.refused]
+    shopping = [s for s in lately if s.crowd not in ASIDE]
+    let_in, wanted = [s for s in shopping if s.let_in], [s for s in shopping if not s.refused]
     over = min(_LATELY, max(now, 0.5))
     return {
         "good/s": f"{good_answers(lately, settings.good_within) / over:.0f}",

@@ -13,6 +13,9 @@ from examples.shop.crowds import CUSTOMERS, EXPORTS, FLOOD, HEEDFUL, MIX, PROBES
 ONSET = "onset"
 FAULT = "fault"
 
+# Whose requests are not shopping.
+ASIDE = {HEEDFUL, PROBES, EXPORTS}
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -130,7 +133,7 @@ class Run:
 
     def sent_in(self, span: Span) -> list[Sample]:
         """Return the shopping that was due in a phase."""
-        return [s for s in self.samples if s.at in span and s.crowd not in {HEEDFUL, PROBES, EXPORTS}]
+        return [s for s in self.samples if s.at in span and s.crowd not in ASIDE]
 
     def api_calls_in(self, span: Span) -> int:
         """Return how many calls reached the rates API during a phase."""
