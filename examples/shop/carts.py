@@ -3,8 +3,8 @@
 `failover.py` holds the same commands with policies on, and what it takes to do without an answer.
 
 A cart is a hash: for each entry, its product. Every entry has a name of its own, so that to put it there
-twice, or to take it away twice, is the same as once. The name begins with the customer's, so that a stranger's
-is seen to be one.
+twice, or to take it away twice, is the same as once. The name begins with the customer's, so that one that is
+a stranger's is seen to be so.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ async def put(redis: Redis, user: str, entry: str, product: str) -> None:
     """Put a product into a cart."""
     await redis.hset(_key(user), entry, product)
     await redis.expire(_key(user), KEPT_FOR)
+    note("stored")
 
 
 async def take(redis: Redis, user: str, entries: Collection[str]) -> None:
     """Take entries out of a cart."""
     await redis.hdel(_key(user), *entries)
+    note("stored")
 
 
 def _key(user: str) -> str:

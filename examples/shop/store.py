@@ -39,9 +39,16 @@ _LONGEST_LINE = 2**24
 _HANGS_AFTER = 0.1
 _MOST_IN_QUEUE = 16
 # Milliseconds. Thirty seconds is the sentinels' own default: they leave alone what is back before that. The
-# others are shorter than theirs, which are meant for networks.
+# periods are shorter than theirs, which are meant for networks.
 _DOWN_AFTER = 30_000
-_PERIODS = {"ping-period": 250, "info-period": 200, "publish-period": 200, "ask-period": 200}
+_PERIODS = {
+    "ping-period": 250,
+    "info-period": 200,
+    "publish-period": 200,
+    "ask-period": 200,
+    # After a pause of so long they do nothing for half a minute. Two seconds can pass on a busy machine.
+    "tilt-trigger": 20_000,
+}
 _SERVER = {
     "bind": HOST,
     # Otherwise a primary that comes back is empty, and its replica after it.
@@ -132,6 +139,12 @@ class Store:
         with _client(port) as server:
             entries = [entry for key in server.scan_iter("cart:*") for entry in server.hkeys(key)]
         self._say({"note": "in store", "entries": entries})
+
+    def tell_last_words(self) -> None:
+        """Write what the servers said last to standard error."""
+        for log in self._folder.glob("*.log"):
+            last = log.read_text(errors="replace").splitlines()[-20:]
+            print(log.stem, *last, sep="\n", file=sys.stderr)
 
     def close(self) -> None:
         """End all processes."""
@@ -300,6 +313,9 @@ def main() -> None:
             for line in sys.stdin:
                 getattr(store, line.strip())()
                 _print({"done": line.strip()})
+        except Exception:
+            store.tell_last_words()
+            raise
         finally:
             store.close()
 

@@ -6,9 +6,11 @@ from examples.shop.incident import Incident
 from examples.shop.incidents.flood import Flood
 from examples.shop.incidents.held import HeldSessions
 from examples.shop.incidents.leak import Leak
+from examples.shop.incidents.lost_cart import LostCart
 from examples.shop.incidents.overload import Overload
 from examples.shop.incidents.slow_api import SlowApi
 
 INCIDENTS: dict[str, Incident] = {
-    incident.key: incident for incident in (SlowApi(), Leak(), HeldSessions(), Flood(), Overload())
+    incident.key: incident
+    for incident in (SlowApi(), Leak(), HeldSessions(), LostCart(), Flood(), Overload())
 }
