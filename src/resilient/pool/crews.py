@@ -114,9 +114,8 @@ class TaskCrew:
         loop = self._loop
         if loop is None or self._is_over:
             raise RuntimeError("the event loop of this pool has ended")
-        if (
-            chore.errand is Errand.CUT
-        ):  # which waits for nothing, and may be the last that happens in the loop
+        if chore.errand is Errand.CUT:
+            # It waits for nothing, and a task for it might never run: the loop may end with the pool.
             chores.drive(chores.begin(core, chore, self._connect))
         elif running_loop() is loop:
             self._begin(core, chore)
