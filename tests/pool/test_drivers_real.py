@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import socket
@@ -292,6 +293,16 @@ class TestPsycopg:
         number = driver_of(conn).fileno(conn)
 
         assert number == conn.pgconn.socket
+
+    def test_one_that_was_cut_and_forgotten_is_no_reason_to_warn(self, postgres: PostgresServer) -> None:
+        """psycopg leaves it to pools to know who closes their connections."""
+        conn = psycopg.connect(postgres.url)
+        pid = conn.info.backend_pid
+        driver_of(conn).abort(conn)
+        del conn
+        gc.collect()
+
+        wait_until(lambda: not backends(postgres, pid), "its backend ends")
 
 
 class TestAsyncPsycopg:

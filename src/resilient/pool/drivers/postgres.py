@@ -77,6 +77,9 @@ class Psycopg(_Libpq):
     name: ClassVar[str] = "psycopg"
 
     def note(self, conn: Any) -> None:
+        # Of a connection that nobody closed it warns, unless it is a pool's, which is known by this.
+        if not hasattr(conn, "_pool"):
+            conn._pool = None  # noqa: SLF001
         with suppress(AttributeError):  # of a psycopg whose attributes are called something else
             if _noted(conn) is None:
                 conn._resilient_note = (_IDLE, *_state_of(conn)[1:])  # noqa: SLF001
