@@ -1,0 +1,136 @@
+"""Incidents A2 and E4, for real: the carts' Valkey is killed and replaced, with all that protects them.
+
+`make soak` plays them in full, and to the shop as first written, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples.children import ROOT
+from examples.shop.figures import Run, summarise
+from examples.shop.incident import Check, Outcome
+from examples.shop.incidents.lost_cart import BACK, KILLED, REPLACED, LostCart
+from examples.shop.scenario import play
+
+# Twice as long as it takes, and more: the machine may have other things to do.
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(150)]
+
+in_full = pytest.mark.skipif(not os.environ.get("RESILIENT_SOAK"), reason="a minute: make soak")
+HURRY = {"warm_up": 1.0, "calm": 1.0, "onset": 3.0, "recovery": 1.5, "fault": 3.5}
+PROMISES = ("few errors", "in time", "soon back", "left alone", "nothing lost", "own carts")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The protected shop, in a hurry."""
+    incident = LostCart()
+    [_, protected] = incident.versions
+    settings, logs = replace(incident.defaults, **HURRY), tmp_path_factory.mktemp("logs")
+    return asyncio.run(play(incident, protected, settings, logs, lambda *_: None))
+
+
+@pytest.fixture(scope="module")
+def checks(run: Run) -> dict[str, Check]:
+    """What came of the promises about it."""
+    incident = LostCart()
+    settings = replace(incident.defaults, **HURRY)
+    phases = {span.name: summarise(run, span, settings.good_within) for span in run.spans}
+    _, _, *promised = incident.checks(settings, *[Outcome(run, phases)] * 2)
+    return dict(zip(PROMISES, promised, strict=True))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The demo, over."""
+    out = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "examples.shop", "--incident", "a2", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=140)
+    done.args = out
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(demo: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    """What it measured, by the version of the shop."""
+    read = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
+    return {run["version"]: run for run in read["incidents"]["a2"]["runs"]}
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_promise_is_kept(checks: dict[str, Check], promise: str) -> None:
+    """Under load, from the kill to the end."""
+    check = checks[promise]
+    assert check.held, f"{check.promise}: {check.measured}"
+
+
+def test_store_was_killed_and_replaced(run: Run) -> None:
+    """Or the promises would be easy to keep."""
+    [killed], [back], [promoted], [replaced] = (
+        run.noted(what) for what in (KILLED, BACK, "promoted", REPLACED)
+    )
+
+    assert killed.at < back.at < promoted.at < replaced.at
+    assert killed.told["port"] == replaced.told["port"] != promoted.told["port"]
+
+
+def test_customers_are_told_the_truth_while_the_store_is_away(run: Run) -> None:
+    """What they see is the replica's, and what they put in is noted; who buys waits for the primary."""
+    answers = Counter(
+        (note.told["did"], note.told["outcome"])
+        for note in run.noted("cart")
+        if run.noted(KILLED)[0].at + 1 < note.at < run.noted(BACK)[0].at
+    )
+
+    assert answers["view", "replica"] > 0
+    assert answers["add", "noted"] > 0
+    assert answers.keys() <= {("view", "replica"), ("view", "memory"), ("add", "noted"), ("take", "noted")}
+
+
+def test_old_primary_is_left_for_the_new_one(run: Run) -> None:
+    """By everybody: the connections to the one that is a replica now are not used again."""
+    [replaced] = run.noted(REPLACED)
+    later = [note.told["outcome"] for note in run.noted("cart") if note.at > replaced.at + 1.5]
+
+    assert later
+    assert set(later) <= {"primary", "stored"}
+
+
+@in_full
+def test_demo_ends_well_and_says_so(demo: subprocess.CompletedProcess[str]) -> None:
+    """On a terminal, in the exit code and in the report."""
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "Incident prevented." in demo.stdout
+    assert demo.stderr == ""
+    assert "Incident prevented" in (Path(demo.args) / "report.html").read_text(encoding="utf-8")
+
+
+@in_full
+def test_bare_shop_hangs_and_then_fails(runs: dict[str, dict[str, Any]]) -> None:
+    """Connections that wait to be made are taken, and who finds none fails; a replica takes no change."""
+    notes = [note["told"] for note in runs["bare"]["notes"] if note["what"] == "cart"]
+    failed = Counter(note["did"] for note in notes if note["outcome"] == "failed")
+
+    assert max(note["seconds"] for note in notes) >= 5.0
+    assert failed.keys() == {"view", "add", "take", "buy"}
+
+
+@in_full
+def test_load_generator_kept_its_pace(runs: dict[str, dict[str, Any]]) -> None:
+    """The same requests for both, each accounted for, and sent when they were due."""
+    bare, protected = (
+        sorted((sample["at"], sample["action"]) for sample in run["samples"]) for run in runs.values()
+    )
+    late = [sample["lag"] > 0.1 for run in runs.values() for sample in run["samples"]]
+
+    assert bare == protected
+    assert sum(late) < 0.01 * len(late)
