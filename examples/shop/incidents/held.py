@@ -135,7 +135,7 @@ class HeldSessions(DatabaseIncident):
         """Say where the figures come from."""
         return [
             """Sessions, and since when the oldest of those in a transaction does nothing, are PostgreSQL's
-            own figures, from pg_stat_activity, five times a second.""",
+            own figures, from pg_stat_activity, several times a second.""",
             f"""The exports are no requests of customers, and are not counted as such. Each goes on with its
             work when the bookkeepers are done, after {seconds(BOOKING_TIME)}, and finds out only then that
             its connection was taken away.""",

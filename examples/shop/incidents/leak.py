@@ -25,7 +25,7 @@ from examples.shop.services.orders import MAX_SIZE, POOL, OrderBook
 from examples.shop.timing import SCALE, scaled
 from examples.shop.words import seconds, share
 
-RATE = 170.0
+RATE = 10_000 / 60
 # Of the visitors, so many look at their orders; and to them come the newcomers.
 OF_REGULARS = 2 / 3
 OF_NEWCOMERS = 1 / 15
@@ -115,7 +115,7 @@ class Leak(DatabaseIncident):
         }
         return [
             *((what, seconds(value), seconds(scaled(value))) for what, value in times.items()),
-            ("requests per second", f"{RATE:g}", f"{settings.rate:g}"),
+            ("requests per second", f"{RATE:.0f}", f"{settings.rate:g}"),
             ("of them, who have no orders yet", "", f"{OF_NEWCOMERS * settings.rate:g}"),
             ("of the pool in use, calm", f"{CALM_USE:.0%}", f"{CALM_USE * MAX_SIZE:g} of {MAX_SIZE}"),
         ]
@@ -125,7 +125,7 @@ class Leak(DatabaseIncident):
         return [
             """Both shops run the same orders.py, mistake included. The bare one borrows from psycopg's own
             pool with its defaults, the protected one from the pool in the file below.""",
-            """What is in use of a pool is what it says itself, five times a second. The sessions are those
+            """What is in use of a pool is what it says itself, several times a second. The sessions are those
             that PostgreSQL counts. A connection that was forgotten is closed when Python collects it, of
             which the bare pool does not hear: in the end it is full of connections that do not exist.""",
             """The place of the leak is what the running service reported, compared with the line of its
