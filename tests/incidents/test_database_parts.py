@@ -138,7 +138,7 @@ def test_leak_verdict_holds_where_the_shop_dies_and_does_not_notice() -> None:
         pytest.param({2}, "protected", _fail("onset", 30), id="requests fail while it begins"),
         pytest.param({2}, "protected", _fail("fault", 30), id="requests fail"),
         pytest.param({3}, "protected", _slow("fault", 0.21), id="requests are slow"),
-        pytest.param({3}, "protected", _tell("pool", used=MAX_SIZE - 1), id="the pool is nearly used up"),
+        pytest.param({3}, "protected", _tell("pool", used=MAX_SIZE), id="the pool is used up"),
         pytest.param(
             {4},
             "protected",
@@ -238,20 +238,39 @@ def test_recorder_keeps_what_a_pool_says_of_a_place() -> None:
     ]
 
 
+def _drawn(incident: Incident, settings: Settings, *runs: Run) -> list[list[set[str | None]]]:
+    """Return the classes of the lines in each plot of each section."""
+    exhibits = incident.exhibits(settings, *(_outcome(run, settings) for run in runs))
+    return [
+        [
+            {group.get("class") for group in ET.fromstring(plot).iter("g")}
+            for plot in re.findall(r"<svg.*?</svg>", exhibit.body, re.DOTALL)
+        ]
+        for exhibit in exhibits
+    ]
+
+
+def test_report_draws_both_shops() -> None:
+    """In each plot of the leak; apart from each other where the phases are not the same."""
+    both = {"line bare", "line protected"}
+
+    assert _drawn(LEAK, LEAK_SETTINGS, _leaked("bare"), _leaked("protected")) == [[], [both] * 2, [both] * 2]
+    assert _drawn(HELD, HELD_SETTINGS, _held("bare"), _held("protected")) == [
+        [{"line bare"}] * 3,
+        [{"line protected"}] * 3,
+    ]
+
+
 @pytest.mark.parametrize(
     ("incident", "settings", "played"),
     [pytest.param(LEAK, LEAK_SETTINGS, _leaked, id="b1"), pytest.param(HELD, HELD_SETTINGS, _held, id="c2")],
 )
-def test_report_draws_both_shops(
+def test_tiles_tell_of_both_shops(
     incident: Incident, settings: Settings, played: Callable[[str], Run]
 ) -> None:
-    """In every plot, and in every tile."""
+    """Each of them."""
     outcomes = [_outcome(played(version), settings) for version in ("bare", "protected")]
-    bodies = "".join(exhibit.body for exhibit in incident.exhibits(settings, *outcomes))
-    drawn = [ET.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", bodies, re.DOTALL)]
 
-    lines = [{group.get("class") for group in plot.iter("g")} for plot in drawn]
-    assert lines == [{"line bare", "line protected"}] * 4
     assert all(tile.figures.keys() == {"bare", "protected"} for tile in incident.tiles(*outcomes))
 
 

@@ -108,13 +108,16 @@ class HeldSessions(DatabaseIncident):
         ]
 
     def exhibits(self, settings: Settings, *outcomes: Outcome) -> list[Exhibit]:
-        """Return the sessions as the server saw them, the pool, and what the customers saw."""
-        runs = [outcome.run for outcome in outcomes]
-        legend = drawings.legend([run.version for run in runs], "exports")
+        """Return what the server saw of each shop, and what became of the pool."""
         return [
-            Exhibit("What the server saw", legend + sessions_plot(runs) + idle_plot(runs)),
-            Exhibit("What was left of the pool", pool_plot(runs)),
-            Exhibit("What the customers saw", drawings.goodput(settings, runs)),
+            Exhibit(
+                f"What the server saw of the {run.version} shop",
+                drawings.legend([run.version], "exports")
+                + sessions_plot([run])
+                + idle_plot([run])
+                + pool_plot([run]),
+            )
+            for run in (outcome.run for outcome in outcomes)
         ]
 
     def facts(self, settings: Settings) -> list[tuple[str, str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 
 from examples.children import ROOT
 from examples.shop.crowds import CUSTOMERS, MIX, NEWCOMERS, ORDERS, REGULARS, Crowd
@@ -33,8 +34,6 @@ OF_NEWCOMERS = 1 / 15
 CALM_USE, FAULT_USE = 0.50, 0.95
 CALM_RESPONSE = 0.5
 FAULT_ERRORS = 0.45
-# From where on somebody would be woken.
-ALERT_USE = 0.80
 
 
 class Leak(DatabaseIncident):
@@ -158,8 +157,8 @@ def culprit() -> str:
 
 
 def _short(place: str) -> str:
-    """Return a place without what lies before the project's own folder."""
-    return place.removeprefix(f"{ROOT}/")
+    """Return a place without the folders before the project's own, or before an installed package."""
+    return place.rpartition("/site-packages/")[2].removeprefix(f"{ROOT}/")
 
 
 def _pool_runs_dry(bare: Outcome) -> Check:
@@ -195,9 +194,9 @@ def _few_errors(protected: Outcome) -> Check:
 def _stays_as_it_was(protected: Outcome) -> Check:
     calm, fault, used = protected.calm.p95, protected.fault.p95, _use(protected.run, FAULT)
     return Check(
-        f"protected: less than {ALERT_USE:.0%} of the pool is in use in the fault, and p95 is below 2x calm",
+        f"protected: the pool does not come to {FAULT_USE:.0%} in use, and p95 in the fault is below 2x calm",
         f"{used:.0%}; {fault / calm:.2f}x ({seconds(calm)} → {seconds(fault)})",
-        used < ALERT_USE and fault < 2 * calm,
+        used < FAULT_USE and fault < 2 * calm,
     )
 
 
@@ -217,11 +216,15 @@ def _leaks(run: Run) -> str:
     places: dict[str, list[Note]] = {}
     for note in _reports(run):
         places.setdefault(note.told["where"], []).append(note)
-    rows = []
-    for place, notes in places.items():
-        way = " ← ".join(map(_short, notes[0].told["stack"]))
-        reused = sum(note.told["reused"] for note in notes)
-        rows.append(drawings.row([_short(place), str(len(notes)), str(reused), way]))
-    headers = ["borrowed here, and not returned", "times", "saved", "by this way, innermost first"]
-    body = drawings.table(headers, rows, "places") if rows else "<p>Nothing was reported.</p>"
-    return drawings.titled(f"The {run.version} run", body)
+    body = "".join(_told_of(place, notes) for place, notes in places.items())
+    return drawings.titled(f"The {run.version} run", body or "<p>Nothing was reported.</p>")
+
+
+def _told_of(place: str, notes: Sequence[Note]) -> str:
+    saved = sum(note.told["reused"] for note in notes)
+    way = "\n".join(_short(line) for line in notes[0].told["stack"])
+    return (
+        f"<p>Borrowed at <code>{escape(_short(place))}</code> and never returned: {len(notes)} times. "
+        f"{saved} of the connections are in the pool again. The first of them came this way:</p>"
+        f"<pre>{escape(way)}</pre>"
+    )

@@ -61,26 +61,33 @@ def seen(run: Run, what: str, figure: str, span: Span | None = None) -> list[flo
 
 
 def pool_plot(runs: Sequence[Run]) -> str:
-    """Draw how many connections of the pool are in use."""
-    used = _over_time(runs, POOL, "used")
-    return _plot("Connections in use, as the pool counts them", "connections", used, drawings.longest(runs))
+    """Draw how many connections of the pool are in use, on average of each half of a second."""
+    used = {version: _averaged(points) for version, points in _over_time(runs, POOL, "used").items()}
+    return _plot("Connections in use, as the pool counts them", "connections", used, runs[0].spans)
 
 
 def sessions_plot(runs: Sequence[Run]) -> str:
     """Draw how many sessions the database has."""
     sessions = _over_time(runs, SESSIONS, "open")
-    return _plot("Sessions, as PostgreSQL counts them", "sessions", sessions, drawings.longest(runs))
+    return _plot("Sessions, as PostgreSQL counts them", "sessions", sessions, runs[0].spans)
 
 
 def idle_plot(runs: Sequence[Run]) -> str:
     """Draw for how long the oldest of those in a transaction have done nothing."""
     longest = _over_time(runs, SESSIONS, "oldest")
     mark = lending.MAX_HOLD, f"may be held for {seconds(lending.MAX_HOLD)}"
-    return _plot("Idle in transaction, the longest", "seconds", longest, drawings.longest(runs), [mark])
+    return _plot("Idle in transaction, the longest", "seconds", longest, runs[0].spans, [mark])
 
 
 def _over_time(runs: Sequence[Run], what: str, figure: str) -> dict[str, Points]:
     return {run.version: [(note.at, note.told[figure]) for note in run.noted(what)] for run in runs}
+
+
+def _averaged(points: Points, step: float = 0.5) -> Points:
+    bins: dict[int, list[float]] = {}
+    for at, value in points:
+        bins.setdefault(int(at / step), []).append(value)
+    return [((number + 0.5) * step, sum(values) / len(values)) for number, values in bins.items()]
 
 
 def _plot(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
 from examples.shop.crowds import MIX
-from examples.shop.figures import Run, Span, goodput_over_time, latency_over_time
+from examples.shop.figures import Run, goodput_over_time, latency_over_time
 from examples.shop.incident import Settings
 from examples.shop.report.plots import Line, Points, line_plot, linear_axis, seconds_axis, state_strip
 from examples.shop.words import seconds
@@ -27,7 +27,7 @@ def goodput(settings: Settings, runs: Sequence[Run]) -> str:
     """Draw what the customers got in good time."""
     series = {run.version: goodput_over_time(run, settings.good_within) for run in runs}
     axis = linear_axis("good answers per second", settings.rate)
-    plot = line_plot("Goodput over time", axis, lines(series), longest(runs))
+    plot = line_plot("Goodput over time", axis, lines(series), runs[0].spans)
     return titled("Goodput: right answers in good time, by the second the request was due", plot)
 
 
@@ -66,11 +66,6 @@ def breakers(runs: Sequence[Run]) -> str:
             strip = state_strip(f"States of the breaker {breaker}", changes, run.spans)
             parts.append(f"<h4>Breaker <code>{escape(breaker)}</code>, {run.version} run</h4>{strip}")
     return "".join(parts) or "<p>No breaker changed its state.</p>"
-
-
-def longest(runs: Sequence[Run]) -> list[Span]:
-    """Return the phases of the run that lasts the longest."""
-    return max((run.spans for run in runs), key=lambda spans: spans[-1].end)
 
 
 def lines(series: Mapping[str, Points]) -> list[Line]:
