@@ -197,9 +197,9 @@ async def test_check_of_an_exhausted_pool_names_who_has_the_connections(
     second = await library.borrow()
 
     with pytest.raises(
-        PoolTimeoutError, match=r"check of pool 'orders' failed: no .* within 1 s; 2 conn"
+        PoolTimeoutError, match=r"check of pool 'orders' failed: no .* within 0\.5 s; 2 conn"
     ) as told:
-        await watching.acheck(timeout=1.0)
+        await watching.acheck(timeout=0.5)
 
     assert [borrower.held_for for borrower in told.value.borrowers] == [5.0, 0.0]
     assert "libraries.py" in str(told.value)

@@ -78,8 +78,7 @@ def _acquiring(ledger: Ledger) -> Callable[[Callable[..., Any]], Callable[..., A
             except BaseException as exc:
                 ledger.give_up(asked, timed_out=isinstance(exc, TimeoutError))
                 raise
-            holder = getattr(proxy, "_holder", None)
-            ledger.lend(asked, id(holder), holder, frame_at())
+            ledger.lend(asked, getattr(proxy, "_holder", None), frame_at())
             return proxy
 
         return _acquire
@@ -91,7 +90,7 @@ def _releasing(ledger: Ledger) -> Callable[[Callable[..., Any]], Callable[..., A
     def _release(original: Callable[..., Any]) -> Callable[..., Any]:
         def _release(self: Any) -> None:
             # Also where a connection that was lent is closed, by whomever.
-            ledger.take_back(id(self))
+            ledger.take_back(self)
             original(self)
 
         return _release

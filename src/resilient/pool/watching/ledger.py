@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import chain
 from types import FrameType
 from typing import Any
@@ -49,7 +49,7 @@ class Loan(weakref.ref[Any]):
         "until",
     )
 
-    key: int
+    key: int | None  # a number that the library's events tell; None: what was lent is told itself
     since: float
     until: float | None  # when it ended, where anybody wants to know
     site: Site
@@ -60,6 +60,11 @@ class Loan(weakref.ref[Any]):
     reported: bool  # whether it was found to be overdue; who returns it says so to the next round then
     posted: bool  # whether that was posted as an event
     seen: bool  # whether a round has found that its borrower is no more
+
+    @property
+    def place(self) -> Hashable:
+        """Where it stands in the books."""
+        return self if self.key is None else self.key
 
 
 class Ledger:
@@ -122,10 +127,11 @@ class Ledger:
             with self._lock:
                 self.timeouts += 1
 
-    def lend(self, number: int, key: int, lent: object, frame: FrameType) -> None:
-        """Note that whoever asked has *lent* now, which is returned under *key*.
+    def lend(self, number: int, lent: object, frame: FrameType, key: int | None = None) -> None:
+        """Note that whoever asked has *lent* now.
 
-        *frame* is that of the method of the pool, which was called from where it was borrowed.
+        *frame* is that of the method of the pool, which was called from where it was borrowed. *key* is by
+        what it will be returned, where that is not *lent* itself.
         """
         try:
             asked = self._pending.pop(number, None)
@@ -139,7 +145,8 @@ class Ledger:
             loan.thread = threading.current_thread()
             loan.task = _task_name()
             loan.returned = loan.by_borrower = loan.reported = loan.posted = loan.seen = False
-            self._loans[key] = loan
+            # Not by the address of what was lent: once that is dead, another one may have it.
+            self._loans[loan if key is None else key] = loan
             next(self._lent)
             durations = self.durations
             if asked is not None and durations is not None:
@@ -147,28 +154,38 @@ class Ledger:
         except Exception:  # noqa: BLE001
             self._fault()
 
-    def take_back(self, key: int, *, returned: bool = True) -> Loan | None:
-        """Note that what was lent under *key* is back, or, without *returned*, that the pool is rid of it.
+    def take_back(self, lent: object) -> Loan | None:
+        """Note that *lent* is back, and return the loan that it was.
 
         To be called before the pool has it: after that, somebody else may have it already. What was not lent,
         or was lent before anybody watched, is none of our business.
         """
+        try:
+            return self._end(weakref.ref(lent), returned=True)
+        except Exception:  # noqa: BLE001 - the pool is given something else altogether, and will say so
+            return None
+
+    def take_back_by(self, key: int, *, returned: bool = True) -> None:
+        """Note that what was lent under *key* is back, or, without *returned*, that the pool is rid of it."""
+        try:
+            self._end(key, returned=returned)
+        except Exception:  # noqa: BLE001
+            self._fault()
+
+    def _end(self, key: Hashable, *, returned: bool) -> Loan | None:
         loan = self._loans.pop(key, None)
         if loan is None:
             return None
-        try:
-            loan.returned = returned
-            # Not where the library's own finalizer returns what was forgotten: that is reported as lost.
-            loan.by_borrower = loan() is not None
-            durations = self.durations
-            if loan.reported or durations is not None:
-                loan.until = now = self._clock()
-                if durations is not None:
-                    durations.use.append(now - loan.since)
-            if loan.reported and loan.by_borrower:
-                self._late.append(loan)
-        except Exception:  # noqa: BLE001
-            self._fault()
+        loan.returned = returned
+        # Not where the library's own finalizer returns what was forgotten: that is reported as lost.
+        loan.by_borrower = loan() is not None
+        durations = self.durations
+        if loan.reported or durations is not None:
+            loan.until = now = self._clock()
+            if durations is not None:
+                durations.use.append(now - loan.since)
+        if loan.reported and loan.by_borrower:
+            self._late.append(loan)
         return loan
 
     def keep(self, loan: Loan | None) -> None:
@@ -176,7 +193,7 @@ class Ledger:
         if loan is not None and not self._closed:
             loan.returned = loan.by_borrower = False
             loan.until = None
-            self._loans.setdefault(loan.key, loan)
+            self._loans.setdefault(loan.place, loan)
 
     def begin(self) -> float:
         """Return the time at which somebody begins to make a connection."""
@@ -246,7 +263,7 @@ class Ledger:
     def after_fork(self) -> None:
         """Forget the loans: they are the parent's, and so is who would return them."""
         self._lock = threading.RLock()
-        self._loans: dict[int, Loan] = {}
+        self._loans: dict[Hashable, Loan] = {}
         self._pending: dict[int, float] = {}  # when each asked
         self._lost: deque[Loan] = deque()  # whose borrowers were garbage-collected
         self._late: deque[Loan] = deque()  # returned after they were found to be overdue
@@ -261,7 +278,7 @@ class Ledger:
                 continue
             loan.reported = True
             # Only now: who returned it before this line says nothing of it, and neither do we.
-            if self._loans.get(loan.key) is loan:
+            if self._loans.get(loan.place) is loan:
                 loan.posted = True
                 self.leaks += 1
                 found.append(leak_of(self.name, _borrower(loan, now)))
@@ -278,8 +295,8 @@ class Ledger:
                 loan.seen = True
                 self._lost.append(loan)
                 continue
-            if self._loans.get(loan.key) is loan:
-                del self._loans[loan.key]
+            if loan.key is None or self._loans.get(loan.key) is loan:
+                self._loans.pop(loan.place, None)
             self.collected += 1
             found.append(collection_of(self.name, _borrower(loan, self._clock()), reused=loan.returned))
         return found

@@ -82,14 +82,14 @@ def _hooks(ledger: Ledger) -> dict[str, Hook]:
             except BaseException as exc:
                 ledger.give_up(asked, timed_out=isinstance(exc, psycopg_pool.PoolTimeout))
                 raise
-            ledger.lend(asked, id(connection), connection, frame_at())
+            ledger.lend(asked, connection, frame_at())
             return connection
 
         return getconn
 
     def putconn(original: Callable[..., Any]) -> Callable[..., Any]:
         def putconn(self: Any, conn: Any, *args: Any, **kwargs: Any) -> Any:
-            ledger.take_back(id(conn))
+            ledger.take_back(conn)
             return original(self, conn, *args, **kwargs)
 
         return putconn
@@ -115,14 +115,14 @@ def _async_hooks(ledger: Ledger) -> dict[str, Hook]:
             except BaseException as exc:
                 ledger.give_up(asked, timed_out=isinstance(exc, psycopg_pool.PoolTimeout))
                 raise
-            ledger.lend(asked, id(connection), connection, frame_at())
+            ledger.lend(asked, connection, frame_at())
             return connection
 
         return getconn
 
     def putconn(original: Callable[..., Any]) -> Callable[..., Any]:
         async def putconn(self: Any, conn: Any, *args: Any, **kwargs: Any) -> Any:
-            loan = ledger.take_back(id(conn))
+            loan = ledger.take_back(conn)
             try:
                 return await original(self, conn, *args, **kwargs)
             except BaseException:

@@ -149,7 +149,7 @@ def _got(ledger: Ledger, asked: int, connection: Any, frame: Any) -> None:
     if begun is not None:
         _begun.set(None)
         ledger.created(begun)
-    ledger.lend(asked, id(connection), connection, frame)
+    ledger.lend(asked, connection, frame)
 
 
 def _missed(ledger: Ledger, asked: int, error: BaseException) -> None:
@@ -173,7 +173,7 @@ def _hooks(ledger: Ledger) -> dict[str, Hook]:
 
     def release(original: Callable[..., Any]) -> Callable[..., Any]:
         def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
-            ledger.take_back(id(connection))
+            ledger.take_back(connection)
             return original(self, connection, *args, **kwargs)
 
         return release
@@ -197,7 +197,7 @@ def _async_hooks(ledger: Ledger) -> dict[str, Hook]:
 
     def release(original: Callable[..., Any]) -> Callable[..., Any]:
         async def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
-            loan = ledger.take_back(id(connection))
+            loan = ledger.take_back(connection)
             try:
                 return await original(self, connection, *args, **kwargs)
             except BaseException:

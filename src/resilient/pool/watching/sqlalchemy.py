@@ -166,11 +166,11 @@ class SQLAlchemyPool(Adapter):
 
     def _on_checkin(self, _connection: Any, record: Any) -> None:
         if self._ledger is not None:
-            self._ledger.take_back(id(record))
+            self._ledger.take_back_by(id(record))
 
     def _on_detach(self, _connection: Any, record: Any) -> None:
         if self._ledger is not None:
-            self._ledger.take_back(id(record), returned=False)
+            self._ledger.take_back_by(id(record), returned=False)
 
 
 class _Creator:
@@ -199,7 +199,7 @@ def _connecting(ledger: Ledger) -> Hook:
                 ledger.give_up(asked, timed_out=isinstance(error, exc.TimeoutError))
                 raise
             record = getattr(fairy, "_connection_record", None)
-            ledger.lend(asked, id(record), fairy, frame_at())
+            ledger.lend(asked, fairy, frame_at(), id(record))
             return fairy
 
         return connect

@@ -25,11 +25,12 @@ __all__ = ["GO_BETWEENS", "NOTHING", "Adapter", "Levels", "WatchStats", "Watched
 
 NOTHING: Final[frozenset[str]] = frozenset()
 
-GO_BETWEENS: Final = frozenset({"resilient", "contextlib", "opentelemetry", "wrapt", "ddtrace", "sentry_sdk"})
+GO_BETWEENS: Final = frozenset({"contextlib", "opentelemetry", "wrapt", "ddtrace", "sentry_sdk"})
 """Packages that may stand between a library and whoever uses it: the frames of none say who borrowed."""
 
 _OLDEST: Final = 3  # borrowers that an error names
 _CHECK_SECONDS: Final = 2.0
+_IN_TIME: Final = 0.9  # of a check's time, for the library to say itself that there is no connection
 _NO_ANSWER: Final = "no answer from the server"
 
 
@@ -105,7 +106,10 @@ class Adapter(ABC):
         return NOTHING
 
     def probe(self, seconds: float, /) -> None:
-        """Borrow a connection and have the server answer; called in a thread of its own."""
+        """Borrow a connection, within *seconds* where the library can, and have the server answer.
+
+        Called in a thread of its own.
+        """
         raise NotImplementedError
 
     async def aprobe(self, seconds: float, /) -> None:
@@ -219,7 +223,7 @@ class Watched:
         if self._adapter.asynchronous:
             raise TypeError(f"the connections of pool {self.name!r} are awaited: use `await acheck()`")
         seconds = params.seconds("timeout", timeout, above=True)
-        job = Job(partial(self._adapter.probe, seconds), self._checks.overdue)
+        job = Job(partial(self._probe, seconds), self._checks.overdue)
         if self._checks.carry_out(job, seconds) is not Stage.DONE:
             raise self._too_late(_NO_ANSWER, seconds)
         self._judge(job.outcome, seconds)
@@ -246,7 +250,7 @@ class Watched:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                await self._adapter.aprobe(seconds)
+                await self._adapter.aprobe(_IN_TIME * seconds)
         except Exception as exc:  # noqa: BLE001 - judged here
             late = limit.expired()
             failure = self._too_late(_NO_ANSWER, seconds) if late else self._verdict(exc, seconds)
@@ -297,6 +301,9 @@ class Watched:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.unwatch()
+
+    def _probe(self, seconds: float) -> None:
+        self._adapter.probe(_IN_TIME * seconds)
 
     def _reported_by_others(self) -> frozenset[str]:
         return NOTHING if self._metrics else self._adapter.emitted()
