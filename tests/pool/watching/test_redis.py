@@ -228,6 +228,18 @@ class TestItsOwnMetrics:
         assert (counts.idle, counts.used, counts.timeouts, counts.limit) == (None, None, 0, 2)
         assert counts.leaked == 0
 
+    async def test_its_count_of_blocking_pools_is_not_relied_on(
+        self, shared_valkey: ValkeyServer, switch_on: Any
+    ) -> None:
+        """In those for asyncio it counts only what is returned."""
+        switch_on(MetricGroup.CONNECTION_BASIC)
+        for kind, others in (
+            (redis.asyncio.ConnectionPool, {"count", "create"}),
+            (redis.asyncio.BlockingConnectionPool, {"create"}),
+        ):
+            pool: Any = kind.from_url(shared_valkey.url)
+            assert watch(pool)._reported_by_others() == others
+
     def test_its_advanced_group_has_the_waits(self, client: Any, switch_on: Any) -> None:
         """With those that were in vain."""
         watching = watch(client)

@@ -39,6 +39,9 @@ class RedisPool(Adapter):
     def __init__(self, pool: Any) -> None:
         self.asynchronous = _is_async(pool)
         self._pool = weakref.ref(pool)
+        # Of these redis-py counts returns only (8.1): what it reports as used is less than nothing.
+        blocking = any(kind.__name__ == "BlockingConnectionPool" for kind in type(pool).__mro__)
+        self._miscounted = self.asynchronous and blocking
 
     def name(self) -> str:
         words: dict[str, Any] = self.pool.connection_kwargs
@@ -72,9 +75,10 @@ class RedisPool(Adapter):
         if manager is None or not manager.config.enabled_telemetry:
             return NOTHING
         groups = manager.config.metric_groups
-        return NOTHING.union(
+        kinds = NOTHING.union(
             *(kinds for name, kinds in _EMITTED.items() if getattr(type(groups), name) in groups)
         )
+        return kinds - {"count"} if self._miscounted else kinds
 
     def probe(self, _seconds: float, /) -> None:
         pool = self.pool
