@@ -80,7 +80,10 @@ def idle_plot(runs: Sequence[Run]) -> str:
 
 
 def _over_time(runs: Sequence[Run], what: str, figure: str) -> dict[str, Points]:
-    return {run.version: [(note.at, note.told[figure]) for note in run.noted(what)] for run in runs}
+    return {
+        run.version: [(note.at, note.told[figure]) for note in run.noted(what) if note.at < run.spans[-1].end]
+        for run in runs
+    }
 
 
 def _averaged(points: Points, step: float = 0.5) -> Points:
