@@ -21,8 +21,8 @@ def restless() -> Iterator[None]:
 
 @pytest.fixture
 def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody who waits for a slot look again by itself: that makes good for a wake-up that was lost."""
-    monkeypatch.setattr("resilient.policies.bulkhead.slots._LOOK_AGAIN", 3_600.0)
+    """Let nobody who waits look again by itself: that makes good for a wake-up that was lost."""
+    monkeypatch.setattr("resilient.engine.waiting._LOOK_AGAIN", 3_600.0)
 
 
 @pytest.fixture
