@@ -44,7 +44,9 @@ _DOWN_AFTER = 30_000
 _PERIODS = {
     "ping-period": 250,
     "info-period": 200,
-    "publish-period": 200,
+    # After four of these, a sentinel that knows no better has a replica that says it is the primary follow
+    # the old one again. The one in charge of a failover looks once a second, and only then tells the others.
+    "publish-period": 500,
     "ask-period": 200,
     # After a pause of so long they do nothing for half a minute. Two seconds can pass on a busy machine.
     "tilt-trigger": 20_000,
@@ -126,8 +128,7 @@ class Store:
 
     def replace(self) -> None:
         """Have the sentinels make the replica the primary; the old one is up, and follows it from then on."""
-        with _client(self._sentinels[0]) as sentinel:
-            sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        _wait_until(self._order_failover, "the sentinels find the replica good enough")
         _wait_until(lambda: self._role(self._second) == "master", "the replica is promoted")
         self._say({"note": "promoted", "port": self._second})
         _wait_until(lambda: self._role(self._first) == "slave", "the old primary is demoted")
@@ -184,6 +185,13 @@ class Store:
                 [get_binary_path(), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         _wait_until(partial(_answers, port), f"the server on port {port} answers")
+
+    def _order_failover(self) -> bool:
+        with _client(self._sentinels[0]) as sentinel:
+            try:
+                return bool(sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE))
+            except redis.ResponseError:  # the replica has lost its primary just before
+                return False
 
     def _role(self, port: int) -> str:
         with _client(port) as server:

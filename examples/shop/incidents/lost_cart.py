@@ -67,11 +67,11 @@ class LostCart(Incident):
     difference = Path(failover.__file__)
     defaults = Settings(
         rate=40,
-        warm_up=2,
-        calm=3,
+        warm_up=1.5,
+        calm=2.5,
         onset=5,
-        recovery=4,
-        fault=6,
+        recovery=3,
+        fault=6.5,
         patience=PATIENCE,
         good_within=GOOD_WITHIN,
     )
