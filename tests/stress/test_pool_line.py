@@ -24,7 +24,7 @@ THREADS = 32
 CHECKOUTS = 200_000 if SOAK else 4_000
 
 pytestmark = [
-    pytest.mark.usefixtures("restless", "nobody_looks_again"),
+    pytest.mark.usefixtures("restless", "one_look"),
     pytest.mark.timeout(600.0 if SOAK else 60.0),
 ]
 
