@@ -247,7 +247,7 @@ async def test_what_fails_here_reaches_nobody(
         raise LookupError("broken")
 
     with caplog.at_level(logging.ERROR, "resilient"), monkeypatch.context() as patched:
-        patched.setattr(ledger, "site_of", fail)
+        patched.setattr(ledger, "nearest", fail)
         patched.setattr(watching._ledger, "_clock", fail)
         for _ in range(2):
             await library.give_back(await library.borrow())

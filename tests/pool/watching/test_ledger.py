@@ -34,7 +34,7 @@ class Books:
             leak_after=leak_after,
             depth=5,
             skip=frozenset(),
-            caller=lambda frame: frame.f_back,
+            elsewhere=lambda: None,
             clock=clock,
             announcer=announcer,
         )

@@ -80,7 +80,7 @@ def watch(
         leak_after=params.optional_seconds("leak_after", leak_after),
         depth=ALL_FRAMES if params.flag("full_stacks", full_stacks) else FEW_FRAMES,
         skip=adapter.skip,
-        caller=adapter.caller,
+        elsewhere=adapter.elsewhere,
         clock=params.callback("clock", clock),
         announcer=announcer,
     )

@@ -23,7 +23,7 @@ from ...engine.window import ticker
 from ...events import Announcer, Event, log_fault
 from ...telemetry.connections import Durations
 from ...typing import Clock
-from ..borrowers import Borrower, Site, lines_of, site_of, where_of
+from ..borrowers import FEW_FRAMES, Borrower, Site, lines_of, nearest, site_of, where_of
 from ..reports import collection_of, late_return_of, leak_of, tell
 
 __all__ = ["Ledger", "Loan", "frame_at"]
@@ -75,7 +75,7 @@ class Ledger:
         leak_after: seconds after which a loan is reported; None: none is.
         depth: frames that are kept of a borrower's stack.
         skip: packages whose innermost frames are not kept.
-        caller: given the frame of the pool's method that lends, returns that of whoever called it.
+        elsewhere: returns where the stack goes on, where all of it belongs to *skip*; None: nowhere.
         clock: tells the time.
         announcer: where events are posted.
 
@@ -89,7 +89,7 @@ class Ledger:
         leak_after: float | None,
         depth: int,
         skip: frozenset[str],
-        caller: Callable[[FrameType], FrameType | None],
+        elsewhere: Callable[[], FrameType | None],
         clock: Clock,
         announcer: Announcer,
     ) -> None:
@@ -99,7 +99,8 @@ class Ledger:
         self._leak_after = leak_after
         self._depth = depth
         self._skip = skip
-        self._caller = caller
+        self._inside: dict[object, bool] = {}  # by the name of a module: whether it belongs to one of these
+        self._elsewhere = elsewhere
         self._clock = clock
         self._announcer = announcer
         self._faulty = False
@@ -141,7 +142,7 @@ class Ledger:
             loan.key = key
             loan.since = now = self._clock()
             loan.until = None
-            loan.site = site_of(self._caller(frame), self._depth, self._skip)
+            loan.site = self._site(frame)
             loan.thread = threading.current_thread()
             loan.task = _task_name()
             loan.returned = loan.by_borrower = loan.reported = loan.posted = loan.seen = False
@@ -267,6 +268,25 @@ class Ledger:
         self._pending: dict[int, float] = {}  # when each asked
         self._lost: deque[Loan] = deque()  # whose borrowers were garbage-collected
         self._late: deque[Loan] = deque()  # returned after they were found to be overdue
+
+    def _site(self, frame: FrameType) -> Site:
+        """Return the stack of whoever called the method that has this *frame*."""
+        caller = frame.f_back
+        first = self._outside(caller) or self._outside(self._elsewhere()) or caller or frame
+        return nearest(first) if self._depth == FEW_FRAMES else site_of(first, self._depth)
+
+    def _outside(self, frame: FrameType | None) -> FrameType | None:
+        """Return the innermost frame, from *frame* on, that belongs to no package to be skipped."""
+        inside = self._inside
+        while frame is not None:
+            module: object = frame.f_globals.get("__name__")
+            skipped = inside.get(module)
+            if skipped is None:
+                skipped = inside[module] = str(module).partition(".")[0] in self._skip
+            if not skipped:
+                return frame
+            frame = frame.f_back
+        return None
 
     def _find_leaks(self) -> list[Event]:
         if self._leak_after is None:

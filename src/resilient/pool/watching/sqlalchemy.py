@@ -115,16 +115,11 @@ class SQLAlchemyPool(Adapter):
     def is_timeout(self, error: BaseException) -> bool:
         return isinstance(error, exc.TimeoutError)
 
-    def caller(self, frame: FrameType) -> FrameType | None:
-        """Return also the coroutine that SQLAlchemy works for, in another greenlet than this one."""
-        inner = frame.f_back
-        while inner is not None:
-            if str(inner.f_globals.get("__name__", "")).partition(".")[0] not in self.skip:
-                return inner  # the caller, or somebody's code that SQLAlchemy runs in a greenlet
-            inner = inner.f_back
-        greenlet = sys.modules.get("greenlet")
+    def elsewhere(self) -> FrameType | None:
+        """Return the coroutine that waits for what SQLAlchemy does in a greenlet of its own."""
+        greenlet = sys.modules.get("greenlet") if self.asynchronous else None
         parent = None if greenlet is None else greenlet.getcurrent().parent
-        return frame.f_back if parent is None else parent.gr_frame
+        return None if parent is None else parent.gr_frame
 
     @property
     def pool(self) -> Any:

@@ -116,9 +116,9 @@ class Adapter(ABC):
         """Do as `probe`, for a pool whose connections are awaited."""
         raise NotImplementedError
 
-    def caller(self, frame: FrameType) -> FrameType | None:
-        """Return the frame of whoever called the method of the pool whose *frame* that is."""
-        return frame.f_back
+    def elsewhere(self) -> FrameType | None:
+        """Return the frame of whoever this works for, where it is on another stack than the library."""
+        return None
 
     def is_timeout(self, error: BaseException) -> bool:
         """Return whether *error* says that no connection came free in time."""
