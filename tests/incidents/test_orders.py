@@ -20,10 +20,11 @@ import psycopg
 import pytest
 from examples.children import ROOT
 from examples.shop import lending, service
+from examples.shop.calls import Calls
 from examples.shop.database import TABLES_FILE, running_database
 from examples.shop.incidents.leak import culprit
 from examples.shop.processes import ServiceDiedError
-from examples.shop.services import orders
+from examples.shop.services import catalogue, checkout, frontend, orders
 from examples.shop.services.orders import OrderBook, bare_pool, bare_use
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import await_until, wait_until
@@ -174,6 +175,26 @@ async def test_export_that_waits_too_long_loses_its_session_and_is_told(
     assert postgres.query("select count(*) from orders where booked") == "0"
 
 
+async def test_checkout_has_its_order_stored_and_the_frontend_shows_it(
+    shop: httpx.AsyncClient, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what was in the cart, and with what it cost."""
+    monkeypatch.setattr(checkout, "CHARGE_TIME", 0.0)
+    postgres.query("delete from order_lines; delete from orders where customer = 'ada'")
+    services: dict[str, httpx.AsyncBaseTransport] = {"orders": shop._transport}
+    calls = Calls(httpx.AsyncClient(transport=_Switchboard(services)), _URLS)
+    for name, module in {"checkout": checkout, "frontend": frontend, "catalogue": catalogue}.items():
+        services[name] = httpx.ASGITransport(service.application(module.routes(calls)))
+    services["currency"] = httpx.MockTransport(lambda request: httpx.Response(200, json=["17.98"]))
+    async with httpx.AsyncClient(transport=services["frontend"], base_url="http://frontend") as http:
+        await http.post("/cart?user=ada&product=6E92ZMYYFZ")
+        order = (await http.post("/checkout?user=ada&currency=USD")).json()
+        shown = (await http.get("/orders?user=ada")).json()
+
+    assert shown == [order]
+    assert postgres.query("select product, quantity from order_lines") == "6E92ZMYYFZ|1"
+
+
 async def test_export_notes_what_was_booked(told: tuple[Any, httpx.AsyncClient, list[Event]]) -> None:
     """If the bookkeepers answer in time."""
     _, http, _ = told
@@ -206,6 +227,19 @@ async def test_database_that_does_not_start_is_told(tmp_path: Path, monkeypatch:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(running_database(tmp_path, lambda name, line: None))
     assert _names(folder) == []
+
+
+_URLS = {name: f"http://{name}" for name in ("orders", "checkout", "frontend", "catalogue", "currency")}
+
+
+class _Switchboard(httpx.AsyncBaseTransport):
+    """Connects services in this process."""
+
+    def __init__(self, services: dict[str, httpx.AsyncBaseTransport]) -> None:
+        self._services = services
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._services[request.url.host].handle_async_request(request)
 
 
 _PARENT = """
