@@ -52,7 +52,7 @@ from .policies.timeout import Timeout, deadline
 if TYPE_CHECKING:
     from .policies.adaptive_throttle import AdaptiveThrottle
     from .policies.bulkhead import AIMD, Bulkhead, Gradient, Pressure, Vegas
-    from .pool import AsyncConnectionPool, ConnectionPool
+    from .pool import AsyncConnectionPool, AsyncReplicaSet, ConnectionPool, ReplicaSet
 
 __version__ = "0.1.0.dev0"
 
@@ -60,6 +60,7 @@ __all__ = [
     "AIMD",
     "AdaptiveThrottle",
     "AsyncConnectionPool",
+    "AsyncReplicaSet",
     "Bulkhead",
     "BulkheadFullError",
     "Cache",
@@ -87,6 +88,7 @@ __all__ = [
     "RateLimitedError",
     "RateLimiter",
     "RejectedError",
+    "ReplicaSet",
     "ResilientError",
     "Retry",
     "RetryBudget",
@@ -114,10 +116,12 @@ _LATER = {
     "AIMD": "policies.bulkhead",
     "AdaptiveThrottle": "policies.adaptive_throttle",
     "AsyncConnectionPool": "pool",
+    "AsyncReplicaSet": "pool",
     "Bulkhead": "policies.bulkhead",
     "ConnectionPool": "pool",
     "Gradient": "policies.bulkhead",
     "Pressure": "policies.bulkhead",
+    "ReplicaSet": "pool",
     "Vegas": "policies.bulkhead",
 }
 

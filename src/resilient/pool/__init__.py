@@ -5,6 +5,16 @@ from __future__ import annotations
 from .async_pool import AsyncConnectionPool
 from .borrowers import Borrower
 from .pool import ConnectionPool
+from .replicas import AsyncReplicaSet, ReplicaSet, ReplicaSetStats, ReplicaStats
 from .stats import PoolStats
 
-__all__ = ["AsyncConnectionPool", "Borrower", "ConnectionPool", "PoolStats"]
+__all__ = [
+    "AsyncConnectionPool",
+    "AsyncReplicaSet",
+    "Borrower",
+    "ConnectionPool",
+    "PoolStats",
+    "ReplicaSet",
+    "ReplicaSetStats",
+    "ReplicaStats",
+]

@@ -1,0 +1,238 @@
+"""The pools of a replica set as a read sees them: how busy each is, and whether it lets the read in."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final
+
+from ...engine.drive.gates import Gate
+from ...engine.fork import renew_after_fork
+from ...engine.permits import Permit, Permits
+from ...errors import BulkheadFullError, CircuitOpenError, PoolTimeoutError, PoolUnavailableError
+from ...events import (
+    CircuitHalfOpened,
+    CircuitOpened,
+    CircuitOverridden,
+    CircuitResumed,
+    Event,
+    PoolAvailable,
+    error_text,
+)
+from ...policies.circuit_breaker.breaker import CircuitBreaker
+from ...policies.circuit_breaker.states import Mode, Probe, State
+from ...typing import Clock
+from ..front import Front
+from ..members import Gone, Token
+
+__all__ = ["PATIENCE", "Node", "Replica", "Share"]
+
+PATIENCE: Final = 0.5
+"""Seconds of waiting in vain that say something about a server, and the most that a probe waits."""
+
+_LOOK_AGAIN: Final = 0.1  # seconds, where all probes are under way: one may end without a word
+
+
+class Node:
+    """A pool to read from, behind a gate.
+
+    Concurrency: safe from any thread.
+    """
+
+    __slots__ = ("__weakref__", "admit", "alert", "core", "gate", "idle", "pool", "roster", "stock")
+
+    def __init__(self, pool: Front[Any, Any], gate: Gate) -> None:
+        self.pool: Final = pool
+        self.gate: Final = gate
+        self.admit: Final = gate.admit
+        self.core: Final = pool._core  # noqa: SLF001 - a replica set is a pool made of pools
+        self.stock: Final = self.core.stock
+        self.alert: Final = self.stock.alert
+        self.idle: Final = self.stock.idle
+        self.roster: Final = self.stock.roster
+
+    @property
+    def load(self) -> float:
+        """How many want its connections, those that have one included, for each that there may be."""
+        if not self.alert:  # nobody waits
+            return (len(self.roster) - len(self.idle)) / self.stock.max_size
+        stats = self.core.stats()
+        return (stats.used + stats.waiting) / stats.max_size
+
+    def failed(self, ticket: Any, exc: BaseException, waited: float) -> None:
+        """Note that no connection was to be had in *waited* seconds."""
+        if isinstance(exc, PoolUnavailableError) or (
+            isinstance(exc, PoolTimeoutError)
+            and (waited >= PATIENCE or isinstance(ticket, Probe))
+            and not _is_busy(exc)
+        ):
+            self.blame(ticket, exc)
+        else:
+            self.gate.abandon(ticket, exc)
+
+    def ended(self, ticket: Any, token: Token, exc: BaseException) -> None:
+        """Note that the use of a connection ended with *exc*; to be called before it is given back.
+
+        It is evidence only if the pool finds the connection broken by it. What a query or the code around it
+        got wrong is not the server's fault.
+        """
+        lost = isinstance(token.member, Gone)  # taken away, for having been held too long
+        if isinstance(exc, Exception) and not lost and self.core.handling.is_broken(token.conn, exc):
+            self.blame(ticket, exc)
+        else:
+            self.gate.abandon(ticket, exc)
+
+    def blame(self, ticket: Any, exc: Exception) -> None:
+        """Note that the server failed, as *exc* says."""
+        # Not the exception itself: a pool's refusal is no evidence for a breaker, and here it is meant to be.
+        try:  # noqa: SIM105 - three frames less
+            self.gate.failure(ticket, ConnectionError(error_text(exc)))
+        except CircuitOpenError:  # of a breaker that was told to raise in place of what tripped it
+            pass
+
+
+class Replica(Node):
+    """A pool behind a breaker."""
+
+    __slots__ = ("_changed", "_clock", "breaker", "held", "lag", "measured", "retry_at")
+
+    def __init__(
+        self, pool: Front[Any, Any], breaker: CircuitBreaker, clock: Clock, changed: Callable[[], None]
+    ) -> None:
+        super().__init__(pool, breaker._core)  # noqa: SLF001 - a call through it costs what a call through a guarded function does
+        self.breaker: Final = breaker
+        self._clock = clock
+        self._changed = changed
+        self.retry_at = (
+            -inf
+        )  # when a read may be let in again, as far as is known; of no meaning while closed
+        self.lag: float | None = None  # seconds
+        self.measured: float | None = None  # when that was
+        self.held: str | None = None  # why it is kept from being read, by us
+        breaker.add_listener(self._on_breaker)
+        pool.add_listener(self._on_pool)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is to be read from like any other."""
+        if self.stock.closed:
+            return False
+        if self.breaker.current_state == State.CLOSED.value:
+            return True
+        return self.breaker.stats().override == Mode.OBSERVE_ONLY.value
+
+    @property
+    def state(self) -> str:
+        """Why it is not read from, in words."""
+        return "closed" if self.stock.closed else self.held or f"its breaker is {self.breaker.current_state}"
+
+    def refused(self, refusal: CircuitOpenError) -> None:
+        """Note that the breaker did not let a read in."""
+        wait = refusal.retry_after
+        if self.breaker.current_state == State.HALF_OPEN.value:
+            wait = _LOOK_AGAIN if wait is None else min(wait, _LOOK_AGAIN)
+        self.retry_at = inf if wait is None else self._clock() + wait
+
+    def hold(self, why: str) -> None:
+        """Keep it from being read, unless somebody has said otherwise by hand."""
+        if self.breaker.stats().override is None:
+            self.held = why
+            self.breaker.force_open(reason=why)
+
+    def release(self) -> None:
+        """Let it be read again: by a probe at first."""
+        if self.held is not None:
+            self.held = None
+            self.breaker.resume()
+
+    def _on_breaker(self, event: Event) -> None:
+        match event:
+            case CircuitOpened():
+                self.retry_at = self._clock() + event.open_for
+            case CircuitHalfOpened():
+                self.retry_at = -inf
+            case CircuitOverridden():
+                self.retry_at = -inf  # the breaker will say when
+                if event.reason != self.held:
+                    self.held = None
+            case CircuitResumed():
+                self.held = None
+            case _:
+                pass
+        self._changed()
+
+    def _on_pool(self, event: Event) -> None:
+        # It connects again: no need to wait for the end of the breaker's pause.
+        if (
+            isinstance(event, PoolAvailable)
+            and self.breaker.current_state == State.OPEN.value
+            and self.breaker.stats().override is None
+        ):
+            self.breaker.half_open()
+
+
+class Share:
+    """A gate that lets in as many reads at a time as a share of a pool's connections; None: all.
+
+    Concurrency: safe from any thread. Whoever is let in and vanishes does not keep his place.
+    """
+
+    def __init__(self, pool: Front[Any, Any], share: float | None) -> None:
+        self._pool = pool
+        self._share = share
+        self._lock = threading.RLock()
+        self._permits: Final = Permits(self, self.limit)
+        renew_after_fork(self)
+
+    @property
+    def limit(self) -> int:
+        """How many."""
+        share = 1.0 if self._share is None else self._share
+        return max(1, int(share * self._pool._core.stock.max_size))  # noqa: SLF001
+
+    def admit(self, fn: Any, args: Any, kwargs: Any, /) -> Permit | None:  # noqa: ARG002
+        """Return a ticket.
+
+        Raises:
+            BulkheadFullError: there are as many as may be.
+        """
+        if self._share is None:
+            return None
+        with self._lock:
+            self._permits.wanted = limit = self.limit
+            self._permits.settle()
+            if self._permits.excess <= 0 and self._permits.free:
+                return self._permits.free.pop()
+        name = self._pool.name
+        message = f"the primary, {name!r}, serves {limit} reads in place of replicas, and no more than that"
+        raise BulkheadFullError(message, policy=name, limit=limit, in_use=limit)
+
+    admit_stream = admit
+
+    def success(self, ticket: Permit | None, result: Any, /) -> None:  # noqa: ARG002
+        """Have the place free."""
+        if ticket is not None:
+            self._permits.take_back(ticket)
+
+    def failure(self, ticket: Permit | None, exc: Exception, /) -> None:  # noqa: ARG002
+        """Have the place free."""
+        if ticket is not None:
+            self._permits.take_back(ticket)
+
+    def abandon(self, ticket: Permit | None, exc: BaseException, /) -> None:  # noqa: ARG002
+        """Have the place free."""
+        if ticket is not None:
+            self._permits.take_back(ticket)
+
+    def after_fork(self) -> None:
+        """Begin anew: those that read were threads of the parent."""
+        self._lock = threading.RLock()
+        self._permits.after_fork()
+
+
+def _is_busy(exc: PoolTimeoutError) -> bool:
+    """Tell whether all connections were lent: that is the callers' doing, not the server's."""
+    return exc.last_failure is None and exc.used is not None and exc.used == exc.size
