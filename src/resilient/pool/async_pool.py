@@ -93,11 +93,11 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
             ConnectionReturnedError: it was returned already.
             ConnectionReclaimedError: it was taken away before.
 
-        Concurrency: never waits.
+        Concurrency: waits for nothing but a transaction that has to be rolled back.
         """
         token = self._token_of(conn)
         if not self._core.put(token):
-            self._core.give_back(token)
+            await self._finish(token, None, well=False)
 
     def __call__(
         self, fn: Callable[Concatenate[C, P], Coroutine[Any, Any, T]], /
@@ -193,14 +193,18 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
         found = core.begin(seconds, TaskWaiter)
         return core.lend(found if isinstance(found, Token) else await core.await_(found), core.now(), 3)
 
-    async def _finish(self, token: Token, exc: BaseException | None) -> None:
+    async def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""
-        if exc is None and self._core.is_to_be_committed(token):
+        steps = self._core.ending(token, exc, well=well)
+        if steps is not None:
             try:
-                await chores.adrive(chores.through(self._core.handling.commit(token.conn)))
+                await chores.adrive(chores.through(steps))
             except BaseException as failure:
                 self._core.give_back(token, failure)
-                raise
+                # What cannot be committed is told; what cannot be undone is gone with its connection.
+                if (well and exc is None) or not isinstance(failure, Exception):
+                    raise
+                return
         self._core.give_back(token, exc)
 
     async def _wait_for(self, watch: Watch) -> bool:

@@ -56,7 +56,9 @@ class ConnectionBlock(Generic[C]):
         try:
             token = held_by(self._conn).pop()
         except IndexError:  # it was returned in between
-            raise pool._twice("returned") from exc  # noqa: SLF001
+            if exc is not None:
+                return  # which is what matters
+            raise pool._twice("returned") from None  # noqa: SLF001
         finally:
             del self._conn
         if exc is not None or not pool._core.put(token):  # noqa: SLF001
@@ -86,7 +88,9 @@ class AsyncConnectionBlock(Generic[C]):
         try:
             token = held_by(self._conn).pop()
         except IndexError:  # it was returned in between
-            raise pool._twice("returned") from exc  # noqa: SLF001
+            if exc is not None:
+                return  # which is what matters
+            raise pool._twice("returned") from None  # noqa: SLF001
         finally:
             del self._conn
         if exc is not None or not pool._core.put(token):  # noqa: SLF001

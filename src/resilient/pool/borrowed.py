@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import ConnectionReturnedError
-from .members import Token
+from .members import Fence, Token
 
 __all__ = ["Borrowed", "bare", "held_by", "hold", "is_borrowed", "stand_in_for"]
 
@@ -61,14 +61,17 @@ class Borrowed:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return type(_connection_of(self))
+        # Whoever looks through all objects there are asks this of one that was returned, too.
+        held = held_by(self)
+        kind = type(held[0].conn) if held else Fence
+        return type(self) if kind is Fence else kind
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return getattr(self._resilient_held[0].conn, name)
+            token = self._resilient_held[0]
         except IndexError:
-            pass
-        raise _returned(f"used (.{name})")
+            raise _returned(f"used (.{name})") from None
+        return getattr(token.conn, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(_connection_of(self), name, value)
@@ -138,7 +141,16 @@ def _class_for(kind: type) -> type[Borrowed]:
 
 def _forwarder(name: str) -> Callable[..., Any]:
     def forward(self: Borrowed, *args: Any, **kwargs: Any) -> Any:
-        return getattr(_connection_of(self), name)(*args, **kwargs)
+        conn = _connection_of(self)
+        answer = getattr(conn, name)(*args, **kwargs)
+        return self if answer is conn else answer
 
-    forward.__name__ = name
-    return forward
+    async def aforward(self: Borrowed, *args: Any, **kwargs: Any) -> Any:
+        conn = _connection_of(self)
+        answer = await getattr(conn, name)(*args, **kwargs)
+        return self if answer is conn else answer
+
+    # `with conn as inner` would hand out what is behind the stand-in.
+    forwarder = aforward if name == "__aenter__" else forward
+    forwarder.__name__ = name
+    return forwarder

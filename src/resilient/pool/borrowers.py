@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ Flat, because one is made for each borrower.
 _GO_BETWEENS: Final = (
     contextlib.__file__,
     functools.__file__,
-    str(Path(asyncio.__file__).parent),
-    str(Path(__file__).parents[1]),
+    f"{Path(asyncio.__file__).parent}{os.sep}",
+    f"{Path(__file__).parents[1]}{os.sep}",
 )
 
 

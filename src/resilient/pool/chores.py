@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from ..engine.window import HAS_GIL
 from ..events import error_text
 from .core import Core
-from .members import Chore, Errand, Member, Token
+from .members import Chore, Errand, Fence, Gone, Member, Token
 
 __all__ = ["Doing", "adrive", "begin", "drive", "through"]
 
@@ -91,19 +91,23 @@ def through(steps: Iterable[Any]) -> Doing:
 
 
 def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:
+    if isinstance(token.member, Gone):
+        return  # it has waited for its turn for too long
     clock = core.rules.clock
     began = clock()
+    conn: Any = None
     try:
         conn = yield connect()
-        if conn is None:
-            raise TypeError("connect must return a connection, got None")  # noqa: TRY301 - as if it came from there
+        references = sys.getrefcount(conn) - _WHEN_MADE
+        core.meet(conn)
     except BaseException as exc:
         core.change(core.stock.connect_failed, token, error_text(exc))
+        if conn is not None:
+            with suppress(Exception):
+                yield from through(core.handling.close(conn))
         if not isinstance(exc, Exception):
             raise
     else:
-        references = sys.getrefcount(conn) - _WHEN_MADE
-        core.handling.meet(conn)
         core.change(core.stock.connected, token, conn, clock() - began, references)
 
 
@@ -128,8 +132,10 @@ def _is_in_use(member: Member, conn: Any) -> bool:
 
 def _close(core: Core, token: Token) -> Doing:
     try:
-        with suppress(Exception):  # it is given up, however it takes that
-            yield from through(core.handling.close(token.conn))
+        # Unless it was taken away from us before we began: then it is closed when nobody uses it.
+        if type(token.conn) is not Fence:
+            with suppress(Exception):  # it is given up, however it takes that
+                yield from through(core.handling.close(token.conn))
     finally:
         core.change(core.stock.was_closed, token)
 

@@ -7,9 +7,11 @@ from whoever gives it back to whoever is next, so that no newcomer comes in betw
 
 from __future__ import annotations
 
+import heapq
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from ..engine.deadline import time_left
@@ -19,15 +21,16 @@ from ..engine.window import Tally
 from ..errors import ConnectionReclaimedError
 from ..events import Announcer, error_text
 from . import refusals
-from .borrowed import bare, hold
+from .borrowed import bare, hold, stand_in_for
 from .borrowers import FEW_FRAMES, Borrower, nearest, site_of
+from .drivers import Steps
 from .handling import Handling
 from .inherited import leave_to_parent
 from .line import Line, Turn, Watch
 from .members import Chore, Errand, Gone, Member, Token
 from .reports import tell
 from .stats import PoolStats
-from .stock import Rules, Stock
+from .stock import Rules, State, Stock
 from .upkeep import Upkeep
 
 __all__ = ["Core", "Crew"]
@@ -99,7 +102,7 @@ class Core:
         member = token.member
         now = self._clock()
         # Of one that was taken away, or is to be lent no more, `returned` or `expires` lies before all time.
-        if now - member.returned >= self._check_after or now >= member.expires:
+        if now - member.returned > self._check_after or now >= member.expires:
             self._append(token)
             return None
         return self.lend(token, now, 3)
@@ -134,7 +137,7 @@ class Core:
             return False
         member.used += now - since
         member.returned = now
-        member.since = None
+        member.since = member.thread = None
         self._append(token)
         # Whoever began to wait just now has seen the token, or has said so before we look.
         if self.alert:
@@ -156,22 +159,23 @@ class Core:
         left = time_left()
         patience = longest if left is None else min(longest, left)
         now = self._clock()
+        self._in_use = True
         try:
             with self.stock.lock:
-                self._in_use = True
-                self.stock.supply.review(now)
                 self._dispatch(now)
                 if not self._line and not self.stock.closed:
                     token = self.stock.fit(now)
                     if token is not None:
                         return token
-                self._refuse(now, patience)
-                turn = Turn(waiter(), now, now + patience)
-                self._line.append(turn)
-                # From here on it is seen by whoever puts a token back; who has done so just before is not.
-                self._watch()
-                self._dispatch(now)
-                return turn
+                refusal = self._refusal(now, patience)
+                if refusal is None:
+                    turn = Turn(waiter(), now, now + patience)
+                    self._line.append(turn)
+                    # From here on it is seen by whoever puts a token back; who did so just before is not.
+                    self._watch()
+                    self._dispatch(now)
+                    return turn
+            raise refusal()
         finally:
             self.deliver()
 
@@ -202,6 +206,18 @@ class Core:
 
     # Giving it back, the long way.
 
+    def ending(self, token: Token, exc: BaseException | None, *, well: bool) -> Steps | None:
+        """Return what there is to be done by a borrower before it gives a connection back, if anything is.
+
+        A transaction is over when its block has been left; but whoever is cancelled or interrupted, or has
+        lost the connection, is not kept waiting for that.
+        """
+        if isinstance(token.member, Gone):
+            return None
+        if exc is not None and (not isinstance(exc, Exception) or self.handling.is_broken(token.conn, exc)):
+            return None
+        return self.handling.ending(token.conn, well=well and exc is None)
+
     def give_back(self, token: Token, exc: BaseException | None = None) -> None:
         """Have a connection back, after *exc* if that came from its use.
 
@@ -210,26 +226,38 @@ class Core:
         """
         conn, member = token.conn, token.member
         if isinstance(member, Gone):
-            self._back_too_late(member, exc)
+            self._back_too_late(token, member, exc)
             return
         # Both may run code of the user's, so not under the lock.
-        broken = exc is not None and self.handling.is_broken(conn, exc)
-        dirty = not broken and self.handling.dirty is not None and self.handling.dirty(conn)
-        self.change(self.stock.take_back, token, member, error_text(exc) if broken and exc else None, dirty)
-
-    def is_to_be_committed(self, token: Token) -> bool:
-        """Tell whether leaving a block well means to commit what was done there."""
-        return isinstance(token.member, Member) and self.handling.is_to_be_committed(token.conn)
+        state = State.CLEAN
+        if exc is not None and self.handling.is_broken(conn, exc):
+            state = State.BROKEN
+        elif self.handling.dirty is not None and self.handling.dirty(conn):
+            state = State.DIRTY
+        self.change(self.stock.take_back, token, state, exc)
 
     def not_filled(self, waited: float) -> Exception:
         """Return why there are not as many connections as there should be, after so many seconds."""
-        return self._too_late(waited)
+        with self.stock.lock:
+            error = self._too_late(waited)
+        return error()
 
     # Seeing to things.
 
     def now(self) -> float:
         """Return the time."""
         return self._clock()
+
+    def meet(self, conn: Any) -> None:
+        """Get to know a new connection.
+
+        Raises:
+            Exception: it is of no use as one.
+        """
+        if conn is None:
+            raise TypeError("connect must return a connection, got None")
+        self.handling.meet(conn)
+        stand_in_for(type(conn))
 
     def change(self, act: Callable[..., object], *args: Any) -> None:
         """Do `act(now, *args)` with the stock, and see to what follows from it."""
@@ -318,6 +346,7 @@ class Core:
         self._line.clear()
         self._watches.clear()
         self._crew.after_fork()
+        self._announcer.after_fork()
         self._in_use = False
         leave_to_parent(self.handling, self.stock.after_fork())
         self._watch()
@@ -328,8 +357,8 @@ class Core:
         """Return who has a connection, the oldest first."""
         now = self._clock()
         with self.stock.lock:
-            held = [member.borrower(now) for member in self.stock.roster if member.since is not None]
-        return sorted(held, key=lambda borrower: -borrower.held_for)
+            loans = [member.loan() for member in self.stock.roster if member.since is not None]
+        return [loan.borrower(now) for loan in sorted(loans, key=lambda loan: loan.since or now)]
 
     def stats(self) -> PoolStats:
         """Return what was counted, and where the pool stands."""
@@ -373,34 +402,36 @@ class Core:
         """Have connections checked or made for those who wait, and as many as there should be at least."""
         stock = self.stock
         wanted = len(self._line) + demand
-        if stock.closed:
+        if stock.closed or not self._in_use:
             return
         if wanted and stock.idle:
             wanted -= stock.begin_checks(wanted, now)
         stock.begin_connects(max(wanted, stock.missing), now)
 
-    def _refuse(self, now: float, patience: float) -> None:
-        """Raise if nothing is to be gained by waiting."""
+    def _refusal(self, now: float, patience: float) -> Callable[[], Exception] | None:
+        """Return what makes the error, without the lock, if nothing is to be gained by waiting."""
         stock = self.stock
         if stock.closed:
-            raise self._closed()
+            return self._closed
         if self._is_hopeless(now):
             self._provide(now, demand=1)
             stock.counts.refused += 1
-            raise self._unavailable(now)
+            return partial(self._unavailable, now)
         if patience <= 0.0:
             self._provide(now, demand=1)
             stock.counts.timeouts += 1
-            raise self._too_late(0.0)
-        if len(self._line) >= self._places:
+            return self._too_late(0.0)
+        # Those for whom a connection is being made, or may be, hardly wait.
+        if len(self._line) - stock.unlent >= self._places:
             stock.counts.refused += 1
-            raise self._full()
+            return partial(refusals.full, self.rules.name, len(self._line))
+        return None
 
     def _is_hopeless(self, now: float) -> bool:
         """Tell whether the server is known to be down, and no connection is to be had for that."""
         supply = self.stock.supply
         return (
-            supply.is_down
+            supply.is_known_down(now)
             and not self.stock.idle
             and not any(
                 member.is_promising(now, supply.failing_since, self.rules.timeout)
@@ -446,20 +477,21 @@ class Core:
 
     def _conclude(self, turn: Turn) -> Token:
         now = self._clock()
-        if turn.token is None:
-            with self.stock.lock:
-                self._line.leave(turn)
-                self._watch()
-                if turn.token is None:
-                    self._count_wait(turn, now)
-                    if turn.error is not None:
-                        raise turn.error
-                    self.stock.counts.timeouts += 1
-                    raise self._too_late(now - turn.since)
         with self.stock.lock:
+            self._line.leave(turn)
+            self._watch()
             self._count_wait(turn, now)
-        token, turn.token = turn.token, None
-        return token
+            token, turn.token = turn.token, None
+            if token is not None and not self.stock.closed:
+                return token
+            if self.stock.closed:
+                self._put_back(token, now)
+                raise self._closed()
+            if turn.error is not None:
+                raise turn.error
+            self.stock.counts.timeouts += 1
+            error = self._too_late(now - turn.since)
+        raise error()
 
     def _give_up(self, turn: Turn) -> None:
         now = self._clock()
@@ -467,17 +499,21 @@ class Core:
             self._line.leave(turn)
             self._count_wait(turn, now)
             token, turn.token = turn.token, None
-            if token is not None and isinstance(token.member, Member):
-                self.stock.keep(token, token.member, now)
+            self._put_back(token, now)
             del token
             self._dispatch(now)
         self.deliver()
+
+    def _put_back(self, token: Token | None, now: float) -> None:
+        if token is not None and isinstance(token.member, Member):
+            self.stock.keep(token, token.member, now)
 
     def _count_wait(self, turn: Turn, now: float) -> None:
         self.stock.counts.waited += 1
         self.stock.counts.wait_seconds += now - turn.since
 
-    def _back_too_late(self, gone: Gone, exc: BaseException | None) -> None:
+    def _back_too_late(self, token: Token, gone: Gone, exc: BaseException | None) -> None:
+        self.change(self.stock.let_go, token)
         if not gone.quiet and not isinstance(exc, ConnectionReclaimedError):
             error = gone.error()
             if exc is None:
@@ -493,12 +529,16 @@ class Core:
     def _closed(self) -> Exception:
         return refusals.closed(self.rules.name)
 
-    def _full(self) -> Exception:
-        return refusals.full(self.rules.name, len(self._line))
-
     def _unavailable(self, now: float) -> Exception:
         supply = self.stock.supply
         return refusals.unavailable(self.rules.name, supply.failures, supply.last_failure, supply.pause(now))
 
-    def _too_late(self, waited: float) -> Exception:
-        return refusals.too_late(self.rules.name, waited, self.stats(), self.borrowers())
+    def _too_late(self, waited: float) -> Callable[[], Exception]:
+        """Return what makes the error; what it tells is as of now."""
+        now = self._clock()
+        loans = [member.loan() for member in self.stock.roster if member.since is not None]
+        oldest = heapq.nsmallest(refusals.OLDEST, loans, key=lambda loan: loan.since or now)
+        stats = self.stock.stats(waiting=len(self._line), checkouts=self._checkouts.read())
+        return lambda: refusals.too_late(
+            self.rules.name, waited, stats, [loan.borrower(now) for loan in oldest]
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any, Final
@@ -14,11 +15,13 @@ from ..engine.waiting import running_loop
 from ..engine.workers import Job, Workers
 from . import chores
 from .core import Core
+from .inherited import keep
 from .members import Chore, Errand
 
 __all__ = ["InlineCrew", "TaskCrew", "ThreadCrew"]
 
 _ROUNDS_EVERY: Final = 1.0  # seconds
+_FAREWELL: Final = 2.0  # seconds that the end of a loop waits for the last chores
 _SPARE: Final = 4  # threads beyond those that may be stuck, each with a connection
 
 
@@ -84,7 +87,7 @@ class TaskCrew:
         self._connect = connect
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_over = False
+        self._farewell: AsyncGenerator[None] | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -94,26 +97,30 @@ class TaskCrew:
     def settle(self, core: Core) -> None:
         """Work in the running loop from now on, and make rounds there."""
         self._loop = asyncio.get_running_loop()
-        self._is_over = False
-        self._loop.call_later(_ROUNDS_EVERY, _make_rounds, weakref.ref(core), self._loop)
+        self._farewell = farewell = _farewell(weakref.ref(core), self._tasks)
+        with suppress(StopIteration):
+            farewell.__anext__().send(None)  # to its `yield`, and no further
+        self._loop.call_later(_ROUNDS_EVERY, _make_rounds, weakref.ref(core), self._loop, context=Context())
 
     def resize(self, max_size: int) -> None:
         """Do nothing: there are always enough tasks."""
 
     def after_fork(self) -> None:
-        """Forget the loop, which belongs to the parent."""
+        """Forget the loop, and what runs in it, which is the parent's."""
+        keep((self._farewell, self._tasks))
         self._loop = None
-        self._tasks.clear()
+        self._farewell = None
+        self._tasks = set()
 
     def carry_out(self, core: Core, chore: Chore) -> None:
         """Have *chore* done, in a context of its own: nobody's deadline or trace belongs to it.
 
         Raises:
-            RuntimeError: the loop is being closed.
+            RuntimeError: there is no loop yet, or not any more.
         """
         loop = self._loop
-        if loop is None or self._is_over:
-            raise RuntimeError("the event loop of this pool has ended")
+        if loop is None:
+            raise RuntimeError("the pool is in no event loop")
         if chore.errand is Errand.CUT:
             # It waits for nothing, and a task for it might never run: the loop may end with the pool.
             chores.drive(chores.begin(core, chore, self._connect))
@@ -131,13 +138,28 @@ class TaskCrew:
     async def _do(self, core: Core, chore: Chore) -> None:
         rules = core.rules
         limit = rules.connect_timeout if chore.errand is Errand.CONNECT else rules.check_timeout
-        try:
-            if chore.delay:
-                await asleep(chore.delay)
-            await chores.adrive(chores.begin(core, chore, self._connect), limit)
-        except asyncio.CancelledError:
-            self._is_over = True  # nobody else does that; tasks begun now would never be run
-            raise
+        if chore.delay:
+            await asleep(chore.delay)
+        await chores.adrive(chores.begin(core, chore, self._connect), limit)
+
+
+async def _farewell(reference: weakref.ref[Core], tasks: set[asyncio.Task[None]]) -> AsyncGenerator[None]:
+    """Wait for the end of the event loop, and have the connections closed in good order.
+
+    By then `asyncio.run` has cancelled the tasks there were, and some may have given connections back, so
+    that there are chores. Of asynchronous generators that are not exhausted it sees to the end, last of all.
+    """
+    try:
+        yield
+    finally:
+        core = reference()
+        if core is not None:
+            core.shut()
+        until = asyncio.get_running_loop().time() + _FAREWELL
+        while tasks and (left := until - asyncio.get_running_loop().time()) > 0.0:
+            await asyncio.wait([*tasks], timeout=left)
+        for task in tasks:
+            task.cancel()
 
 
 def _make_rounds(reference: weakref.ref[Core], loop: asyncio.AbstractEventLoop) -> None:

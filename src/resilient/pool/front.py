@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
-from math import inf
-from typing import Any, ClassVar, Generic, Literal, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, Self, TypeVar
 
 from ..engine import params
 from ..engine.clock import MONOTONIC
@@ -18,11 +17,13 @@ from .borrowed import held_by, is_borrowed
 from .borrowers import ALL_FRAMES, FEW_FRAMES, Borrower
 from .core import Core, Crew
 from .handling import Act, Handling
-from .members import Token
+from .members import Gone, Token
 from .stats import PoolStats
 from .stock import Rules
 
 __all__ = ["C", "Front"]
+
+_ALWAYS: Final = -1.0  # seconds without use: none is so few that a connection need not be asked
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -70,7 +71,7 @@ class Front(Generic[C, R], metaclass=ABCMeta):
             max_idle=params.seconds("max_idle", max_idle, above=True, infinite=True),
             max_lifetime=params.seconds("max_lifetime", max_lifetime, above=True, infinite=True),
             jitter=params.ratio("jitter", jitter, zero=True),
-            check_after_idle=params.seconds("check_after_idle", check_after_idle, infinite=True) or -inf,
+            check_after_idle=params.seconds("check_after_idle", check_after_idle, infinite=True) or _ALWAYS,
             check_every=params.optional_seconds("check_every", check_every),
             check_timeout=params.seconds("check_timeout", check_timeout, above=True),
             connect_timeout=_or(params.optional_seconds("connect_timeout", connect_timeout), max(wait, 1.0)),
@@ -170,9 +171,13 @@ class Front(Generic[C, R], metaclass=ABCMeta):
             TypeError: *conn* was not borrowed from a pool.
             ValueError: it was borrowed from another one.
             ConnectionReturnedError: it has been returned.
+            ConnectionReclaimedError: it has been taken away.
         """
-        conn_of: C = self._held(conn, "unwrapped")[0].conn
-        return conn_of
+        token = self._held(conn, "unwrapped")[0]
+        if isinstance(token.member, Gone):
+            raise token.member.error()
+        unwrapped: C = token.conn
+        return unwrapped
 
     def add_listener(self, listener: Listener) -> None:
         """Call *listener* with every event of this pool.
@@ -237,9 +242,10 @@ class Front(Generic[C, R], metaclass=ABCMeta):
         if not is_borrowed(conn):
             params.refuse(TypeError, "conn", f"must be a connection borrowed from pool {self.name!r}", conn)
         held = held_by(conn)
-        if not held:
-            raise self._twice(what)
-        home = held[0].member.home
+        try:
+            home = held[0].member.home
+        except IndexError:
+            raise self._twice(what) from None
         if home is not self._core:
             rule = f"must be borrowed from pool {self.name!r}, and is of pool {home.rules.name!r}"
             params.refuse(ValueError, "conn", rule, conn)

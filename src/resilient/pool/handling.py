@@ -76,13 +76,12 @@ class Handling:
         if self._reset is not None:
             yield self._reset(conn)
 
-    def commit(self, conn: Any) -> Steps:
-        """Have what was done kept."""
-        return self._driver.commit(conn)
-
-    def is_to_be_committed(self, conn: Any) -> bool:
-        """Tell whether there is something to be committed, and it is to be."""
-        return self.commits and self._driver.transactional and self._driver.dirty(conn)
+    def ending(self, conn: Any, *, well: bool) -> Steps | None:
+        """Return the steps that end a transaction, *well* or not; None if none is open."""
+        driver = self._driver
+        if not driver.transactional or not driver.dirty(conn):
+            return None
+        return driver.commit(conn) if well and self.commits else driver.rollback(conn)
 
     def abort(self, conn: Any) -> None:
         """Cut it, without waiting and from any thread."""

@@ -9,10 +9,14 @@ from typing import Any, Final
 
 from .handling import Handling
 
-__all__ = ["leave_to_parent"]
+__all__ = ["keep", "leave_to_parent"]
 
-# They are kept for ever: what runs when such an object goes is written for the process that made it.
 _inherited: Final[list[Any]] = []
+
+
+def keep(thing: object) -> None:
+    """Never let go of *thing*: what runs when it goes is written for the process that made it."""
+    _inherited.append(thing)
 
 
 def leave_to_parent(handling: Handling, connections: Iterable[Any]) -> None:
@@ -21,7 +25,7 @@ def leave_to_parent(handling: Handling, connections: Iterable[Any]) -> None:
     From then on, whatever is said goodbye with goes nowhere, and a socket that the parent closes is closed.
     """
     for conn in connections:
-        _inherited.append(conn)
+        keep(conn)
         with contextlib.suppress(Exception):  # of a client library, in a process that it does not know
             descriptor = handling.fileno(conn)
             if descriptor is not None and descriptor >= 0:

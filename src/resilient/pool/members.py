@@ -7,16 +7,18 @@ that is kept to it. Then there is a new token for the same connection. So nothin
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, NoReturn
 
+from ..errors import ConnectionReturnedError
 from .borrowers import Borrower, Site, lines_of, where_of
 
-__all__ = ["Chore", "Errand", "Gone", "Member", "Roster", "Token"]
+__all__ = ["Chore", "Errand", "Fence", "Gone", "Loan", "Member", "Roster", "Token"]
 
 
 class Errand(Enum):
@@ -29,6 +31,27 @@ class Errand(Enum):
     CUT = auto()
 
 
+class Loan(NamedTuple):
+    """What is known of a borrower, before anybody has read it."""
+
+    site: Site
+    thread: threading.Thread | None
+    task: str | None
+    since: float | None
+    leaked: bool
+
+    def borrower(self, now: float) -> Borrower:
+        """Return it in words."""
+        return Borrower(
+            where=where_of(self.site),
+            stack=lines_of(self.site),
+            thread="unknown" if self.thread is None else self.thread.name,
+            task=self.task,
+            held_for=0.0 if self.since is None else now - self.since,
+            leaked=self.leaked,
+        )
+
+
 class Member:
     """A connection, or the place of one that is being made, and what is known of it.
 
@@ -36,10 +59,12 @@ class Member:
     """
 
     __slots__ = (
+        "asked",
         "checked",
         "conn",
         "errand",
         "expires",
+        "generation",
         "home",
         "idle_from",
         "orphan",
@@ -63,8 +88,10 @@ class Member:
         self.conn: Any = None
         self.stand_in: Any = None  # the class of what is lent in its place
         self.expires = inf
+        self.generation = 0
         self.returned = now  # when it was last seen to be good, by who used it or by a check
         self.checked = now  # when it was, by a check
+        self.asked = False  # whether that was for whoever gets it next
         self.idle_from = now  # since when nobody had used it then
         self.suspect = False  # others of its age were broken
         self.references = 0  # how many others there are to a connection that nobody has
@@ -74,7 +101,7 @@ class Member:
         # Of whoever has borrowed it.
         self.since: float | None = None
         self.site: Site = ()
-        self.thread: Any = None
+        self.thread: threading.Thread | None = None
         self.task: str | None = None
         self.reported: float | None = None  # the loan that was reported as too long, by its `since`
         self.orphan = False  # its borrower was collected
@@ -98,46 +125,65 @@ class Member:
             return True
         return self.since is not None and now - self.since < patience
 
+    @property
+    def is_unproven(self) -> bool:
+        """Whether nobody has seen it work since it was made."""
+        return self.returned == self.checked == self.idle_from
+
+    def suspect_it(self) -> None:
+        """Have it checked before it is lent again."""
+        self.idle_from = self.idle_since
+        self.checked = self.returned = -inf
+        self.suspect = True
+
     def was_good(self, now: float) -> None:
         """Note that a check has found it good."""
         self.idle_from = self.idle_since
         self.checked = self.returned = now
+        self.asked = True
+
+    def loan(self) -> Loan:
+        """Return by whom it is borrowed, or was last."""
+        return Loan(self.site, self.thread, self.task, self.since, self.leaked)
 
     def borrower(self, now: float) -> Borrower:
         """Return who has it, or had it last."""
-        since, thread, task = self.since, self.thread, self.task
-        return Borrower(
-            where=where_of(self.site),
-            stack=lines_of(self.site),
-            thread="unknown" if thread is None else thread.name,
-            task=task,
-            held_for=0.0 if since is None else now - since,
-            leaked=self.leaked,
-        )
+        return self.loan().borrower(now)
 
 
 class Gone:
-    """Stands in the place of a connection, and of what was known about it, once it was taken away.
+    """Stands in the place of what was known of a connection, once that was taken away.
 
-    Whoever uses it is told so. Tokens of it are good for nothing: see `returned` and `expires`.
+    Tokens of it are good for nothing: see `returned` and `expires`.
     """
 
-    __slots__ = ("_error", "home", "quiet")
+    __slots__ = ("error", "home", "quiet")
 
     returned: Final = -inf
     expires: Final = -inf
 
     def __init__(self, home: Any, error: Callable[[], Exception], *, quiet: bool = False) -> None:
         self.home = home
+        self.error = error  # makes what to raise where it is used
         self.quiet = quiet  # whether giving it back is no mistake
-        self._error = error
 
-    def error(self) -> Exception:
-        """Return what to raise where it is used."""
-        return self._error()
 
-    def __getattr__(self, name: str) -> Any:
-        raise self._error()
+class Fence:
+    """Stands in the place of a connection that was taken away: whatever is asked of it raises."""
+
+    __slots__ = ("_gone",)
+
+    def __init__(self, gone: Gone) -> None:
+        object.__setattr__(self, "_gone", gone)
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        raise object.__getattribute__(self, "_gone").error()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise object.__getattribute__(self, "_gone").error()
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise object.__getattribute__(self, "_gone").error()
 
 
 class Token:
@@ -194,15 +240,31 @@ class Roster:
         """Whether a token may have been lost."""
         return bool(self._lost)
 
-    def admit(self, now: float) -> Token:
-        """Return the token of a new member, which has no connection yet."""
-        return self._mint(Member(self._home, now))
+    def admit(self, now: float, generation: int) -> Token:
+        """Return the token of a new member of a generation, which has no connection yet."""
+        member = Member(self._home, now)
+        member.generation = generation
+        token, member.ref = self._mint(member)
+        return token
 
     def remove(self, token: Token) -> None:
         """Have one member less."""
         member = token.member
         if isinstance(member, Member) and member.ref is not None:
             self._members.pop(member.ref, None)
+
+    def renew(self, token: Token) -> Token:
+        """Return another token in the place of *token*, which somebody may still have."""
+        member = token.member
+        if not isinstance(member, Member):
+            return token
+        old = member.ref
+        renewed, ref = self._mint(member)
+        if old is not None:
+            self._members.pop(old, None)
+        member.ref = ref
+        token.member = Gone(member.home, ConnectionReturnedError, quiet=True)
+        return renewed
 
     def part(self, member: Member, gone: Gone) -> Token | None:
         """Take *member* away from whoever has its token; return that, if there is anybody.
@@ -215,7 +277,7 @@ class Roster:
             return None  # it was lost just now, and will be found
         self._parted[ref] = member
         token.member = gone
-        token.conn = gone
+        token.conn = Fence(gone)
         self._members.pop(ref, None)
         return token
 
@@ -225,14 +287,19 @@ class Roster:
             ref = self._lost[0]
             member = self._members.get(ref)
             # Not so if an interrupt came between the two, when there had been a new token already.
-            if member is not None and member.ref is ref:
-                token = self._mint(member)
-                self._members.pop(ref, None)
-                self._forget(ref)
-                yield token
-            else:
-                self._members.pop(ref, None)
-                self._forget(ref)
+            if member is not None and (member.ref is None or member.ref() is None):
+                token = self._remint(ref, member)
+                if token is not None:
+                    yield token
+                    del token
+            self._members.pop(ref, None)
+            if self._lost and self._lost[0] is ref:
+                self._lost.popleft()
+
+    def let_go(self, token: Token) -> Any | None:
+        """Return the connection that was taken from who has *token*, and gives it up now."""
+        member = self._parted.pop(weakref.ref(token), None)
+        return None if member is None else member.conn
 
     def given_up(self) -> Iterator[Any]:
         """Return the connections that were taken away, and that nobody uses any more."""
@@ -247,21 +314,30 @@ class Roster:
         for ref, _ in inherited:
             token = ref()
             if token is not None:
-                token.member = token.conn = gone()
+                token.member = gone()
+                token.conn = Fence(token.member)
         self._members = {}
         self._parted = {}
         self._lost.clear()
         self.idle.clear()
         return [member.conn for _, member in inherited if member.conn is not None]
 
-    def _mint(self, member: Member) -> Token:
+    def _remint(self, lost: weakref.ref[Token], member: Member) -> Token | None:
+        """Return a new token for *member*; None if it has got one while we were at it.
+
+        Whoever takes the old one out has the right to the new one. For making one may have garbage collected,
+        which may return a forgotten connection, which looks for lost tokens, too.
+        """
+        token, ref = self._mint(member)
+        if self._members.pop(lost, None) is None:
+            self._members.pop(ref, None)
+            return None
+        member.ref = ref
+        return token
+
+    def _mint(self, member: Member) -> tuple[Token, weakref.ref[Token]]:
         token = Token(member)
         token.conn = member.conn
         ref = weakref.ref(token, self._lost.append)
         self._members[ref] = member
-        member.ref = ref
-        return token
-
-    def _forget(self, ref: weakref.ref[Token]) -> None:
-        if self._lost and self._lost[0] is ref:
-            self._lost.popleft()
+        return token, ref

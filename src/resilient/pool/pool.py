@@ -128,11 +128,11 @@ class ConnectionPool(Front[C, C]):
             ConnectionReturnedError: it was returned already.
             ConnectionReclaimedError: it was taken away before.
 
-        Concurrency: never waits.
+        Concurrency: waits for nothing but a transaction that has to be rolled back.
         """
         token = self._token_of(conn)
         if not self._core.put(token):
-            self._core.give_back(token)
+            self._finish(token, None, well=False)
 
     def __call__(self, fn: Callable[Concatenate[C, P], T], /) -> Callable[P, T]:
         """Return *fn*, which is given a connection for each call, as its first argument.
@@ -178,7 +178,6 @@ class ConnectionPool(Front[C, C]):
         core.shut()
         if not self._wait_for(watch):
             core.cut()
-        rounds.dismiss(core)
 
     def __enter__(self) -> Self:
         return self
@@ -199,21 +198,25 @@ class ConnectionPool(Front[C, C]):
         found = core.begin(seconds, ThreadWaiter)
         return core.lend(found if isinstance(found, Token) else core.wait(found), core.now(), 3)
 
-    def _finish(self, token: Token, exc: BaseException | None) -> None:
+    def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""
-        if exc is None and self._core.is_to_be_committed(token):
+        steps = self._core.ending(token, exc, well=well)
+        if steps is not None:
             try:
-                chores.drive(chores.through(self._core.handling.commit(token.conn)))
+                chores.drive(chores.through(steps))
             except BaseException as failure:
                 self._core.give_back(token, failure)
-                raise
+                # What cannot be committed is told; what cannot be undone is gone with its connection.
+                if (well and exc is None) or not isinstance(failure, Exception):
+                    raise
+                return
         self._core.give_back(token, exc)
 
     def _attend(self) -> None:
         if not self._is_attended:
-            self._is_attended = True
             rounds.attend(self._core)
             _open.add(weakref.ref(self._core, _open.discard))
+            self._is_attended = True  # last: twice does no harm, and an interrupt before it would
 
     def _wait_for(self, watch: Watch) -> bool:
         core = self._core

@@ -8,9 +8,10 @@ from ..errors import PoolClosedError, PoolFullError, PoolTimeoutError, PoolUnava
 from .borrowers import Borrower
 from .stats import PoolStats
 
-__all__ = ["closed", "full", "too_late", "unavailable"]
+__all__ = ["OLDEST", "closed", "full", "too_late", "unavailable"]
 
-_OLDEST: Final = 3  # borrowers that are named
+OLDEST: Final = 3
+"""Borrowers that are named."""
 
 
 def closed(name: str) -> PoolClosedError:
@@ -37,7 +38,7 @@ def unavailable(
 
 def too_late(name: str, waited: float, stats: PoolStats, borrowers: list[Borrower]) -> PoolTimeoutError:
     """Return the refusal of a pool that had no connection in time."""
-    oldest = tuple(borrowers[:_OLDEST])
+    oldest = tuple(borrowers[:OLDEST])
     when = f"in {waited:.3g} s" if waited else "at once"
     message = (
         f"pool {name!r} had no connection free {when}: {stats.used} of {stats.max_size} are lent, "

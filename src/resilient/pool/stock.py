@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, cast
 
@@ -23,10 +24,20 @@ from .reports import collection_of, late_return_of, reclaim_of
 from .stats import Counts, PoolStats
 from .supply import Supply
 
-__all__ = ["Rules", "Stock"]
+__all__ = ["SUSPECTS_AT_ONCE", "Rules", "State", "Stock"]
 
-_SUSPECTS_AT_ONCE: Final = 2  # checked side by side after one was broken: no storm for a server that is back
+SUSPECTS_AT_ONCE: Final = 2
+"""Connections that are checked side by side after one was broken: no storm for a server that is back."""
+
 _DEAD_SUSPECTS: Final = 2  # in a row, and the others of their age are not even asked
+
+
+class State(Enum):
+    """How a connection comes back."""
+
+    CLEAN = auto()
+    DIRTY = auto()
+    BROKEN = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class Stock:
         self.alert: Final[list[bool]] = []  # not empty while a connection is to be had under the lock only
         self.lock = threading.RLock()  # re-entrant, for signal handlers
         self.counts: Final = Counts()
-        self.supply: Final = Supply()
+        self.supply: Final = Supply(rules.connect_timeout)
         self.roster: Final = Roster(home)
         self.idle: Final = self.roster.idle
         # What is to be done, and to be told, once the lock is free.
@@ -74,11 +85,17 @@ class Stock:
         self.events: Final[deque[Event]] = deque()
         self._home = home
         self._dead_in_a_row = 0
+        self._generation = 0  # what is of an earlier one is not to stay
 
     @property
     def missing(self) -> int:
         """How many there are less than there should be at least, those that are being made not counted."""
         return max(0, self.min_size - len(self.roster)) + self.doing(Errand.CONNECT) if self.min_size else 0
+
+    @property
+    def unlent(self) -> int:
+        """How many connections there are, or may be, that nobody has."""
+        return max(0, self.max_size - sum(member.since is not None for member in self.roster))
 
     def is_filled(self) -> bool:
         """Tell whether there are as many that are ready as there should be at least."""
@@ -97,6 +114,17 @@ class Stock:
         """Return for how many connections this is being done."""
         return sum(member.errand is errand for member in self.roster)
 
+    @property
+    def suspects_asked(self) -> int:
+        """How many are being checked because others were broken."""
+        return sum(member.suspect and member.errand is Errand.CHECK for member in self.roster)
+
+    def drain(self, now: float) -> None:
+        """Have every connection replaced that is there, or is being made."""
+        self._generation += 1
+        for member in self.roster:
+            member.expires = now
+
     # Taking out.
 
     def fit(self, now: float) -> Token | None:
@@ -111,18 +139,23 @@ class Stock:
                 continue
             if now >= member.expires or (self.is_idle_too_long(member, now) and self.staying > self.min_size):
                 self.expire(token, now)
-            elif now - member.returned < self.rules.check_after_idle or not self.handling.checks:
-                member.suspect = False
+            elif self._is_fresh(member, now) or not self.handling.checks:
+                member.suspect = member.asked = False
                 return token
             else:
                 self.idle.append(token)  # it has to be asked first, and so have all that are older
                 return None
         return None
 
+    def _is_fresh(self, member: Member, now: float) -> bool:
+        """Tell whether a connection may be lent without asking it: it was a moment ago, or just now."""
+        return now - member.returned <= self.rules.check_after_idle or (
+            member.asked and now == member.checked
+        )
+
     def begin_checks(self, wanted: int, now: float) -> int:
         """Have so many free connections checked, if there are; return how many are being checked."""
-        checking = self.doing(Errand.CHECK)
-        suspects = sum(member.suspect and member.errand is Errand.CHECK for member in self.roster)
+        checking, suspects = self.doing(Errand.CHECK), self.suspects_asked
         while checking < wanted and self.idle:
             try:
                 token = self.idle.pop()
@@ -131,7 +164,7 @@ class Stock:
             member = token.member
             if isinstance(member, Gone):
                 continue
-            if member.suspect and suspects >= _SUSPECTS_AT_ONCE:
+            if member.suspect and suspects >= SUSPECTS_AT_ONCE:
                 self.idle.append(token)
                 break
             suspects += member.suspect
@@ -144,7 +177,10 @@ class Stock:
         room = self.max_size - len(self.roster)
         connecting = self.doing(Errand.CONNECT) if room > 0 and wanted > 0 else 0
         while wanted > connecting and room > 0 and self.supply.allows(connecting) and not self.closed:
-            self.start(Errand.CONNECT, self.roster.admit(now), now, self.supply.pause(now))
+            token = self._admit(now)
+            if token is None:
+                break
+            self.start(Errand.CONNECT, token, now, self.supply.pause(now))
             connecting += 1
             room -= 1
 
@@ -157,6 +193,17 @@ class Stock:
             member.errand = errand
             member.until = now + delay + limit
         self.chores.append(Chore(errand, token, delay))
+
+    def _admit(self, now: float) -> Token | None:
+        """Return the token of a place for another connection, if there is one."""
+        if len(self.roster) >= self.max_size:
+            return None
+        token = self.roster.admit(now, self._generation)
+        # To make one may have collected garbage, which may have returned a connection, and so have begun one.
+        if len(self.roster) > self.max_size:
+            self.roster.remove(token)
+            return None
+        return token
 
     # Putting back.
 
@@ -172,12 +219,17 @@ class Stock:
         member.site = ()
         member.thread = member.task = None
 
-    def take_back(self, now: float, token: Token, member: Member, broken: str | None, dirty: bool) -> None:
-        """Have a connection back from its borrower; *broken* says why it must not be used again."""
+    def take_back(self, now: float, token: Token, state: State, exc: BaseException | None) -> None:
+        """Have a connection back from its borrower in *state*, after *exc*."""
+        member = cast("Member", token.member)
         self.end_loan(member, now)
-        if broken is not None:
-            self.discard(token, now, broken)
-        elif dirty:
+        if exc is not None:
+            # Somebody may keep it, and by its traceback the token: that must not keep the next loss unseen.
+            token = self.roster.renew(token)
+            if state is State.BROKEN:
+                self.discard(token, now, error_text(exc), is_evidence=isinstance(exc, Exception))
+                return
+        if state is State.DIRTY:
             self.start(Errand.RESET, token, now)
         else:
             member.returned = now
@@ -199,8 +251,8 @@ class Stock:
         It took so many seconds, and has so many references of its own making.
         """
         self._count_success(now, took)
-        if isinstance(token.member, Gone) and not self.closed and len(self.roster) < self.max_size:
-            token = self.roster.admit(now)  # it was given up, comes late, and there is room again
+        if isinstance(token.member, Gone) and not self.closed:
+            token = self._admit(now) or token  # it was given up, and comes late; perhaps there is room again
         member = token.member
         token.conn = conn
         if isinstance(member, Gone):
@@ -211,12 +263,20 @@ class Stock:
         member.conn = conn
         member.stand_in = stand_in_for(type(conn))
         member.references = references
-        member.expires = now + lifetime
+        member.expires = now + lifetime if member.generation == self._generation else now
         member.returned = member.checked = member.idle_from = now
+        member.asked = True
+        self._dead_in_a_row = 0
         self.keep(token, member, now)
 
-    def discard(self, token: Token, now: float, reason: str) -> None:
-        """Give up a connection that is broken; others that were made before it may be, too."""
+    def discard(self, token: Token, now: float, reason: str, *, is_evidence: bool = True) -> None:
+        """Give up a connection that is broken; others that were made before it may be, too.
+
+        If it never worked, that is as good as not connecting.
+        """
+        member = token.member
+        if is_evidence and isinstance(member, Member) and member.is_unproven:
+            self._count_failure(now, reason)
         self.counts.discarded += 1
         self.say(ConnectionDiscarded(self.rules.name, reason))
         self.start(Errand.CLOSE, token, now)
@@ -248,12 +308,7 @@ class Stock:
             return  # that took too long
         errand, suspect = member.errand, member.suspect
         member.suspect = False
-        if member.orphan:
-            member.orphan = False
-            self.counts.collected += 1
-            self.say(collection_of(self.rules.name, member.borrower(now), reused=exc is None))
-            member.reported = None
-            self.end_loan(member, now)
+        self._tell_of_orphan(member, now, reused=exc is None)
         if exc is not None:
             self._dead_in_a_row += suspect
             self.discard(token, now, error_text(exc))
@@ -303,12 +358,11 @@ class Stock:
             self._count_failure(now, f"no connection after {limit:.3g} s")
         elif errand is not Errand.CLOSE:
             self._dead_in_a_row += member.suspect
+            self._tell_of_orphan(member, now, reused=False)
             self.counts.discarded += 1
             self.say(ConnectionDiscarded(self.rules.name, f"no answer after {limit:.3g} s"))
             self._suspect_others(now)
-        self._part(
-            member, Gone(self._home, partial(ConnectionReclaimedError, policy=self.rules.name), quiet=True)
-        )
+        self._part(member, self._given_up())
 
     def shut(self, now: float) -> None:
         """Lend nothing any more."""
@@ -320,10 +374,10 @@ class Stock:
     def cut(self, now: float) -> None:
         """Take what is lent from its borrowers, and give up what is being done."""
         for member in self.roster:
-            if member.errand is None:
+            if member.since is not None and member.errand is None:
                 self.reclaim(member, now, "the pool was closed")
-            else:
-                self.abandon(member, now)
+            elif member.errand is not Errand.CLOSE:
+                self._part(member, self._given_up())
 
     def recover(self, now: float) -> None:
         """See to connections whose tokens were lost."""
@@ -337,9 +391,13 @@ class Stock:
             else:
                 self.start(Errand.CLOSE if member.errand is Errand.CLOSE else Errand.RESET, token, now)
         for conn in self.roster.given_up():
-            token = Token(Gone(self._home, ConnectionReclaimedError))
-            token.conn = conn
-            self.chores.append(Chore(Errand.CLOSE, token))
+            self._bury(conn)
+
+    def let_go(self, now: float, token: Token) -> None:  # noqa: ARG002 - as all changes
+        """Have a connection closed that was taken from who gives it up now."""
+        conn = self.roster.let_go(token)
+        if conn is not None:
+            self._bury(conn)
 
     def after_fork(self) -> list[Any]:
         """Begin anew in a child process, and return the connections, which are the parent's."""
@@ -375,6 +433,22 @@ class Stock:
         """Have *event* told when the lock is free."""
         self.events.append(event)
 
+    def _given_up(self) -> Gone:
+        return Gone(self._home, partial(ConnectionReclaimedError, policy=self.rules.name), quiet=True)
+
+    def _tell_of_orphan(self, member: Member, now: float, *, reused: bool) -> None:
+        if member.orphan:
+            member.orphan = False
+            self.counts.collected += 1
+            self.say(collection_of(self.rules.name, member.borrower(now), reused=reused))
+            member.reported = None
+            self.end_loan(member, now)
+
+    def _bury(self, conn: Any) -> None:
+        token = Token(self._given_up())
+        token.conn = conn
+        self.chores.append(Chore(Errand.CLOSE, token))
+
     def _part(self, member: Member, gone: Gone) -> bool:
         conn = member.conn
         if not self.roster.part(member, gone):
@@ -399,8 +473,7 @@ class Stock:
                 self.counts.discarded += 1
                 self.start(Errand.CLOSE, token, now)
                 continue
-            member.suspect = True
-            member.returned = min(member.returned, now - self.rules.check_after_idle)
+            member.suspect_it()
             self.idle.append(token)
 
     def all_idle(self) -> Iterator[Token]:

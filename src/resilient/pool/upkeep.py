@@ -7,7 +7,7 @@ from typing import Final
 
 from .members import Errand, Gone, Member
 from .reports import leak_of
-from .stock import Stock
+from .stock import SUSPECTS_AT_ONCE, Stock
 
 __all__ = ["Upkeep"]
 
@@ -44,8 +44,7 @@ class Upkeep:
 
     def drain(self, now: float) -> None:
         """Have every connection replaced, those that are lent when they come back."""
-        for member in self._stock.roster:
-            member.expires = now
+        self._stock.drain(now)
         self.retire(now)
 
     def resize(self, now: float, min_size: int, max_size: int) -> None:
@@ -58,7 +57,7 @@ class Upkeep:
         stock = self._stock
         staying = stock.staying
         surplus, excess = staying - stock.min_size, staying - stock.max_size
-        kept = []
+        kept, suspects = [], stock.suspects_asked
         for token in stock.all_idle():
             member = token.member
             if isinstance(member, Gone):
@@ -67,7 +66,8 @@ class Upkeep:
                 stock.expire(token, now)
                 surplus -= 1
                 excess -= 1
-            elif self._is_to_be_asked(member, now):
+            elif self._is_to_be_asked(member, now) and (not member.suspect or suspects < SUSPECTS_AT_ONCE):
+                suspects += member.suspect
                 stock.start(Errand.CHECK, token, now)
             else:
                 kept.append(token)
