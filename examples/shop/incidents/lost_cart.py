@@ -165,9 +165,11 @@ class LostCart(Incident):
     def tiles(self, *outcomes: Outcome) -> list[Tile]:
         """Return what the incident did to requests and carts."""
         return [
-            Tile.of("failed while it was away", outcomes, lambda each: _failed(each, KILLED)),
-            Tile.of("failed after the failover", outcomes, lambda each: _failed(each, REPLACED)),
-            Tile.of("longest wait for a cart", outcomes, lambda each: seconds(_longest(each.run))),
+            Tile.of("failed, server away", outcomes, lambda each: f"{each.phases[KILLED].error_ratio:.1%}"),
+            Tile.of("failed, server a replica", outcomes, lambda each: f"{_failed_since_demoted(each):.1%}"),
+            Tile.of(
+                "longest look at a cart", outcomes, lambda each: seconds(_longest(each.run, "view", "add"))
+            ),
             Tile.of("entries lost", outcomes, lambda each: str(len(_lost(each.run)))),
         ]
 
@@ -175,9 +177,10 @@ class LostCart(Incident):
         """Return what the customers got, who answered for the carts, and what the dead server was asked."""
         runs = [outcome.run for outcome in outcomes]
         names = [run.version for run in runs]
-        latency = drawings.latency(settings, runs, 0.95, CARTS, of=" of all that needs a cart")
+        of = " of filling carts and looking at them"
+        latency = drawings.latency(settings, runs, 0.95, CARTS[:2], of)
         customers = drawings.goodput(settings, runs) + latency
-        fault = "the server is away; another is the primary"
+        fault = "the server is away, or not the primary any more"
         return [
             Exhibit("What the customers saw", drawings.legend(names, fault) + customers),
             Exhibit("Who answered for the carts", _answers_table(runs) + drawings.breakers(runs)),
@@ -220,8 +223,10 @@ async def _replica(user: str) -> Cart:
     raise NotImplementedError
 
 
-def _failed(outcome: Outcome, *phases: str) -> str:
-    return share(*_errors(outcome, *phases), 2)
+def _failed_since_demoted(outcome: Outcome) -> float:
+    """Return the share of requests that failed of those that were due when the old primary was a replica."""
+    sent = [sample for sample in outcome.run.samples if sample.at >= _when(outcome.run, REPLACED)]
+    return sum(not sample.ok for sample in sent) / len(sent)
 
 
 def _errors(outcome: Outcome, *phases: str) -> tuple[int, int]:
@@ -271,9 +276,7 @@ def _bought(run: Run, by: float) -> set[str]:
 
 
 def _incident_happens(bare: Outcome) -> Check:
-    away, demoted = bare.phases[KILLED].error_ratio, _when(bare.run, REPLACED)
-    sent = [sample for sample in bare.run.samples if sample.at >= demoted]
-    after = sum(not sample.ok for sample in sent) / len(sent)
+    away, after = bare.phases[KILLED].error_ratio, _failed_since_demoted(bare)
     return Check(
         "bare: of all requests at least 20 % fail while the server is away, and 10 % once it is a replica",
         f"{away:.1%}, {after:.1%}",
