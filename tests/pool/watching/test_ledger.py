@@ -136,6 +136,19 @@ def test_who_gives_up_is_not_waiting(books: Books) -> None:
     assert (books.ledger.pending, books.ledger.timeouts, books.ledger.loans) == (0, 1, 0)
 
 
+def test_who_was_interrupted_is_not_waiting(books: Books) -> None:
+    """A signal's handler may raise anywhere: then nobody says that they give up."""
+
+    def interrupted() -> None:
+        books.ledger.ask()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert books.ledger.pending == 0
+
+
 def test_unknown_connections_are_nobodys(books: Books) -> None:
     """They were lent before anybody watched."""
     nobodys: list[Any] = [Connection(), None, 7, []]
@@ -214,7 +227,7 @@ def test_child_knows_nothing_of_its_parents_loans(books: Books) -> None:
     """Those who would return them are in the parent."""
     connection = Connection()
     books.lend(connection)
-    books.ledger.ask()
+    asked = books.ledger.ask()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, where there are threads
         child = os.fork()
@@ -229,6 +242,7 @@ def test_child_knows_nothing_of_its_parents_loans(books: Books) -> None:
     _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
+    assert asked is not None
     assert (books.ledger.lent, books.ledger.pending) == (1, 1)
 
 

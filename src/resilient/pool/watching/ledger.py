@@ -26,7 +26,7 @@ from ...typing import Clock
 from ..borrowers import FEW_FRAMES, Borrower, Site, lines_of, nearest, site_of, where_of
 from ..reports import collection_of, late_return_of, leak_of, tell
 
-__all__ = ["Ledger", "Loan", "frame_at"]
+__all__ = ["Ask", "Ledger", "Loan", "frame_at"]
 
 frame_at = sys._getframe  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - nothing else is as quick
 """Return the frame so many calls up, or of its caller, as `sys._getframe`."""
@@ -67,6 +67,15 @@ class Loan(weakref.ref[Any]):
         return self if self.key is None else self.key
 
 
+class Ask:
+    """Somebody who wants a connection, for as long as it lives: no interrupt leaves one behind."""
+
+    __slots__ = ("__weakref__", "place", "since")
+
+    since: float
+    place: weakref.ref[Ask]  # among those who wait
+
+
 class Ledger:
     """The loans of one pool; *round* finds what is to be reported.
 
@@ -105,37 +114,40 @@ class Ledger:
         self._announcer = announcer
         self._faulty = False
         self._closed = False
-        self._asked = ticker()
         self._lent = ticker()
         self._reads = 0
         self.after_fork()
         renew_after_fork(self)
 
-    def ask(self) -> int:
-        """Note that somebody wants a connection; return the number to give to `lend` or `give_up`."""
-        number = next(self._asked)
+    def ask(self) -> Ask | None:
+        """Note that somebody wants a connection; return what to give to `lend` or `give_up`."""
         try:
-            if not self._closed:
-                self._pending[number] = self._clock()
+            asked = Ask()
+            asked.since = self._clock()
+            asked.place = place = weakref.ref(asked, self._pending.discard)
+            self._pending.add(place)
         except Exception:  # noqa: BLE001 - nothing of ours may reach who borrows
             self._fault()
-        return number
+            return None
+        return asked
 
-    def give_up(self, number: int, *, timed_out: bool = False) -> None:
-        """Note that whoever asked gets none; *timed_out*: because none came free in time."""
-        self._pending.pop(number, None)
+    def give_up(self, asked: Ask | None, *, timed_out: bool = False) -> None:
+        """Note that whoever *asked* gets none; *timed_out*: because none came free in time."""
+        if asked is not None:  # its frame may live on, in a traceback
+            self._pending.discard(asked.place)
         if timed_out and not self._closed:
             with self._lock:
                 self.timeouts += 1
 
-    def lend(self, number: int, lent: object, frame: FrameType, key: int | None = None) -> None:
-        """Note that whoever asked has *lent* now.
+    def lend(self, asked: Ask | None, lent: object, frame: FrameType, key: int | None = None) -> None:
+        """Note that whoever *asked* has *lent* now.
 
         *frame* is that of the method of the pool, which was called from where it was borrowed. *key* is by
         what it will be returned, where that is not *lent* itself.
         """
         try:
-            asked = self._pending.pop(number, None)
+            if asked is not None:
+                self._pending.discard(asked.place)
             if self._closed:
                 return
             loan = Loan(lent, self._lost.append)
@@ -151,7 +163,7 @@ class Ledger:
             next(self._lent)
             durations = self.durations
             if asked is not None and durations is not None:
-                durations.wait.append(now - asked)
+                durations.wait.append(now - asked.since)
         except Exception:  # noqa: BLE001
             self._fault()
 
@@ -265,7 +277,7 @@ class Ledger:
         """Forget the loans: they are the parent's, and so is who would return them."""
         self._lock = threading.RLock()
         self._loans: dict[Hashable, Loan] = {}
-        self._pending: dict[int, float] = {}  # when each asked
+        self._pending: set[weakref.ref[Ask]] = set()
         self._lost: deque[Loan] = deque()  # whose borrowers were garbage-collected
         self._late: deque[Loan] = deque()  # returned after they were found to be overdue
 

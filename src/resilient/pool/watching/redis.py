@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .disguise import Disguise, Hook, take_off
-from .ledger import Ledger, frame_at
+from .ledger import Ask, Ledger, frame_at
 from .watched import GO_BETWEENS, NOTHING, Adapter, Levels
 
 __all__ = ["RedisPool"]
@@ -148,7 +148,7 @@ def _making(ledger: Ledger) -> Hook:
     return make_connection
 
 
-def _got(ledger: Ledger, asked: int, connection: Any, frame: Any) -> None:
+def _got(ledger: Ledger, asked: Ask | None, connection: Any, frame: Any) -> None:
     begun = _begun.get()
     if begun is not None:
         _begun.set(None)
@@ -156,7 +156,7 @@ def _got(ledger: Ledger, asked: int, connection: Any, frame: Any) -> None:
     ledger.lend(asked, connection, frame)
 
 
-def _missed(ledger: Ledger, asked: int, error: BaseException) -> None:
+def _missed(ledger: Ledger, asked: Ask | None, error: BaseException) -> None:
     _begun.set(None)
     ledger.give_up(asked, timed_out=_is_exhausted(error))
 
