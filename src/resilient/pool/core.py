@@ -8,8 +8,6 @@ from whoever gives it back to whoever is next, so that no newcomer comes in betw
 from __future__ import annotations
 
 import heapq
-import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -17,17 +15,17 @@ from typing import Any, Final, Protocol, cast
 from ..engine.deadline import time_left
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import TaskWaiter, ThreadWaiter, Waiter, spells
-from ..engine.window import Tally
 from ..errors import ConnectionReclaimedError
 from ..events import Announcer, error_text
 from . import refusals
-from .borrowed import bare, hold, stand_in_for
-from .borrowers import FEW_FRAMES, Borrower, nearest, site_of
+from .borrowed import stand_in_for
+from .borrowers import Borrower
 from .drivers import Steps
 from .handling import Handling
 from .inherited import leave_to_parent
 from .line import Line, Turn, Watch
 from .members import Chore, Errand, Gone, Member, Token
+from .quick import Quick
 from .reports import tell
 from .stats import PoolStats
 from .stock import Rules, State, Stock
@@ -36,10 +34,6 @@ from .upkeep import Upkeep
 __all__ = ["Core", "Crew"]
 
 _PLACES_A_CONNECTION: Final = 100  # as many as wait for a hundred times what a borrower takes
-
-_threads: Final[dict[int, threading.Thread]] = threading._active  # type: ignore[attr-defined] # noqa: SLF001
-_ident = threading.get_ident
-_frame = sys._getframe  # noqa: SLF001 - the report of a leak needs it
 
 
 class Crew(Protocol):
@@ -50,10 +44,8 @@ class Crew(Protocol):
     def after_fork(self) -> None: ...
 
 
-class Core:
+class Core(Quick):
     """A pool of connections, and the line of those who wait for one.
-
-    While nobody waits and nothing else is to be seen to, `take` and `put` do without a lock.
 
     Concurrency: safe from any thread.
     """
@@ -69,80 +61,15 @@ class Core:
         max_size: int,
         task_name: Callable[[], str | None] | None,
     ) -> None:
+        super().__init__(Stock(self, rules, handling, min_size, max_size), task_name)
         self.rules: Final = rules
-        self.handling: Final = handling
-        self.stock: Final = Stock(self, rules, handling, min_size, max_size)
         self._crew = crew
         self._announcer = announcer
-        self._clock = rules.clock
-        self._check_after = rules.check_after_idle
-        self._depth = rules.depth
-        self._task_name = task_name  # tells which task this is, where it is tasks that borrow
         self._upkeep = Upkeep(self.stock)
         self._in_use = False
         self._line = Line()
         self._watches: set[Watch] = set()
-        self._checkouts = Tally()
-        self._count = self._checkouts.ticker
-        self._pop = self.stock.idle.pop
-        self._append = self.stock.idle.append
-        self.alert: Final = self.stock.alert
         renew_after_fork(self)
-
-    # The quick way: no lock, and each step that matters is one step.
-
-    def take(self) -> Any | None:
-        """Return a connection that is there and good, for the caller's caller; None if that takes longer."""
-        if self.alert:
-            return None
-        try:
-            token = self._pop()
-        except IndexError:
-            return None
-        member = token.member
-        now = self._clock()
-        # Of one that was taken away, or is to be lent no more, `returned` or `expires` lies before all time.
-        if now - member.returned > self._check_after or now >= member.expires:
-            self._append(token)
-            return None
-        return self.lend(token, now, 3)
-
-    def lend(self, token: Token, now: float, depth: int) -> Any:
-        """Return a stand-in for a connection, to a borrower *depth* frames up from here."""
-        member = token.member
-        if isinstance(member, Gone):
-            raise member.error()
-        frame = _frame(depth)
-        member.site = nearest(frame) if self._depth == FEW_FRAMES else site_of(frame, self._depth)
-        member.thread = _threads.get(_ident())
-        if self._task_name is not None:
-            # Not the task itself: it has what it borrowed, and would be kept from being collected.
-            member.task = self._task_name()
-        member.since = now
-        next(self._count)
-        borrowed = bare(member.stand_in)
-        hold(borrowed, [token])
-        return borrowed
-
-    def put(self, token: Token) -> bool:
-        """Have a connection back that is as it was lent; return False if that takes longer."""
-        member = token.member
-        now = self._clock()
-        dirty = self.handling.dirty
-        if self.alert or now >= member.expires or (dirty is not None and dirty(token.conn)):
-            return False
-        member = cast("Member", member)
-        since = member.since
-        if since is None or member.reported == since:
-            return False
-        member.used += now - since
-        member.returned = now
-        member.since = member.thread = None
-        self._append(token)
-        # Whoever began to wait just now has seen the token, or has said so before we look.
-        if self.alert:
-            self.attend()
-        return True
 
     # Getting one, the long way.
 
@@ -363,7 +290,7 @@ class Core:
     def stats(self) -> PoolStats:
         """Return what was counted, and where the pool stands."""
         with self.stock.lock:
-            return self.stock.stats(waiting=len(self._line), checkouts=self._checkouts.read())
+            return self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
 
     # Inside; all of it under the lock.
 
@@ -376,6 +303,8 @@ class Core:
         stock = self.stock
         if stock.roster.unsettled:
             stock.recover(now)
+        if stock.closed:
+            stock.close_idle(now)
         while self._line:
             turn = self._line[0]
             if not turn.decided:
@@ -538,7 +467,7 @@ class Core:
         now = self._clock()
         loans = [member.loan() for member in self.stock.roster if member.since is not None]
         oldest = heapq.nsmallest(refusals.OLDEST, loans, key=lambda loan: loan.since or now)
-        stats = self.stock.stats(waiting=len(self._line), checkouts=self._checkouts.read())
+        stats = self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
         return lambda: refusals.too_late(
             self.rules.name, waited, stats, [loan.borrower(now) for loan in oldest]
         )

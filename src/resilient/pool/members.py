@@ -176,7 +176,9 @@ class Fence:
     def __init__(self, gone: Gone) -> None:
         object.__setattr__(self, "_gone", gone)
 
-    def __getattribute__(self, name: str) -> NoReturn:
+    def __getattribute__(self, name: str) -> type[Fence]:
+        if name == "__class__":  # who looks through all objects there are asks for it
+            return Fence
         raise object.__getattribute__(self, "_gone").error()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:

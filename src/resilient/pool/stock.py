@@ -368,6 +368,10 @@ class Stock:
         """Lend nothing any more."""
         self.closed = True
         self.alert.append(True)
+        self.close_idle(now)
+
+    def close_idle(self, now: float) -> None:
+        """Have what is free closed."""
         for token in self.all_idle():
             self.start(Errand.CLOSE, token, now)
 

@@ -1,0 +1,105 @@
+"""The quick way to a connection and back: no lock, and each step that matters is one step.
+
+It is open while nobody waits and nothing else is to be seen to.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from ..engine.window import Tally
+from .borrowed import bare, hold
+from .borrowers import FEW_FRAMES, nearest, site_of
+from .members import Gone, Member, Token
+from .stock import Stock
+
+__all__ = ["Quick"]
+
+_threads: Final[dict[int, threading.Thread]] = threading._active  # type: ignore[attr-defined] # noqa: SLF001
+_ident = threading.get_ident
+_frame = sys._getframe  # noqa: SLF001 - the report of a leak needs it
+
+
+class Quick(metaclass=ABCMeta):
+    """Lends what is there and good, and has it back as it was.
+
+    Args:
+        stock: the connections.
+        task_name: tells which task this is, where it is tasks that borrow.
+
+    Concurrency: safe from any thread.
+    """
+
+    def __init__(self, stock: Stock, task_name: Callable[[], str | None] | None) -> None:
+        self.stock: Final = stock
+        self.handling: Final = stock.handling
+        self.alert: Final = stock.alert
+        self.checkouts: Final = Tally()
+        self._task_name = task_name
+        self._clock = stock.rules.clock
+        self._check_after = stock.rules.check_after_idle
+        self._depth = stock.rules.depth
+        self._count = self.checkouts.ticker
+        self._pop = stock.idle.pop
+        self._append = stock.idle.append
+
+    @abstractmethod
+    def attend(self) -> None:
+        """Hand on what is free, and see to what is due."""
+
+    def take(self) -> Any | None:
+        """Return a connection that is there and good, for the caller's caller; None if that takes longer."""
+        if self.alert:
+            return None
+        try:
+            token = self._pop()
+        except IndexError:
+            return None
+        member = token.member
+        now = self._clock()
+        # Of one that was taken away, or is to be lent no more, `returned` or `expires` lies before all time.
+        if now - member.returned > self._check_after or now >= member.expires:
+            self._append(token)
+            return None
+        return self.lend(token, now, 3)
+
+    def lend(self, token: Token, now: float, depth: int) -> Any:
+        """Return a stand-in for a connection, to a borrower *depth* frames up from here."""
+        member = token.member
+        if isinstance(member, Gone):
+            raise member.error()
+        frame = _frame(depth)
+        member.site = nearest(frame) if self._depth == FEW_FRAMES else site_of(frame, self._depth)
+        member.thread = _threads.get(_ident())
+        if self._task_name is not None:
+            # Not the task itself: it has what it borrowed, and would be kept from being collected.
+            member.task = self._task_name()
+        member.since = now
+        next(self._count)
+        borrowed = bare(member.stand_in)
+        hold(borrowed, [token])
+        return borrowed
+
+    def put(self, token: Token) -> bool:
+        """Have a connection back that is as it was lent; return False if that takes longer."""
+        member = token.member
+        now = self._clock()
+        dirty = self.handling.dirty
+        if self.alert or now >= member.expires or (dirty is not None and dirty(token.conn)):
+            return False
+        member = cast("Member", member)
+        since = member.since
+        if since is None or member.reported == since:
+            return False
+        member.used += now - since
+        member.returned = now
+        member.since = member.thread = None
+        self._append(token)
+        # Whoever began to wait just now has seen the token, or has said so before we look.
+        if self.alert:
+            self.attend()
+        return True
