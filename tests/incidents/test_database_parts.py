@@ -175,7 +175,7 @@ def test_verdict_on_held_sessions_holds_where_they_are_reclaimed() -> None:
     [
         pytest.param({0}, "bare", _tell("sessions", oldest=lending.MAX_HOLD), id="nobody holds for long"),
         pytest.param({0}, "bare", _tell("pool", used=MAX_SIZE - 1), id="there is one left"),
-        pytest.param({0}, "bare", _slow("fault", 0.2), id="nobody waits"),
+        pytest.param({0}, "bare", _tell("pool", waiting=2), id="nobody waits"),
         pytest.param(
             {1},
             "protected",
