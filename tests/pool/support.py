@@ -1,0 +1,278 @@
+"""A server by script, a crew that works when told, and time that passes where somebody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from resilient import AsyncConnectionPool, ConnectionPool
+from resilient.engine.waiting import ThreadWaiter
+from resilient.events import Event
+from resilient.pool import chores
+from resilient.pool import pool as pool_module
+from resilient.pool.core import Core
+from resilient.pool.members import Chore, Errand, Token
+from resilient.testing import FakeClock
+
+_FOR_EVER = 1e6  # seconds of the fake clock: nobody waits so long, unless for nothing
+
+
+class LostError(ConnectionError):
+    """The connection is gone."""
+
+
+class Conn:
+    """A connection to a `Server`. Whoever holds it may ask it things."""
+
+    def __init__(self, server: Server, number: int) -> None:
+        self.server = server
+        self.number = number
+        self.asked = 0
+        self.checks = 0
+        self.resets = 0
+        self.closed = 0
+        self.cut = False
+        self.is_dead = False
+        self.label = ""
+
+    def ask(self, what: object = "pong") -> object:
+        """Answer *what*, if there is anybody to answer."""
+        if self.closed or self.cut or self.is_dead:
+            raise LostError(f"connection {self.number} is lost")
+        self.asked += 1
+        return what
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def check(self) -> None:
+        self.checks += 1
+        self.ask()
+
+    def reset(self) -> None:
+        self.resets += 1
+        self.ask()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server still has it."""
+        return not self.closed and not self.cut
+
+    def __repr__(self) -> str:
+        return f"<Conn {self.number}>"
+
+
+class AsyncConn(Conn):
+    """The same, for those that await its answers."""
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)
+        self.close()
+
+
+@dataclass
+class Server:
+    """Makes connections, or refuses them."""
+
+    made: list[Conn] = field(default_factory=list)
+    failure: BaseException | None = None
+    attempts: int = 0
+    kind: type[Conn] = Conn
+
+    def connect(self) -> Conn:
+        """Return a new connection, unless it is to fail."""
+        self.attempts += 1
+        if self.failure is not None:
+            raise self.failure
+        conn = self.kind(self, len(self.made))
+        self.made.append(conn)
+        return conn
+
+    async def aconnect(self) -> Conn:
+        """Do so in the time that it takes."""
+        await asyncio.sleep(0)
+        return self.connect()
+
+    @property
+    def open(self) -> list[Conn]:
+        """The connections there are."""
+        return [conn for conn in self.made if conn.is_open]
+
+    def die(self) -> None:
+        """Lose every connection there is."""
+        for conn in self.made:
+            conn.is_dead = True
+
+
+def conn_of(token: Token) -> Conn | None:
+    """Return the connection that *token* is for, if there is one, and it was not taken away."""
+    # Its own type: whoever asks a connection that was taken away what it is, is told that instead.
+    conn = token.conn
+    return conn if issubclass(type(conn), Conn) else None
+
+
+class ManualCrew:
+    """Keeps the chores, and does them when told; with *at_once*, as soon as it gets them."""
+
+    def __init__(self, connect: Callable[[], Any], *, at_once: bool = True) -> None:
+        self.connect = connect
+        self.at_once = at_once
+        self.pending: list[tuple[Core, Chore]] = []
+        self.done: list[Errand] = []
+        self.delays: list[float] = []
+
+    def carry_out(self, core: Core, chore: Chore) -> None:
+        self.pending.append((core, chore))
+        if self.at_once:
+            # Not one with a delay: those are what a pool that cannot connect has always one more of.
+            self.do(*(errand for errand in Errand), delayed=False)
+
+    def after_fork(self) -> None:
+        self.pending.clear()
+
+    def resize(self, max_size: int) -> None:
+        pass
+
+    def do(self, *errands: Errand, delayed: bool = True) -> int:
+        """Do what there is to do, of some kind if that is said; return how much that was."""
+        count = 0
+        while (place := self._next(errands or tuple(Errand), delayed)) is not None:
+            self.do_one(place)
+            count += 1
+            assert count < 10_000, "the chores never end"
+        return count
+
+    def do_one(self, place: int = 0) -> None:
+        """Do one chore."""
+        core, chore = self.pending.pop(place)
+        self.done.append(chore.errand)
+        self.delays.append(chore.delay)
+        if chore.errand is Errand.CUT:
+            conn = conn_of(chore.token)
+            assert conn is not None
+            conn.cut = True
+            del conn
+        doing = chores.begin(core, chore, self.connect)
+        del chore
+        chores.drive(doing)
+
+    def drop(self, place: int = 0) -> None:
+        """Forget a chore, and the token in it."""
+        del self.pending[place]
+
+    def waiting_for(self, errand: Errand) -> int:
+        """Return how many chores of a kind are still to be done."""
+        return sum(chore.errand is errand for _, chore in self.pending)
+
+    def _next(self, errands: tuple[Errand, ...], delayed: bool) -> int | None:
+        for place, (_, chore) in enumerate(self.pending):
+            if chore.errand in errands and (delayed or not chore.delay):
+                return place
+        return None
+
+
+class SteppedPool(ConnectionPool[Conn]):
+    """A pool whose chores are done when the test says so, and that nobody visits."""
+
+    crew: ManualCrew
+    _is_attended = True
+
+    def _make_crew(self, connect: Callable[[], Any], name: str, max_size: int) -> Any:
+        super()._make_crew(connect, name, max_size)
+        self.crew = ManualCrew(connect)
+        return self.crew
+
+    @property
+    def core(self) -> Core:
+        return self._core
+
+    def round(self) -> None:
+        """Do what is due by now, as it is done about once a second."""
+        self._core.round()
+
+
+class World:
+    """All there is around a pool: time, a server, and whoever listens."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+        self.clock = clock = FakeClock(1_000.0)
+        self.server = Server()
+        self.heard: list[Event] = []
+        self.meanwhile: list[Callable[[], object]] = []
+        """What happens while somebody waits, a thing each second."""
+        world = self
+
+        class Patience(ThreadWaiter):
+            """A thread that waits: time passes, and what the test has in store happens."""
+
+            __slots__ = ()
+
+            def park(self, seconds: float | None) -> bool:
+                if world.meanwhile:
+                    world.meanwhile.pop(0)()
+                if super().park(0.0):
+                    return True
+                clock.advance(1.0 if seconds is None else seconds)
+                assert clock() < _FOR_EVER, "somebody waits for nothing"
+                return super().park(0.0)
+
+        if monkeypatch is not None:
+            monkeypatch.setattr(pool_module, "ThreadWaiter", Patience)
+
+    def pool(self, **options: Any) -> SteppedPool:
+        """Return a pool for threads."""
+        options = {"name": "orders", "clock": self.clock, "jitter": 0.0, **options}
+        pool = SteppedPool(options.pop("connect", self.server.connect), **options)
+        pool.add_listener(self.heard.append)
+        return pool
+
+    def async_pool(self, **options: Any) -> AsyncConnectionPool[Any]:
+        """Return a pool for tasks; it belongs into a `PatientLoop`."""
+        options = {"name": "orders", "clock": self.clock, "jitter": 0.0, **options}
+        connect: Callable[[], Awaitable[Any]] = options.pop("connect", self.server.aconnect)
+        pool = AsyncConnectionPool(connect, **options)
+        pool.add_listener(self.heard.append)
+        return pool
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        """Return the events of one kind."""
+        return [event for event in self.heard if isinstance(event, kind)]
+
+
+class _Skipping(selectors.DefaultSelector):
+    """Lets the time pass at once that there is nothing to do in."""
+
+    clock: FakeClock
+
+    def select(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "everybody waits for nothing"
+        assert self.clock() < _FOR_EVER, "somebody waits for nothing"
+        if timeout > 0.0:
+            self.clock.advance(timeout)
+        return super().select(0.0)
+
+
+class PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time is that of a fake clock, and takes none."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.time = clock  # type: ignore[method-assign]
+        selector = _Skipping()
+        selector.clock = clock
+        super().__init__(selector)
+
+
+class PatientPolicy(asyncio.DefaultEventLoopPolicy):
+    """Makes such loops."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return PatientLoop(self._clock)
