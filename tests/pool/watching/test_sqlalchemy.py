@@ -87,6 +87,29 @@ def test_pool_recreated_by_hand_is_watched_while_it_is_used(engines: MakeEngine)
     new.dispose()
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_subclass_may_have_its_own_way_to_follow_itself(
+    engines: MakeEngine, same: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a pool of a class that it names; if that is another one, it is used as it is, and said so once."""
+
+    class Mine(QueuePool):
+        def recreate(self) -> QueuePool:
+            kind = Mine if same else QueuePool
+            return kind(self._creator, dialect=self._dialect, _dispatch=self.dispatch)
+
+    engine = engines(poolclass=Mine)
+    watching = watch(engine)
+    engine.dispose()
+
+    with engine.connect() as connection:
+        assert connection.scalar(sqlalchemy.text("SELECT 7")) == 7
+        assert watching.stats().used == same
+    assert ("cannot be watched" in caplog.text) is not same
+    watching.unwatch()
+    assert type(engine.pool) is (Mine if same else QueuePool)
+
+
 def test_forgotten_connection_is_reported_as_back_in_the_pool(engines: MakeEngine, clock: Clock) -> None:
     """SQLAlchemy returns what the garbage collector finds; who forgot it is named."""
     heard: list[Event] = []

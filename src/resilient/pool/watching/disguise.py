@@ -56,8 +56,10 @@ class Disguise:
         """Put it on *target*, which is of the class it was made for.
 
         Raises:
-            TypeError: the class of *target* cannot be replaced.
+            TypeError: it is not, or its class cannot be replaced.
         """
+        if type(target) is not self.kind.__bases__[0]:
+            raise TypeError(f"{target!r} is of another class than {self.kind.__qualname__}")
         target.__class__ = self.kind
         for name, method in _own(target, self._hooks).items():
             _put_over_own(target, name, method, self._hooks[name])

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from itertools import chain
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from ...engine.fork import renew_after_fork
 from ...engine.waiting import running_loop
@@ -27,6 +27,8 @@ from ..borrowers import FEW_FRAMES, Borrower, Site, lines_of, nearest, site_of, 
 from ..reports import collection_of, late_return_of, leak_of, tell
 
 __all__ = ["Ask", "Ledger", "Loan", "frame_at"]
+
+_KEPT: Final = 10_000  # loans that wait to be reported; the oldest give way
 
 frame_at = sys._getframe  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - nothing else is as quick
 """Return the frame so many calls up, or of its caller, as `sys._getframe`."""
@@ -278,8 +280,9 @@ class Ledger:
         self._lock = threading.RLock()
         self._loans: dict[Hashable, Loan] = {}
         self._pending: set[weakref.ref[Ask]] = set()
-        self._lost: deque[Loan] = deque()  # whose borrowers were garbage-collected
-        self._late: deque[Loan] = deque()  # returned after they were found to be overdue
+        # Bounded, for the case that no rounds are made: there may be no more threads.
+        self._lost: deque[Loan] = deque(maxlen=_KEPT)  # whose borrowers were garbage-collected
+        self._late: deque[Loan] = deque(maxlen=_KEPT)  # returned after they were found to be overdue
 
     def _site(self, frame: FrameType) -> Site:
         """Return the stack of whoever called the method that has this *frame*."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
+from ...events import log_fault
 from .disguise import Disguise, Hook, mark_of, take_off
 from .ledger import Ledger, frame_at
 from .watched import GO_BETWEENS, NOTHING, Adapter, Levels
@@ -81,7 +82,7 @@ class SQLAlchemyPool(Adapter):
             return Levels(idle=0)
         if not isinstance(pool, QueuePool):
             return Levels()
-        size, overflow = pool.size(), int(vars(pool)["_max_overflow"])
+        size, overflow = pool.size(), getattr(pool, "_max_overflow", -1)
         limited = size > 0 and overflow >= 0
         return Levels(
             idle=pool.checkedin(), idle_max=size or None, limit=size + overflow if limited else None
@@ -141,7 +142,7 @@ class SQLAlchemyPool(Adapter):
             return
         self._pools = [reference for reference in self._pools if reference() is not None]
         self._pools.append(weakref.ref(pool))
-        if mark_of(pool) is None:
+        if mark_of(pool) is None:  # made by a method that names its class
             disguise.put_on(pool)
         vars(pool)["_invoke_creator"] = _Creator(pool._invoke_creator, ledger)
 
@@ -154,7 +155,10 @@ class SQLAlchemyPool(Adapter):
     def _recreating(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def recreate(pool: Pool) -> Pool:
             new: Pool = original(pool)
-            self._dress(new)
+            try:
+                self._dress(new)
+            except Exception:  # noqa: BLE001 - a pool of another kind; it is used as it is
+                log_fault("the pool that follows %r cannot be watched", pool)
             return new
 
         return recreate

@@ -145,10 +145,10 @@ class Watched:
         self._announcer = announcer
         self._metrics = metrics
         self._checks = Workers(1, "resilient-check")  # one: while a check hangs, no other joins it
-        adapter.install(ledger, self)
         if metrics is not False:
             ledger.durations = connections.times(ledger.name, self._reported_by_others)
             connections.observe(self)
+        adapter.install(ledger, self)
         attend(ledger)
 
     def __repr__(self) -> str:
