@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import threading
@@ -170,6 +171,33 @@ async def test_exhausted_pool_fails_as_before_and_is_counted(library: Library, w
     for connection in held:
         await library.give_back(connection)
     assert watching.stats().used == 0
+
+
+@every_library
+async def test_many_at_once_add_up(library: Library, watching: Watched) -> None:
+    """Those who got a connection, and those who got none in time."""
+    got: list[bool] = []
+
+    async def work() -> None:
+        for _ in range(10):
+            try:
+                connection = await library.borrow()
+            except library.exhausted:
+                got.append(False)
+                continue
+            got.append(True)
+            await asyncio.sleep(0)
+            await library.give_back(connection)
+
+    if library.asynchronous:
+        await asyncio.gather(*(work() for _ in range(8)))
+    else:
+        await asyncio.gather(*(asyncio.to_thread(asyncio.run, work()) for _ in range(8)))
+
+    stats = watching.stats()
+    assert (stats.checkouts, stats.timeouts) == (got.count(True), got.count(False))
+    assert (stats.used, stats.waiting, len(got)) == (0, 0, 80)
+    await library.give_back(await library.borrow())
 
 
 @every_library
