@@ -24,12 +24,12 @@ import pytest
 
 import resilient
 import resilient.typing
-from resilient import errors, events, testing
+from resilient import errors, events, pool, testing
 from resilient.engine.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = ROOT / "tests" / "data" / "public_api.txt"
-MODULES = (resilient, errors, events, testing, resilient.typing)
+MODULES = (resilient, errors, events, pool, testing, resilient.typing)
 
 # What the engine and other policies ask of these: public by name within the package, and none of a user's
 # business. Anything that is not listed here is API.
@@ -55,6 +55,8 @@ VALID: dict[str, dict[str, Any]] = {
     "AdaptiveThrottle": {"name": "t"},
     "Bulkhead": {"name": "b", "limit": 1},
     "Cache": {"name": "c", "ttl": 1.0},
+    "AsyncConnectionPool": {"connect": object, "name": "p"},
+    "ConnectionPool": {"connect": object, "name": "p"},
     "Calls": {"count": 10},
     "CircuitBreaker": {"name": "b"},
     "Fallback": {"handler": 0},
@@ -94,8 +96,23 @@ CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(va
 FUNCTIONS = {name: value for name, value in EXPORTED.items() if inspect.isfunction(value)}
 
 
+def doc(thing: Any) -> str:
+    return inspect.getdoc(thing) or ""
+
+
 def is_event(cls: type) -> bool:
     return issubclass(cls, events.Event)
+
+
+def is_constructed(cls: type) -> bool:
+    """Tell whether *cls* has a constructor of its own, or one of a base that is not public."""
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    return owner is cls or (owner.__module__.startswith("resilient.pool") and owner not in EXPORTED.values())
+
+
+def is_record(cls: type) -> bool:
+    """Tell whether users read *cls*, and never make one."""
+    return dataclasses.is_dataclass(cls) and "Attributes:" in doc(cls)
 
 
 def is_public_kind(cls: type) -> bool:
@@ -126,7 +143,7 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield every public function, constructor and method with its name."""
     yield from FUNCTIONS.items()
     for name, cls in CLASSES.items():
-        if "__init__" in vars(cls) and not is_event(cls):
+        if is_constructed(cls) and not is_event(cls) and not is_record(cls):
             yield name, cls
         for member_name, member in members(cls).items():
             if not isinstance(member, property):
@@ -134,10 +151,6 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 CALLABLES = dict(callables())
-
-
-def doc(thing: Any) -> str:
-    return inspect.getdoc(thing) or ""
 
 
 def section(text: str, title: str) -> str:
@@ -208,7 +221,9 @@ class TestDocstrings:
     def test_args_are_exactly_the_parameters(self, name):
         """`Args:` names every parameter, in order, and nothing else."""
         function = CALLABLES[name]
-        documented = re.findall(r"^    \*{0,2}(\w+):", section(doc(function), "Args"), re.MULTILINE)
+        elsewhere = re.search(r"arguments are\s+those of `(\w+)`", doc(function))
+        text = doc(getattr(resilient, elsewhere[1]) if elsewhere else function)
+        documented = re.findall(r"^    \*{0,2}(\w+):", section(text, "Args"), re.MULTILINE)
         assert documented == parameters(function), name
 
     @pytest.mark.parametrize("name", sorted(CALLABLES))
@@ -230,7 +245,7 @@ class TestDocstrings:
     @pytest.mark.parametrize("name", sorted(name for name in CLASSES if not is_event(CLASSES[name])))
     def test_classes_tell_of_concurrency(self, name):
         """Every class that lives longer than one call says who may use it at once."""
-        if not is_error(CLASSES[name]):
+        if not is_error(CLASSES[name]) and not is_record(CLASSES[name]):
             assert section(doc(CLASSES[name]), "Concurrency").strip(), name
 
     @pytest.mark.parametrize("name", sorted(name for name in CLASSES if is_event(CLASSES[name])))
@@ -242,6 +257,13 @@ class TestDocstrings:
         own -= {"policy", "error", "reason"}  # the same for all: told once, by the base and the module
         missing = [f for f in own if f"*{f}*" not in text and not re.search(rf'{f}: .*\n\s+"""', text)]
         assert not missing, name
+
+    @pytest.mark.parametrize("name", sorted(name for name in CLASSES if is_record(CLASSES[name])))
+    def test_records_tell_of_each_field(self, name):
+        """Each attribute that a snapshot has is in its docstring, in the same order, and no other."""
+        told = re.findall(r"^\s+(\w+(?:, \w+)*):", section(doc(CLASSES[name]), "Attributes"), re.MULTILINE)
+        fields = [field.name for field in dataclasses.fields(CLASSES[name])]
+        assert [one for names in told for one in names.split(", ")] == fields
 
     @pytest.mark.parametrize("name", sorted(VALID))
     def test_raises_are_what_the_constructor_raises(self, name):

@@ -228,7 +228,10 @@ class ConnectionLeaked(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionReturnedLate(Event):
-    """A connection that was reported as leaked has been returned after all, after *held_for* seconds."""
+    """A connection that was reported as leaked has been returned after all.
+
+    *held_for* seconds after it was borrowed; *where* says where that was.
+    """
 
     held_for: float
     where: str
@@ -238,7 +241,9 @@ class ConnectionReturnedLate(Event):
 class ConnectionCollected(Event):
     """A borrower was garbage-collected without returning its connection; the pool has it back.
 
-    *reused* is False where something else still referred to the connection, which was closed for that.
+    *held_for* seconds after it was borrowed. *where* says where that was, *stack* by which way, innermost
+    first; *thread* and *task* by whom. *reused* is False where something else still referred to the
+    connection, which was closed for that.
     """
 
     held_for: float
@@ -251,7 +256,10 @@ class ConnectionCollected(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionReclaimed(Event):
-    """A connection was taken from its borrower after *held_for* seconds, and closed."""
+    """A connection was taken from its borrower after *held_for* seconds, and closed.
+
+    *where* says where it was borrowed, *stack* by which way, innermost first; *thread* and *task* by whom.
+    """
 
     held_for: float
     where: str

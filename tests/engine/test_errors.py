@@ -11,6 +11,7 @@ import pybreaker
 import pytest
 
 from resilient import CircuitBreaker, RateLimiter, Timeout, deadline, errors
+from resilient.pool import Borrower
 from resilient.testing import FakeClock
 
 EXAMPLES: list[Exception] = [
@@ -21,6 +22,21 @@ EXAMPLES: list[Exception] = [
     errors.MaintenanceError("message", policy="p", retry_after=60.0),
     errors.BulkheadFullError("message", policy="p"),
     errors.ThrottledError("message", policy="p", probability=0.25),
+    errors.PoolTimeoutError(
+        "message",
+        policy="p",
+        size=2,
+        idle=0,
+        used=2,
+        waiting=7,
+        borrowers=(Borrower("shop.py:7 in pay", ("shop.py:7 in pay",), "web-1", None, 31.0, leaked=True),),
+        last_failure="OSError: refused",
+    ),
+    errors.PoolFullError("message", policy="p", waiting=100),
+    errors.PoolUnavailableError("message", policy="p", retry_after=0.5, last_failure="OSError: refused"),
+    errors.PoolClosedError("message", policy="p"),
+    errors.ConnectionReclaimedError("message", policy="p"),
+    errors.ConnectionReturnedError("message", policy="p"),
     errors.DeadlineExceededError("message", policy="p"),
     errors.CallTimeoutError("message", policy="p", seconds=2.5),
     errors.PipelineOrderError("message"),

@@ -7,6 +7,7 @@ from .borrowers import Borrower
 from .pool import ConnectionPool
 from .replicas import AsyncReplicaSet, ReplicaSet, ReplicaSetStats, ReplicaStats
 from .stats import PoolStats
+from .watching import watch
 
 __all__ = [
     "AsyncConnectionPool",
@@ -17,4 +18,5 @@ __all__ = [
     "ReplicaSet",
     "ReplicaSetStats",
     "ReplicaStats",
+    "watch",
 ]

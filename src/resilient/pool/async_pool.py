@@ -25,13 +25,9 @@ __all__ = ["AsyncConnectionPool"]
 class AsyncConnectionPool(Front[C, Awaitable[C]]):
     """Lend connections to the tasks of one event loop, and have every one of them back.
 
-    It is `ConnectionPool` for asynchronous connections, and what is said there holds here. It belongs to the
-    event loop in which it is first used, as its connections do.
-
-    Args:
-        connect: a coroutine function, or another that returns an awaitable, for a new connection.
-        name: as for `ConnectionPool`, like all that is not named here.
-        close: as there; may be a coroutine function, as may *check* and *reset*.
+    It is `ConnectionPool` for asynchronous connections, and what is said there holds here. Its arguments are
+    those of `ConnectionPool`, too, but `connect` returns an awaitable, and `close`, `check` and `reset` may. It
+    belongs to the event loop in which it is first used, as its connections do.
 
     Raises:
         TypeError: an argument has the wrong type.

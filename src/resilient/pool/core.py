@@ -413,14 +413,21 @@ class Core(Quick):
             token, turn.token = turn.token, None
             if token is not None and not self.stock.closed:
                 return token
-            if self.stock.closed:
-                self._put_back(token, now)
-                raise self._closed()
-            if turn.error is not None:
-                raise turn.error
-            self.stock.counts.timeouts += 1
-            error = self._too_late(now - turn.since)
-        raise error()
+            self._put_back(token, now)
+            del token
+            refusal = self._why_not(turn, now)
+        self.deliver()
+        raise refusal()
+
+    def _why_not(self, turn: Turn, now: float) -> Callable[[], Exception]:
+        """Return what makes the error for who has waited in vain, without the lock."""
+        if self.stock.closed:
+            return self._closed
+        error = turn.error
+        if error is not None:
+            return lambda: error
+        self.stock.counts.timeouts += 1
+        return self._too_late(now - turn.since)
 
     def _give_up(self, turn: Turn) -> None:
         now = self._clock()

@@ -262,9 +262,9 @@ class Roster:
             return token
         old = member.ref
         renewed, ref = self._mint(member)
+        member.ref = ref  # first: should an interrupt come now, it is by this one that the member is found
         if old is not None:
             self._members.pop(old, None)
-        member.ref = ref
         token.member = Gone(member.home, ConnectionReturnedError, quiet=True)
         return renewed
 
