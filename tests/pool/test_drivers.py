@@ -498,6 +498,16 @@ class TestPsycopg2:
         with pytest.raises(ConnectionError, match="closed, or in the middle"):
             take(driver.reset(conn))
 
+    def test_commit_of_what_its_borrower_closed_is_no_error(self, conn: Any) -> None:
+        """Of what was lost it is: what was to be committed is lost as well."""
+        conn.commit = lambda: conn.seen.append("commit")
+        driver = driver_of(conn)
+
+        for conn.closed in (1, 0, 2):
+            take(driver.commit(conn))
+
+        assert conn.seen == ["commit", "commit"]
+
     def test_not_broken_by_an_interrupt_between_two_commands(self, conn: Any) -> None:
         """It tells by itself whether it is in the middle of one."""
         assert not driver_of(conn).broken(conn, KeyboardInterrupt())
@@ -584,6 +594,7 @@ class TestSqlite:
 
         assert driver.dirty(database)
         assert driver.broken(database, ValueError())
+        take(driver.commit(database))
         driver.abort(database)
         assert driver.fileno(database) is None
         with pytest.raises(sqlite3.ProgrammingError):

@@ -41,6 +41,10 @@ class _Libpq(Driver):
         """Return the status of its transaction; some other number if it is closed."""
         raise NotImplementedError
 
+    def _was_closed(self, conn: Any) -> bool:
+        """Tell whether its borrower closed it, other than by losing it."""
+        raise NotImplementedError
+
     def dirty(self, conn: Any) -> bool:
         return self._status(conn) != _IDLE
 
@@ -50,7 +54,9 @@ class _Libpq(Driver):
             raise ConnectionError("returned closed, or in the middle of a command")
 
     def commit(self, conn: Any) -> Steps:
-        yield conn.commit()
+        # Where the connection was lost this fails: nothing was committed. Who closed it knew what he did.
+        if not self._was_closed(conn):
+            yield conn.commit()
 
     def rollback(self, conn: Any) -> Steps:
         # In the middle of a command it would wait for the end of that.
@@ -121,6 +127,9 @@ class Psycopg(_Libpq):
     def _status(self, conn: Any) -> int:
         return int(conn.pgconn.transaction_status)
 
+    def _was_closed(self, conn: Any) -> bool:
+        return bool(conn.closed and not conn.broken)
+
 
 class Psycopg2(_Libpq):
     """Knows `psycopg2.extensions.connection`."""
@@ -143,16 +152,17 @@ class Psycopg2(_Libpq):
     def _status(self, conn: Any) -> int:
         return -1 if conn.closed else int(conn.get_transaction_status())
 
+    def _was_closed(self, conn: Any) -> bool:
+        return bool(conn.closed == 1)
+
 
 class Asyncpg(Driver):
-    """Knows `asyncpg.Connection`. It commits each statement by itself, and its transactions are blocks.
-
-    A transaction that is still open when the connection is returned is rolled back.
-    """
+    """Knows `asyncpg.Connection`. Its transactions are blocks; what is still open was begun by hand."""
 
     __slots__ = ()
 
     name: ClassVar[str] = "asyncpg"
+    transactional: ClassVar[bool] = True
 
     def check(self, conn: Any) -> Steps:
         """Send a query; not an empty one, of which asyncpg does not understand the answer."""
@@ -164,10 +174,19 @@ class Asyncpg(Driver):
     def reset(self, conn: Any) -> Steps:
         if conn.is_closed():
             raise ConnectionError("returned closed")
-        if conn.is_in_transaction():
+        yield from self.rollback(conn)
+
+    def commit(self, conn: Any) -> Steps:
+        yield from self._end(conn, "COMMIT")
+
+    def rollback(self, conn: Any) -> Steps:
+        yield from self._end(conn, "ROLLBACK")
+
+    def _end(self, conn: Any, statement: str) -> Steps:
+        if not conn.is_closed() and conn.is_in_transaction():
             # Or the next one to begin a transaction would be told that there is one.
             conn._top_xact = None  # noqa: SLF001
-            yield conn.execute("ROLLBACK")
+            yield conn.execute(statement)
 
     def broken(self, conn: Any, exc: BaseException) -> bool:
         # It hears when a command is cancelled, but not when the coroutine is closed or the loop stopped.
