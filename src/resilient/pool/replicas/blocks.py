@@ -11,7 +11,7 @@ from ...engine.drive.gates import NO_RESULT
 from ...errors import RejectedError
 from ..blocks import AsyncConnectionBlock, C, ConnectionBlock
 from ..borrowed import held_by
-from ..members import Errand, Member, Token
+from ..members import Errand, Gone, Member
 from .nodes import Node
 from .routing import Routing, Trip
 
@@ -32,11 +32,6 @@ class _Read(Generic[C]):
     def __init__(self, routing: Routing, timeout: float) -> None:
         self._routing = routing
         self._timeout = timeout
-
-    def _returned_already(self, exc: BaseException | None) -> Exception:
-        self._node.gate.abandon(self._ticket, exc)
-        error: Exception = self._node.pool._twice("returned")
-        return error
 
 
 class ReadBlock(_Read[C]):
@@ -65,7 +60,10 @@ class ReadBlock(_Read[C]):
         try:
             token = held_by(self._conn).pop()
         except IndexError:  # it was returned in between
-            raise self._returned_already(exc) from exc
+            node.gate.abandon(self._ticket, exc)
+            if exc is not None:
+                return  # which is what matters
+            raise node.pool._twice("returned") from None
         finally:
             del self._conn
         if exc is not None:
@@ -73,10 +71,11 @@ class ReadBlock(_Read[C]):
             node.pool._finish(token, exc)
             return
         if not node.core.put(token):
+            member = token.member
             try:
                 node.pool._finish(token, None)
             except BaseException as failure:
-                _not_committed(node, self._ticket, token, failure)
+                _not_committed(node, self._ticket, member, failure)
                 raise
         node.gate.success(self._ticket, NO_RESULT)
 
@@ -122,7 +121,10 @@ class AsyncReadBlock(_Read[C]):
         try:
             token = held_by(self._conn).pop()
         except IndexError:  # it was returned in between
-            raise self._returned_already(exc) from exc
+            node.gate.abandon(self._ticket, exc)
+            if exc is not None:
+                return  # which is what matters
+            raise node.pool._twice("returned") from None
         finally:
             del self._conn
         if exc is not None:
@@ -130,10 +132,11 @@ class AsyncReadBlock(_Read[C]):
             await node.pool._finish(token, exc)
             return
         if not node.core.put(token):
+            member = token.member
             try:
                 await node.pool._finish(token, None)
             except BaseException as failure:
-                _not_committed(node, self._ticket, token, failure)
+                _not_committed(node, self._ticket, member, failure)
                 raise
         node.gate.success(self._ticket, NO_RESULT)
 
@@ -200,10 +203,9 @@ class AsyncWriteBlock(AsyncConnectionBlock[C]):
         self._routing.wrote(exc)
 
 
-def _not_committed(node: Node, ticket: Any, token: Token, failure: BaseException) -> None:
-    """Note that a block ended well, and its connection could not be given back so."""
-    # The pool has judged already, and asking again would be asking somebody who is busy with it.
-    member = token.member
+def _not_committed(node: Node, ticket: Any, member: Member | Gone, failure: BaseException) -> None:
+    """Note that a block ended well, and that its connection, of *member*, could not be given back so."""
+    # The pool has judged already. To ask again would be to ask of a connection that others see to by now.
     if isinstance(failure, Exception) and isinstance(member, Member) and member.errand is Errand.CLOSE:
         node.blame(ticket, failure)
     else:

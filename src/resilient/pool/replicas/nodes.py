@@ -20,6 +20,7 @@ from ...events import (
     CircuitResumed,
     Event,
     PoolAvailable,
+    PoolUnavailable,
     error_text,
 )
 from ...policies.circuit_breaker.breaker import CircuitBreaker
@@ -97,18 +98,17 @@ class Node:
 class Replica(Node):
     """A pool behind a breaker."""
 
-    __slots__ = ("_changed", "_clock", "breaker", "held", "lag", "measured", "retry_at")
+    __slots__ = ("_changed", "_clock", "_machine", "breaker", "held", "lag", "measured", "retry_at")
 
     def __init__(
         self, pool: Front[Any, Any], breaker: CircuitBreaker, clock: Clock, changed: Callable[[], None]
     ) -> None:
-        super().__init__(pool, breaker._core)  # noqa: SLF001 - a call through it costs what a call through a guarded function does
+        self._machine: Final = breaker._core  # noqa: SLF001 - `calling()` would make an object for each read
+        super().__init__(pool, self._machine)
         self.breaker: Final = breaker
         self._clock = clock
         self._changed = changed
-        self.retry_at = (
-            -inf
-        )  # when a read may be let in again, as far as is known; of no meaning while closed
+        self.retry_at = -inf  # when a read may be let in again, as far as is known, if it is not up
         self.lag: float | None = None  # seconds
         self.measured: float | None = None  # when that was
         self.held: str | None = None  # why it is kept from being read, by us
@@ -165,13 +165,17 @@ class Replica(Node):
         self._changed()
 
     def _on_pool(self, event: Event) -> None:
-        # It connects again: no need to wait for the end of the breaker's pause.
-        if (
-            isinstance(event, PoolAvailable)
-            and self.breaker.current_state == State.OPEN.value
-            and self.breaker.stats().override is None
-        ):
-            self.breaker.half_open()
+        if self.breaker.stats().override is not None:
+            return
+        state = self.breaker.current_state
+        match event:
+            case PoolUnavailable() if state != State.OPEN.value:
+                # What the pool knows need not be found out by one read after the other.
+                self._machine.open_now(f"its pool cannot connect: {event.error}")
+            case PoolAvailable() if state == State.OPEN.value:
+                self.breaker.half_open()  # no need to wait for the end of its pause
+            case _:
+                pass
 
 
 class Share:

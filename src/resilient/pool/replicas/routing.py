@@ -17,7 +17,6 @@ from ...engine.deadline import time_left
 from ...engine.fork import renew_after_fork
 from ...engine.window import Tally
 from ...errors import (
-    BulkheadFullError,
     CircuitOpenError,
     PoolClosedError,
     PoolUnavailableError,
@@ -197,9 +196,10 @@ class Trip:
     """
 
     __slots__ = (
-        "_failures",
         "_has_missed",
+        "_last",
         "_routing",
+        "_said",
         "_since",
         "_tried",
         "_until",
@@ -214,8 +214,9 @@ class Trip:
         self._since = routing.clock()
         self._until = self._since + (timeout if left is None else min(timeout, left))
         self._tried: list[Node] = []
-        self._failures: list[tuple[str, Exception]] = []
-        self._has_missed = False  # it has been to a pool that had no connection
+        self._said: list[str] = []  # what came of each try; not the exceptions, which lead back here
+        self._last: Exception | None = None  # of those that tell of a pool which had no connection
+        self._has_missed = False  # there was such a pool
         self.node = node or routing.home
         self.ticket = ticket
         self.seconds = 0.0
@@ -234,7 +235,7 @@ class Trip:
                 self.ticket = node.admit(None, (), {})
             except RejectedError as refusal:
                 self._tried.append(node)
-                self._failures.append((node.pool.name, refusal))
+                self._said.append(f"{node.pool.name}: {error_text(refusal)}")
                 if isinstance(node, Replica) and isinstance(refusal, CircuitOpenError):
                     node.refused(refusal)
                     self._routing.look_ahead()
@@ -246,6 +247,7 @@ class Trip:
     def arrived(self) -> None:
         """Note that there was a connection."""
         counts, node = self._routing.counts, self.node
+        self._last = None
         if self._has_missed:
             next(counts.failovers.ticker)
         if node is self._routing.home:
@@ -261,7 +263,8 @@ class Trip:
         if isinstance(exc, PoolClosedError):
             self._routing.sort()
         self._has_missed = True
-        self._failures.append((self.node.pool.name, exc))
+        self._said.append(f"{self.node.pool.name}: {error_text(exc)}")
+        self._last = exc
 
     @property
     def pool(self) -> Any:
@@ -302,18 +305,17 @@ class Trip:
         return len(self._untried) + (self._routing.fallback is not None and primaries.isdisjoint(self._tried))
 
     def _failure(self) -> Exception:
-        """Return why there is no connection: what the last pool said, or else who did not even let it in."""
-        said = [f"{name}: {error_text(exc)}" for name, exc in self._failures]
-        for _, exc in reversed(self._failures):
-            if not isinstance(exc, CircuitOpenError | BulkheadFullError):
-                for line in said:
-                    exc.add_note(line)
-                return exc
+        """Return why there is no connection: what the last pool said, or else why it has not been to any."""
+        last, self._last = self._last, None
+        if last is not None:
+            for line in self._said:
+                last.add_note(line)
+            return last
         routing = self._routing
         if all(replica.stock.closed for replica in routing.replicas):
             return PoolClosedError(f"replica set {routing.name!r} is closed", policy=routing.name)
-        said += [f"{one.pool.name}: {one.state}" for one in routing.down if one not in self._tried]
-        message = f"replica set {routing.name!r} has nobody to read from: {'; '.join(said)}"
+        self._said += [f"{one.pool.name}: {one.state}" for one in routing.down if one not in self._tried]
+        message = f"replica set {routing.name!r} has nobody to read from: {'; '.join(self._said)}"
         wait = max(0.0, min(one.retry_at for one in routing.replicas) - routing.clock())
         return PoolUnavailableError(message, policy=routing.name, retry_after=None if wait == inf else wait)
 

@@ -448,9 +448,10 @@ class AsyncReplicaSet(_Base[C]):
         seconds = params.seconds("drain", drain)
         if self._gauge is not None:
             self._gauge.stop()
-        async with asyncio.TaskGroup() as closing:
-            for pool in self._pools:
-                closing.create_task(pool.close(seconds))
+        ends = await asyncio.gather(*(pool.close(seconds) for pool in self._pools), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
 
     async def __aenter__(self) -> Self:
         return self
