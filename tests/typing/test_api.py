@@ -1,4 +1,4 @@
-"""The types of the public API, as two type checkers see them: `api.py` says what they must find."""
+"""The types of the public API, as two type checkers see them; `api.py` and `pools.py` say what they must be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check(*command: str) -> str:
 def test_mypy_agrees() -> None:
     """Strict mypy finds the types that are asserted, and each wrong use refused."""
     pytest.importorskip("mypy", reason="comes with `make check`")
-    said = check("mypy", "--strict", str(HERE / "api.py"))
+    said = check("mypy", "--strict", str(HERE / "api.py"), str(HERE / "pools.py"))
     assert said.endswith("exit 0"), said
 
 

@@ -26,8 +26,8 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
     """Lend connections to the tasks of one event loop, and have every one of them back.
 
     It is `ConnectionPool` for asynchronous connections, and what is said there holds here. Its arguments are
-    those of `ConnectionPool`, too, but `connect` returns an awaitable, and `close`, `check` and `reset` may. It
-    belongs to the event loop in which it is first used, as its connections do.
+    those of `ConnectionPool`, too, but `connect` returns an awaitable, and `close`, `check` and `reset` may.
+    It belongs to the event loop in which it is first used, as its connections do.
 
     Raises:
         TypeError: an argument has the wrong type.

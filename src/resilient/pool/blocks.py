@@ -1,5 +1,9 @@
 """Blocks of code that hold a connection: `with pool.connection() as conn`, and its asynchronous twin."""
 
+# A block is a part of its pool.
+# pyright: reportPrivateUsage=false
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
 from collections.abc import Awaitable
@@ -45,9 +49,9 @@ class ConnectionBlock(Generic[C]):
 
     def __enter__(self) -> C:
         pool = self._pool
-        conn = pool._core.take()  # noqa: SLF001 - a block is a part of its pool
+        conn = pool._core.take()
         if conn is None:
-            conn = pool._checkout(self._seconds)  # noqa: SLF001
+            conn = pool._checkout(self._seconds)
         self._conn = conn
         return conn  # type: ignore[no-any-return]
 
@@ -58,11 +62,11 @@ class ConnectionBlock(Generic[C]):
         except IndexError:  # it was returned in between
             if exc is not None:
                 return  # which is what matters
-            raise pool._twice("returned") from None  # noqa: SLF001
+            raise pool._twice("returned") from None
         finally:
             del self._conn
-        if exc is not None or not pool._core.put(token):  # noqa: SLF001
-            pool._finish(token, exc)  # noqa: SLF001
+        if exc is not None or not pool._core.put(token):
+            pool._finish(token, exc)
 
 
 class AsyncConnectionBlock(Generic[C]):
@@ -76,10 +80,10 @@ class AsyncConnectionBlock(Generic[C]):
 
     async def __aenter__(self) -> C:
         pool = self._pool
-        pool._settle()  # noqa: SLF001
-        conn = pool._core.take()  # noqa: SLF001
+        pool._settle()
+        conn = pool._core.take()
         if conn is None:
-            conn = await pool._checkout(self._seconds)  # noqa: SLF001
+            conn = await pool._checkout(self._seconds)
         self._conn = conn
         return conn  # type: ignore[no-any-return]
 
@@ -90,8 +94,8 @@ class AsyncConnectionBlock(Generic[C]):
         except IndexError:  # it was returned in between
             if exc is not None:
                 return  # which is what matters
-            raise pool._twice("returned") from None  # noqa: SLF001
+            raise pool._twice("returned") from None
         finally:
             del self._conn
-        if exc is not None or not pool._core.put(token):  # noqa: SLF001
-            await pool._finish(token, exc)  # noqa: SLF001
+        if exc is not None or not pool._core.put(token):
+            await pool._finish(token, exc)

@@ -111,8 +111,9 @@ def lines_of(site: Site) -> tuple[str, ...]:
 
 def where_of(site: Site) -> str:
     """Return the innermost place of a stack that is in somebody's own code."""
-    own = (place for place in _places(site) if not place[0].co_filename.startswith(_GO_BETWEENS))
-    chosen = next(own, site[:2] or None)
+    places = [*_places(site)]
+    own = (place for place in places if not place[0].co_filename.startswith(_GO_BETWEENS))
+    chosen = next(own, places[0] if places else None)
     return "unknown" if chosen is None else _text(*chosen)
 
 

@@ -21,7 +21,7 @@ __all__ = ["Quick"]
 
 _threads: Final[dict[int, threading.Thread]] = threading._active  # type: ignore[attr-defined] # noqa: SLF001
 _ident = threading.get_ident
-_frame = sys._getframe  # noqa: SLF001 - the report of a leak needs it
+_frame = sys._getframe  # pyright: ignore[reportPrivateUsage] # noqa: SLF001 - a report of a leak needs it
 
 
 class Quick(metaclass=ABCMeta):
