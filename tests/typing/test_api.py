@@ -1,4 +1,4 @@
-"""The types of the public API, as two type checkers see them; `api.py` and `pools.py` say what they must be."""
+"""The types of the public API, as two type checkers see them; `api.py` and `pools.py` say what they are."""
 
 from __future__ import annotations
 
