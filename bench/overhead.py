@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 
-from bench import report, startup, targets
+from bench import arithmetic, report, startup, targets, waiting
 from bench.harness import Absent, Harness, Runner, reason
-from bench.report import Results, Series
+from bench.report import Count, Results, Series
 from bench.subjects import SUBJECTS, Subject
+from bench.waiting import QUEUES, Queue, Waited
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,6 +26,9 @@ STARTUP_ROUNDS = 12
 
 CROWD_ROUNDS = 8
 """A crowd's sample is long, since each of its threads takes one."""
+
+QUEUE_ROUNDS = 5
+"""A queue's sample is longer still: everybody in it has to have many turns."""
 
 SAMPLE = 0.006
 QUICK_SAMPLE = 0.001
@@ -86,6 +91,14 @@ def run(only: str | None, rounds: int, sample: float) -> Results:
     measured, absent = _measure(chosen, rounds, sample)
     selected = {subject.id for subject in chosen}
     packages = [subject.package for subject in chosen if subject.package]
+    counts: list[Count] = []
+    if queues := [queue for queue in QUEUES if any(matches(only, name) for name in queue.ids)]:
+        selected = selected.union(*(queue.ids for queue in queues))
+        packages += [queue.package for queue in queues if queue.package]
+        waited, failed = _measure_queues(queues, min(rounds, QUEUE_ROUNDS), sample)
+        measured += _waits(waited)
+        counts += _counts(waited)
+        absent.update({name: reason(error) for queue, error in failed.items() for name in sorted(queue.ids)})
     if any(matches(only, name) for name in startup.STATEMENTS):
         selected |= startup.STATEMENTS.keys()
         packages += startup.PACKAGES
@@ -95,7 +108,8 @@ def run(only: str | None, rounds: int, sample: float) -> Results:
         {f"{one.family}/{one.name}": one.frames for one in measured if one.frames is not None},
         frozenset(selected),
     )
-    return Results(report.describe_run(rounds, sample, packages), report.tabulate(measured), absent, judged)
+    circumstances = report.describe_run(rounds, sample, packages)
+    return Results(circumstances, report.tabulate(measured), absent, judged, counts)
 
 
 def matches(only: str | None, name: str) -> bool:
@@ -125,6 +139,30 @@ def _series(runner: Runner) -> Iterator[Series]:
     yield Series(subject.family, subject.name, runner.samples, runner.frames, runner.calls)
     if runner.longest:
         yield Series(f"{subject.family}: the longest", subject.name, runner.longest, calls=runner.calls)
+
+
+def _measure_queues(
+    queues: Sequence[Queue], rounds: int, sample: float
+) -> tuple[dict[Queue, Waited], dict[Queue, Exception]]:
+    turns = max(waiting.FIRST + 2, round(waiting.TURNS * sample / SAMPLE))
+    _say(f"{len(queues)} queues, {rounds} rounds: about {len(queues) * rounds * (turns / 25 + 0.5):.0f} s")
+    return waiting.measure(queues, rounds, turns)
+
+
+def _waits(waited: Mapping[Queue, Waited]) -> Iterator[Series]:
+    for figure, samples in (
+        (waiting.P50, attrgetter("p50")),
+        (waiting.P99, attrgetter("p99")),
+        (waiting.LONGEST, attrgetter("longest")),
+    ):
+        for queue, found in waited.items():
+            yield Series(f"{queue.title}: {figure}", queue.name, samples(found), calls=found.waits)
+
+
+def _counts(waited: Mapping[Queue, Waited]) -> Iterator[Count]:
+    for queue, found in waited.items():
+        if found.made:
+            yield Count(queue.rushed, queue.name, arithmetic.spread(found.made), max(found.made))
 
 
 def _measure_startup(rounds: int, absent: dict[str, str]) -> list[Series]:

@@ -56,6 +56,21 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """What was counted of one subject, which takes no time and so has no nanoseconds.
+
+    Args:
+        figure: How many, over the rounds.
+        most: The most in any round.
+    """
+
+    family: str
+    name: str
+    figure: Spread
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Where and how the figures were taken."""
 
@@ -77,12 +92,14 @@ class Results:
         rows: The figures, families in the order they were listed, the fastest subject first.
         absent: Reason by subject id.
         targets: The promises with their verdicts.
+        counts: What was counted, families together.
     """
 
     run: Run
     rows: Sequence[Row]
     absent: Mapping[str, str]
     targets: Sequence[Judged]
+    counts: Sequence[Count] = ()
 
 
 def describe_run(rounds: int, sample: float, packages: Iterable[str]) -> Run:
@@ -140,12 +157,17 @@ def _ratio(figure: Spread | None) -> str:
 
 
 _ROW_TITLES = ("subject", "median ns", "least ns", "frames", "ours / it (quartiles)")
+_COUNT_TITLES = ("subject", "median", "most")
 _TARGET_TITLES = ("ours", "against", "at most", "measured (quartiles)", "verdict")
 
 
 def _row_cells(row: Row) -> Cells:
     frames = "" if row.frames is None else str(row.frames)
     return (row.name, _ns(row.ns.median), _ns(row.ns_min), frames, _ratio(row.ours_to_it))
+
+
+def _count_cells(count: Count) -> Cells:
+    return (count.name, f"{count.figure.median:g}", f"{count.most:g}")
 
 
 def _target_cells(target: Judged) -> Cells:
@@ -189,6 +211,8 @@ def text(results: Results) -> str:
     parts = [_circumstances(results.run)]
     for family, rows in groupby(results.rows, key=lambda row: row.family):
         parts.append(f"{family}\n{_columns([_ROW_TITLES, *map(_row_cells, rows)])}")
+    for family, counts in groupby(results.counts, key=lambda count: count.family):
+        parts.append(f"{family}\n{_columns([_COUNT_TITLES, *map(_count_cells, counts)])}")
     if results.absent:
         parts.append(f"absent\n{_columns(list(results.absent.items()))}")
     if results.targets:
@@ -224,11 +248,17 @@ def markdown(results: Results) -> str:
         parts += ["## Targets", _grid(_TARGET_TITLES, map(_target_cells, results.targets))]
         parts.append(summary(results.targets))
     for family, rows in groupby(results.rows, key=lambda row: row.family):
-        parts += [f"## {family[0].upper()}{family[1:]}", _grid(_ROW_TITLES, map(_row_cells, rows))]
+        parts += [_heading(family), _grid(_ROW_TITLES, map(_row_cells, rows))]
+    for family, counts in groupby(results.counts, key=lambda count: count.family):
+        parts += [_heading(family), _grid(_COUNT_TITLES, map(_count_cells, counts))]
     if results.absent:
         parts += ["## Absent", _grid(("subject", "reason"), results.absent.items())]
     parts += ["## Versions", ", ".join(f"{name} {version}" for name, version in results.run.packages.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _heading(family: str) -> str:
+    return f"## {family[0].upper()}{family[1:]}"
 
 
 def _grid(titles: Cells, rows: Iterable[Cells]) -> str:

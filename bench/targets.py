@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import arithmetic
+from bench import arithmetic, waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,11 @@ TARGETS: tuple[Target, ...] = (
         )
     ),
     Target("async bulkhead/resilient", "async bulkhead/asyncio.Semaphore", 0.8),
+    Target("pool/resilient", "pool/SQLAlchemy QueuePool", 0.35),
+    *(
+        Target(f"{waits}: {waiting.P99}/resilient", f"{waits}: {waiting.P99}/{waiting.IDEAL}", 1.2)
+        for waits in (waiting.THREADS, waiting.TASKS)
+    ),
     Target("breaker + retry + bulkhead/resilient", "breaker + retry + bulkhead/pyresilience", 0.30),
     Target(
         "breaker + retry + bulkhead/resilient",

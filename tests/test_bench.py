@@ -13,23 +13,26 @@ from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import redis
-from bench import arithmetic, crowd, overhead, report, resources, startup, targets
+from bench import arithmetic, crowd, overhead, report, resources, startup, targets, waiting
 from bench.arithmetic import Spread
 from bench.crowd import Together
 from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop, reason, verify
-from bench.report import Results, Series
+from bench.report import Count, Results, Series
 from bench.subjects import SUBJECTS, Outcome, Subject, Work, bulkheads
 from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
 from bench.subjects.bulkheads import bounded_semaphore, full, full_async
 from bench.subjects.deciders import PLENTY, resilient
 from bench.subjects.model import ARGUMENT, OK, TOO_MANY_REQUESTS, BrokenError, Crowd
+from bench.subjects.pools import Setting, lifo_queue
 from bench.subjects.requests import driven, served
 from bench.subjects.shared_limiters import CALLED, bare_evalsha
 from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
+from bench.waiting import Queue
 
 from tests.support.valkey import client_for
 
@@ -175,9 +178,14 @@ def test_target_outside_the_selection_is_not_judged(monkeypatch: pytest.MonkeyPa
     assert targets.judge({"a/x": [1.0]}, {}, frozenset({"a/x"})) == []
 
 
+def _listed() -> set[str]:
+    """Return all there is to be measured, but for imports."""
+    return {subject.id for subject in SUBJECTS}.union(*(queue.ids for queue in waiting.QUEUES))
+
+
 def test_every_promise_speaks_of_subjects_that_exist() -> None:
     """A misspelt id would make a promise that nobody ever measures."""
-    known = {subject.id for subject in SUBJECTS} | startup.STATEMENTS.keys()
+    known = _listed() | startup.STATEMENTS.keys()
     timed = [*targets.TARGETS, *targets.SURPLUSES]
     named = {name for promise in timed for name in (promise.ours, promise.against)}
 
@@ -387,6 +395,138 @@ def test_bulkhead_that_cannot_be_filled_is_absent(
     assert absent.reason.startswith("TimeoutError")
 
 
+# -- queues ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let few wait, and not for long."""
+    for name, value in {"BORROWERS": 6, "CONNECTIONS": 2, "AHEAD": 2, "RUSH": 4, "CONNECTING": 0.01}.items():
+        monkeypatch.setattr(waiting, name, value)
+
+
+def _fair(work: Work, setting: Setting) -> Work:
+    """Lend to whoever has waited longest."""
+    line = threading.Condition()
+    inside: list[object] = []
+
+    def guarded(x: int) -> Any:
+        with line:
+            inside.append(me := object())
+            line.wait_for(lambda: me in inside[: setting.most])
+        try:
+            return work(x)
+        finally:
+            with line:
+                inside.remove(me)
+                line.notify_all()
+
+    for _ in range(setting.least or 0):
+        setting.connect()
+    return guarded
+
+
+def _greedy(work: Work, setting: Setting) -> Work:
+    """Lend to those who came first, again and again."""
+    guarded = _fair(work, setting)
+    first: list[int] = []
+
+    def greedy(x: int) -> Any:
+        me = threading.get_ident()
+        if len(first) < setting.most:
+            first.append(me)
+        if me not in first:
+            sleep(0.08)
+        return guarded(x)
+
+    return greedy
+
+
+@pytest.mark.usefixtures("few")
+def test_whoever_is_kept_waiting_is_counted() -> None:
+    """Those that get on make thousands of waits of nothing, and the median of them."""
+    queues = [Queue("q", name, None, build, awaited=False) for name, build in (("a", _fair), ("b", _greedy))]
+
+    found, failed = waiting.measure(queues, rounds=1, turns=6)
+
+    assert not failed
+    fair, greedy = found.values()
+    assert fair.longest[0] < 0.06e9
+    assert greedy.longest[0] >= 0.08e9
+    assert greedy.p50[0] < fair.p50[0]
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("awaited", [False, True])
+def test_ideal_is_what_the_holds_of_those_before_take(awaited: bool) -> None:
+    """Twice the hold, where there are three for each connection."""
+    found, _ = waiting.measure([Queue("q", waiting.IDEAL, None, None, awaited)], rounds=2, turns=4)
+
+    (ideal,) = found.values()
+    assert len(ideal.p50) == len(ideal.p99) == 2
+    assert ideal.p50[0] >= 2 * waiting.HOLD * 1e9
+    assert ideal.made == []
+
+
+@pytest.mark.usefixtures("few")
+def test_connections_for_a_rush_are_those_beyond_what_was_there() -> None:
+    """A pool that connects once more for those that come together, and one that has all it will ever have."""
+
+    def eager(work: Work, setting: Setting) -> Work:
+        guarded, called = _fair(work, setting), []
+
+        def noting(x: int) -> Any:
+            called.append(x)
+            if len(called) == 3:
+                setting.connect()
+            return guarded(x)
+
+        return noting
+
+    queues = [Queue("q", name, None, build, awaited=False) for name, build in (("a", _fair), ("b", eager))]
+
+    found, failed = waiting.measure(queues, rounds=1, turns=4)
+
+    assert not failed
+    assert [one.made for one in found.values()] == [[0], [1]]
+
+
+@pytest.mark.usefixtures("few")
+def test_queue_that_fails_is_absent_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each of its figures; the others go on, and what is missing keeps no promise."""
+    queues = (
+        Queue("q", "missing", "peer", lambda work, setting: _missing(work), awaited=False),
+        Queue("q", "resilient", None, lifo_queue, awaited=False),
+        Queue("q", waiting.IDEAL, None, None, awaited=False),
+    )
+    monkeypatch.setattr(overhead, "QUEUES", queues)
+    ids = [f"q: {waiting.P99}/{name}" for name in ("missing", "resilient", waiting.IDEAL)]
+    _promise(monkeypatch, ratios=(Target(ids[0], ids[2], 9.0), Target(ids[1], ids[2], 900.0)))
+
+    results = overhead.run("q: *", rounds=1, sample=0.001)
+
+    assert results.absent.keys() == queues[0].ids
+    assert {why.partition(":")[0] for why in results.absent.values()} == {"ImportError"}
+    assert [one.verdict for one in results.targets] == [Verdict.ABSENT, Verdict.MET]
+    assert {row.family for row in results.rows} == {
+        f"q: {figure}" for figure in (waiting.P50, waiting.P99, waiting.LONGEST)
+    }
+    assert results.run.packages.keys() == {"peer"}
+
+
+def test_counts_are_told_in_every_form() -> None:
+    """They have no nanoseconds, so they have tables of their own."""
+    counts = [Count("pool: made", "mine", Spread(2.0, 1.0, 3.0), 4.0)]
+    results = Results(report.describe_run(1, 0.001, ()), [], {}, [], counts)
+
+    assert (
+        "## Pool: made\n\n| subject | median | most |\n| --- | --- | --- |\n| mine | 2 | 4 |"
+        in report.markdown(results)
+    )
+    assert "pool: made\n  subject  median  most\n  mine     2       4" in report.text(results)
+    assert report.as_data(results)["counts"][0]["most"] == 4.0
+
+
 # -- what subjects need ----------------------------------------------------------------------------------
 
 
@@ -573,6 +713,7 @@ def test_pattern_that_matches_nothing_is_an_error(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)  # three times as long as it takes beside other tests
 def test_whole_benchmark_runs_and_accounts_for_every_subject(tmp_path: Path) -> None:
     """Each subject is a row or is absent with a reason; peers need not be installed."""
     command = [sys.executable, "-m", "bench.overhead", "--rounds", "1", "--quick", "--out", str(tmp_path)]
@@ -581,7 +722,8 @@ def test_whole_benchmark_runs_and_accounts_for_every_subject(tmp_path: Path) -> 
 
     data = json.loads((tmp_path / "overhead.json").read_text())
     measured = {f"{row['family']}/{row['name']}" for row in data["rows"]}
-    assert {subject.id for subject in SUBJECTS} <= measured | data["absent"].keys()
+    measured |= {f"{count['family']}/{count['name']}" for count in data["counts"]}
+    assert _listed() <= measured | data["absent"].keys()
     assert not [name for name in data["absent"] if "/resilient" in name], data["absent"]
 
     page = (tmp_path / "overhead.md").read_text()
