@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import math
 import selectors
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +21,9 @@ from resilient.pool.core import Core
 from resilient.pool.members import Chore, Errand, Token
 from resilient.testing import FakeClock
 
+_EIGHTH = 8.0  # of a second: exact in binary, so that no sum is rounded
+_ENOUGH = 1_000  # chores, and more than anybody needs
+_TURNS = 5  # of the loop, in which a task that is done is gone
 _FOR_EVER = 1e6  # seconds of the fake clock: nobody waits so long, unless for nothing
 
 
@@ -117,41 +122,59 @@ def conn_of(token: Token) -> Conn | None:
 
 
 class ManualCrew:
-    """Keeps the chores, and does them when told; with *at_once*, as soon as it gets them."""
+    """Keeps the chores, and does them when told; with `at_once`, as soon as they are due."""
 
-    def __init__(self, connect: Callable[[], Any], *, at_once: bool = True) -> None:
+    def __init__(self, connect: Callable[[], Any]) -> None:
         self.connect = connect
-        self.at_once = at_once
+        self.at_once = True
         self.pending: list[tuple[Core, Chore]] = []
         self.done: list[Errand] = []
-        self.delays: list[float] = []
+        self._due: list[float] = []  # one for each that is pending
 
     def carry_out(self, core: Core, chore: Chore) -> None:
         self.pending.append((core, chore))
+        # Exact in binary, so that no sum is rounded.
+        self._due.append(core.rules.clock() + math.ceil(chore.delay * _EIGHTH) / _EIGHTH)
         if self.at_once:
-            # Not one with a delay: those are what a pool that cannot connect has always one more of.
-            self.do(*(errand for errand in Errand), delayed=False)
+            self.do_due(core.rules.clock())
 
     def after_fork(self) -> None:
         self.pending.clear()
+        self._due.clear()
 
     def resize(self, max_size: int) -> None:
         pass
 
-    def do(self, *errands: Errand, delayed: bool = True) -> int:
+    @property
+    def next_due(self) -> float:
+        """When something is due of itself."""
+        return min(self._due, default=math.inf) if self.at_once else math.inf
+
+    def do_due(self, now: float) -> None:
+        """Do what is due by now."""
+        for _ in range(_ENOUGH):
+            due = [place for place, when in enumerate(self._due) if when <= now]
+            if not due:
+                return
+            self.do_one(due[0])
+        raise AssertionError("the chores never end")
+
+    def do(self, *errands: Errand) -> int:
         """Do what there is to do, of some kind if that is said; return how much that was."""
-        count = 0
-        while (place := self._next(errands or tuple(Errand), delayed)) is not None:
-            self.do_one(place)
-            count += 1
-            assert count < 10_000, "the chores never end"
-        return count
+        for count in range(_ENOUGH):
+            kinds = [chore.errand for _, chore in self.pending]
+            places = [place for place, kind in enumerate(kinds) if not errands or kind in errands]
+            if not places:
+                return count
+            self.do_one(places[0])
+        raise AssertionError("the chores never end")
 
     def do_one(self, place: int = 0) -> None:
-        """Do one chore."""
+        """Do one chore, when its time has come."""
         core, chore = self.pending.pop(place)
+        clock = cast("FakeClock", core.rules.clock)
+        clock.advance(max(0.0, self._due.pop(place) - clock()))
         self.done.append(chore.errand)
-        self.delays.append(chore.delay)
         if chore.errand is Errand.CUT:
             conn = conn_of(chore.token)
             assert conn is not None
@@ -163,17 +186,11 @@ class ManualCrew:
 
     def drop(self, place: int = 0) -> None:
         """Forget a chore, and the token in it."""
-        del self.pending[place]
+        del self.pending[place], self._due[place]
 
     def waiting_for(self, errand: Errand) -> int:
         """Return how many chores of a kind are still to be done."""
         return sum(chore.errand is errand for _, chore in self.pending)
-
-    def _next(self, errands: tuple[Errand, ...], delayed: bool) -> int | None:
-        for place, (_, chore) in enumerate(self.pending):
-            if chore.errand in errands and (delayed or not chore.delay):
-                return place
-        return None
 
 
 class SteppedPool(ConnectionPool[Conn]):
@@ -203,6 +220,7 @@ class World:
         self.clock = clock = FakeClock(1_000.0)
         self.server = Server()
         self.heard: list[Event] = []
+        self.crews: list[ManualCrew] = []
         self.meanwhile: list[Callable[[], object]] = []
         """What happens while somebody waits, a thing each second."""
         world = self
@@ -215,11 +233,15 @@ class World:
             def park(self, seconds: float | None) -> bool:
                 if world.meanwhile:
                     world.meanwhile.pop(0)()
-                if super().park(0.0):
-                    return True
-                clock.advance(1.0 if seconds is None else seconds)
-                assert clock() < _FOR_EVER, "somebody waits for nothing"
-                return super().park(0.0)
+                until = clock() + (1.0 if seconds is None else seconds)
+                assert until < _FOR_EVER, "somebody waits for nothing"
+                while not (woken := super().park(0.0)) and clock() < until:
+                    due = min((crew.next_due for crew in world.crews), default=math.inf)
+                    clock.advance(max(0.0, min(due, until) - clock()))
+                    for crew in world.crews:
+                        if crew.at_once:
+                            crew.do_due(clock())
+                return woken
 
         if monkeypatch is not None:
             monkeypatch.setattr(pool_module, "ThreadWaiter", Patience)
@@ -229,6 +251,7 @@ class World:
         options = {"name": "orders", "clock": self.clock, "jitter": 0.0, **options}
         pool = SteppedPool(options.pop("connect", self.server.connect), **options)
         pool.add_listener(self.heard.append)
+        self.crews.append(pool.crew)
         return pool
 
     def async_pool(self, **options: Any) -> AsyncConnectionPool[Any]:
@@ -267,12 +290,19 @@ class PatientLoop(asyncio.SelectorEventLoop):
         super().__init__(selector)
 
 
-class PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    """Makes such loops."""
+def patient(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a test that has a `world` in an event loop whose time is that world's; no task may be left."""
 
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__()
-        self._clock = clock
+    @functools.wraps(test)
+    def run(world: World, **others: Any) -> None:
+        async def alone() -> None:
+            await test(world=world, **others)
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left, "the test left tasks pending"
 
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return PatientLoop(self._clock)
+        with asyncio.Runner(loop_factory=lambda: PatientLoop(world.clock)) as runner:
+            runner.run(alone())
+
+    return run

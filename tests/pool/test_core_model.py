@@ -62,7 +62,6 @@ class PoolMachine(Books, RuleBasedStateMachine):
         leak_after: float | None,
         max_hold: float | None,
     ) -> None:
-        logging.getLogger("resilient").disabled = True  # a line for each leak, and there are thousands
         world = World()
         pool = world.pool(
             min_size=min(min_size, max_size),
@@ -185,7 +184,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
             if meanwhile == "attend":
                 self.pool.core.attend()
             elif meanwhile == "chores":
-                self.do_all(Errand.CONNECT, Errand.CHECK)
+                self.crew.do(Errand.CONNECT, Errand.CHECK)
             elif meanwhile == "return" and self.held():
                 self.give_back(self.held()[0])
 
@@ -281,7 +280,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
     def chore_succeeds(self, which: int) -> None:
         """A chore is done."""
         if self.crew.pending:
-            self.do(which % len(self.crew.pending))
+            self.crew.do_one(which % len(self.crew.pending))
 
     @rule(which=ANY)
     def chore_fails(self, which: int) -> None:
@@ -297,7 +296,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
         del conn
         if errand is Errand.CONNECT:
             self.server.failure = LostError("nobody answers")
-        self.do(place)
+        self.crew.do_one(place)
         self.server.failure = None
 
     @rule(which=ANY)
@@ -372,7 +371,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
         for caller in list(self.holders):
             self.give_back(caller)
         for _ in range(20):
-            self.do_all()
+            self.crew.do()
             for caller in [caller for caller in self.line if self.is_over(caller)]:
                 self.conclude(caller)
             for caller in list(self.holders):
@@ -382,7 +381,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
             self.pool.core.attend()
         assert not self.line, "somebody waits though all is there"
         self.pool.round()
-        self.do_all()
+        self.crew.do()
         stats = self.pool.stats()
         assert stats.size == stats.idle <= self.max_size
         if self.counts["lent"]:
@@ -407,7 +406,6 @@ class PoolMachine(Books, RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """In the end everybody is told, and every connection is closed."""
-        logging.getLogger("resilient").disabled = False
         if not hasattr(self, "pool"):
             return
         self.kept.clear()
@@ -418,37 +416,20 @@ class PoolMachine(Books, RuleBasedStateMachine):
         for caller in list(self.holders):
             self.give_back(caller)
         gc.collect(0)
-        self.do_all()  # and nobody looks any more
+        self.crew.do()  # and nobody looks any more
         assert not self.server.open
         assert self.pool.stats().size == 0
         assert all(conn.closed == 1 for conn in self.server.made)
 
-    # Helpers.
 
-    def do(self, place: int) -> None:
-        """Do one chore, when its time has come."""
-        _, chore = self.crew.pending[place]
-        delay = chore.delay
-        del chore
-        self.clock.advance(math.ceil(delay * 8) / 8)
-        self.crew.do_one(place)
+class TestPoolModel(PoolMachine.TestCase):  # type: ignore[valid-type, misc]
+    """Any sequence of steps leaves every connection in one place, and everybody in turn."""
 
-    def do_all(self, *errands: Errand) -> None:
-        for _ in range(1_000):
-            place = next(
-                (
-                    i
-                    for i, (_, chore) in enumerate(self.crew.pending)
-                    if not errands or chore.errand in errands
-                ),
-                None,
-            )
-            if place is None:
-                return
-            self.do(place)
-        raise AssertionError("the chores never end")
+    settings = settings(report_multiple_bugs=False)
 
+    def setUp(self) -> None:
+        # A line for each leak, and there are thousands.
+        logging.getLogger("resilient").disabled = True
 
-TestPoolModel = PoolMachine.TestCase
-TestPoolModel.__doc__ = "Any sequence of steps leaves every connection in one place, and everybody in turn."
-TestPoolModel.settings = settings(report_multiple_bugs=False)
+    def tearDown(self) -> None:
+        logging.getLogger("resilient").disabled = False
