@@ -165,7 +165,12 @@ class ProtectedCarts(Carts):
     def __init__(self, address: Address) -> None:
         self._sentinels = Sentinel(address.sentinels, sentinel_kwargs=ONE_TRY)  # type: ignore[no-untyped-call]
         self._primary = AsyncConnectionPool(
-            self._dial_primary, name="carts", check=self._meet, max_size=10, timeout=0.25, connect_timeout=0.5
+            self._dial_primary,
+            name="carts",
+            check=self._recognise,
+            max_size=10,
+            timeout=0.25,
+            connect_timeout=0.5,
         )
         self._replica = AsyncConnectionPool(
             self._dial_replica, name="carts-replica", max_size=10, timeout=0.25, connect_timeout=0.5
@@ -214,6 +219,7 @@ class ProtectedCarts(Carts):
 
     async def _deliver(self, change: Change) -> bool:
         """Have a change stored, after those that the same customer made before; tell whether it is."""
+        met = self._met
         try:
             async with deadline(LOOK_WITHIN), self._turns.setdefault(change.user, asyncio.Lock()):
                 if self._changes.has(change):
@@ -224,9 +230,10 @@ class ProtectedCarts(Carts):
             # The store does not want it, and will not later.
             change.stored = True
             raise
-        change.stored = True
+        # If another server was met meanwhile, this may have gone to the one before.
+        change.stored = met in {"", self._met}
         last_seen.invalidate(change.user)
-        return True
+        return change.stored
 
     def _send_courier(self) -> None:
         if self._courier is None or self._courier.done():
@@ -252,14 +259,28 @@ class ProtectedCarts(Carts):
         return await _dialled(host, port, Redis.ping)
 
     async def _meet(self, server: Redis) -> None:
-        """See that a server is the primary; one that is so for the first time may lack what was stored."""
-        told = await server.info()
-        if told["role"] != "master":
-            raise redis.ConnectionError("this server is not the primary, whatever a sentinel says")
-        if told["run_id"] != self._met:
-            self._met = told["run_id"]
+        """See that a server is the primary; another one than before may lack what was stored there."""
+        now = await _primary_id(server)
+        before, self._met = self._met, now
+        if now != before:
+            if before:
+                # The old one takes changes until it is told, and nobody will ever see them.
+                self._primary.drain()
             self._changes.repeat()
             self._send_courier()
+
+    async def _recognise(self, server: Redis) -> None:
+        """See that a server is the primary still."""
+        if await _primary_id(server) != self._met:
+            raise redis.ConnectionError("another server is the primary now")
+
+
+async def _primary_id(server: Redis) -> str:
+    """Return the name of this life of the primary; raise `redis.ConnectionError` if it is none."""
+    told = await server.info()
+    if told["role"] != "master":
+        raise redis.ConnectionError("this server is not the primary, whatever a sentinel says")
+    return str(told["run_id"])
 
 
 async def _dialled(host: Any, port: Any, meet: Callable[[Redis], Awaitable[object]]) -> Redis:

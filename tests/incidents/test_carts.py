@@ -227,6 +227,7 @@ class Server:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.entries: dict[str, str] = {}
+        self.made: list[Change] = []
         self.role, self.run_id = "master", "first"
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -235,6 +236,7 @@ class Server:
         await self.may_answer.wait()
         if self.error is not None:
             raise self.error
+        self.made.append(change)
         for entry in change.entries:
             if change.product is None:
                 self.entries.pop(entry, None)
@@ -308,6 +310,38 @@ async def test_another_primary_is_given_what_it_may_lack(protected: tuple[Protec
     server.run_id = "second"
     await carts._meet(server)
     await await_until(lambda: server.entries == {"ada/1": "tea"}, "the change is stored once more")
+
+
+async def test_change_is_not_taken_for_stored_if_another_primary_is_met_meanwhile(
+    protected: tuple[ProtectedCarts, Server],
+) -> None:
+    """It went to the one before, which goes on answering for a while."""
+    carts, server = protected
+    await carts._meet(server)
+    server.may_answer.clear()
+    putting = asyncio.create_task(carts.put("ada", "ada/1", "tea"))
+    await asyncio.sleep(0)
+    server.run_id = "second"
+    await carts._meet(server)
+    server.may_answer.set()
+
+    assert await putting == "noted"
+    await await_until(lambda: len(server.made) == 2, "the change is stored once more")
+
+
+async def test_old_primary_is_not_recognised_when_another_was_met(
+    protected: tuple[ProtectedCarts, Server],
+) -> None:
+    """Even while it says that it is the primary."""
+    carts, server = protected
+    await carts._meet(server)
+    await carts._recognise(server)
+    server.run_id = "second"
+
+    with pytest.raises(redis.ConnectionError, match="another server"):
+        await carts._recognise(server)
+    await carts._meet(server)
+    await carts._recognise(server)
 
 
 async def test_replica_is_not_taken_for_the_primary(protected: tuple[ProtectedCarts, Server]) -> None:
