@@ -18,7 +18,7 @@ import sqlalchemy.exc
 import sqlalchemy.ext.asyncio
 import sqlalchemy.pool
 
-SOON = 0.1  # seconds that a caller waits for a connection
+PATIENT, QUICK = 20.0, 0.1  # seconds that a caller waits for a connection
 
 
 class Library(ABC):
@@ -31,11 +31,16 @@ class Library(ABC):
         self.postgres = postgres
         self.valkey = valkey
         self.pool: Any = None  # what is given to `watch`
+        self.patience = PATIENT
 
     @property
     def bare(self) -> Any:
         """The pool itself, where an engine or a client is given."""
         return self.pool
+
+    def hurry(self) -> None:
+        """Let nobody wait long from now on."""
+        self.patience = QUICK
 
     @abstractmethod
     async def open(self) -> None:
@@ -66,8 +71,11 @@ class Engine(Library):
     def url(self) -> str:
         return self.postgres.replace("postgresql://", f"postgresql+{self.driver}://")
 
+    def hurry(self) -> None:
+        self.bare._timeout = QUICK
+
     async def open(self) -> None:
-        self.pool = sqlalchemy.create_engine(self.url, pool_size=1, max_overflow=1, pool_timeout=SOON)
+        self.pool = sqlalchemy.create_engine(self.url, pool_size=1, max_overflow=1, pool_timeout=PATIENT)
 
     async def borrow(self) -> Any:
         return self.pool.connect()
@@ -86,7 +94,7 @@ class EnginePool(Engine):
 
     async def open(self) -> None:
         connect: Any = lambda: psycopg.connect(self.postgres)  # noqa: E731
-        self.pool = sqlalchemy.pool.QueuePool(connect, pool_size=1, max_overflow=1, timeout=SOON)
+        self.pool = sqlalchemy.pool.QueuePool(connect, pool_size=1, max_overflow=1, timeout=PATIENT)
 
 
 class AsyncEngine(Engine):
@@ -99,7 +107,7 @@ class AsyncEngine(Engine):
 
     async def open(self) -> None:
         self.pool = sqlalchemy.ext.asyncio.create_async_engine(
-            self.url, pool_size=1, max_overflow=1, pool_timeout=SOON
+            self.url, pool_size=1, max_overflow=1, pool_timeout=PATIENT
         )
 
     async def borrow(self) -> Any:
@@ -118,11 +126,11 @@ class Psycopg(Library):
     smallest = 1
 
     async def open(self) -> None:
-        self.pool = self.kind(self.postgres, min_size=self.smallest, max_size=2, open=False, timeout=SOON)
+        self.pool = self.kind(self.postgres, min_size=self.smallest, max_size=2, open=False)
         self.pool.open(wait=True)
 
     async def borrow(self) -> Any:
-        return self.pool.getconn()
+        return self.pool.getconn(self.patience)
 
     async def give_back(self, connection: Any) -> None:
         self.pool.putconn(connection)
@@ -141,11 +149,11 @@ class AsyncPsycopg(Psycopg):
     kind = psycopg_pool.AsyncConnectionPool
 
     async def open(self) -> None:
-        self.pool = self.kind(self.postgres, min_size=self.smallest, max_size=2, open=False, timeout=SOON)
+        self.pool = self.kind(self.postgres, min_size=self.smallest, max_size=2, open=False)
         await self.pool.open(wait=True)
 
     async def borrow(self) -> Any:
-        return await self.pool.getconn()
+        return await self.pool.getconn(self.patience)
 
     async def give_back(self, connection: Any) -> None:
         await self.pool.putconn(connection)
@@ -181,12 +189,15 @@ class Redis(Library):
 
 
 class RedisBlocking(Redis):
+    def hurry(self) -> None:
+        self.bare.timeout = QUICK
+
     @property
     def bare(self) -> Any:
         return self.pool
 
     async def open(self) -> None:
-        self.pool = redis.BlockingConnectionPool.from_url(self.valkey, max_connections=2, timeout=SOON)
+        self.pool = redis.BlockingConnectionPool.from_url(self.valkey, max_connections=2, timeout=PATIENT)
 
     async def close(self) -> None:
         self.bare.disconnect()
@@ -211,13 +222,16 @@ class AsyncRedis(Redis):
 
 
 class AsyncRedisBlocking(AsyncRedis):
+    def hurry(self) -> None:
+        self.bare.timeout = QUICK
+
     @property
     def bare(self) -> Any:
         return self.pool
 
     async def open(self) -> None:
         kind: Any = redis.asyncio.BlockingConnectionPool
-        self.pool = kind.from_url(self.valkey, max_connections=2, timeout=SOON)
+        self.pool = kind.from_url(self.valkey, max_connections=2, timeout=PATIENT)
 
     async def close(self) -> None:
         await self.bare.aclose()
@@ -231,7 +245,7 @@ class Asyncpg(Library):
         self.pool = await asyncpg.create_pool(self.postgres, min_size=1, max_size=2)
 
     async def borrow(self) -> Any:
-        return await self.pool.acquire(timeout=SOON)
+        return await self.pool.acquire(timeout=self.patience)
 
     async def give_back(self, connection: Any) -> None:
         await self.pool.release(connection)

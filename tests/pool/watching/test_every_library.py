@@ -162,6 +162,7 @@ async def test_counts_follow_the_pool(library: Library, watching: Watched) -> No
 async def test_exhausted_pool_fails_as_before_and_is_counted(library: Library, watching: Watched) -> None:
     """The error is the library's own."""
     held = [await library.borrow(), await library.borrow()]
+    library.hurry()
 
     with pytest.raises(library.exhausted):
         await library.borrow()
@@ -177,6 +178,7 @@ async def test_exhausted_pool_fails_as_before_and_is_counted(library: Library, w
 async def test_many_at_once_add_up(library: Library, watching: Watched) -> None:
     """Those who got a connection, and those who got none in time."""
     got: list[bool] = []
+    library.hurry()
 
     async def work() -> None:
         for _ in range(10):
@@ -223,6 +225,7 @@ async def test_check_of_an_exhausted_pool_names_who_has_the_connections(
     first = await library.borrow()
     clock.now += 5.0
     second = await library.borrow()
+    library.hurry()
 
     with pytest.raises(
         PoolTimeoutError, match=r"check of pool 'orders' failed: no .* within 0\.5 s; 2 conn"
@@ -313,6 +316,11 @@ async def test_durations_are_recorded(
     assert (uses.count, uses.sum) == (2, 6.0)
     assert 1 <= creates.count <= 2
     assert points["count"][1].value == 0
+
+    data = reader.get_metrics_data()
+    assert data is not None
+    left = {metric.name for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+    assert "db.client.connection.count" not in left, "the watch has ended"
 
 
 @every_library

@@ -161,6 +161,7 @@ def test_check_of_a_server_that_hangs_ends_in_time(valkey: ValkeyServer) -> None
                 watching.check(timeout=seconds)
         (borrower,) = watching.borrowers()
         assert borrower.where.endswith("in RedisPool.probe"), "the first check still waits for its answer"
+        assert watching.stats().checkouts == 2, "the other one has not begun, and will not"
 
         valkey.resume()
         wait_until(lambda: watching.stats().used == 0, "the end of the first check")

@@ -151,11 +151,13 @@ def test_leaks_are_found_without_anybody_asking(monkeypatch: pytest.MonkeyPatch)
     heard: list[Event] = []
     quick = rounds.Watcher(every=0.01)
     monkeypatch.setattr("resilient.pool.watching.watched.attend", quick.attend)
-    _watching, pool = lent(leak_after=0.01, listeners=[heard.append])
+    monkeypatch.setattr("resilient.pool.watching.watched.dismiss", quick.dismiss)
+    watching, _pool = lent(leak_after=0.01, listeners=[heard.append])
 
     wait_until(lambda: len(heard) == 1, "the report")
     assert isinstance(heard[0], ConnectionLeaked)
-    del _watching, pool
+    watching.unwatch()
+    assert quick.attended == 0
 
 
 def test_slow_listener_holds_up_nobody_who_borrows(clock: Clock) -> None:
