@@ -829,6 +829,13 @@ def test_the_primary_is_no_replica():
         ReplicaSet(primary, [primary])
 
 
+def test_each_replica_has_a_breaker_of_its_own():
+    """A breaker that two share would leave both alone for what one has done."""
+    breaker = CircuitBreaker("b")
+    with pytest.raises(ValueError, match="breaker must return another one for each replica"):
+        ReplicaSet(pool("p"), [pool("r1"), pool("r2")], breaker=lambda name: breaker)
+
+
 def test_bad_timeouts_are_told_where_they_are_given():
     """A block with a timeout that cannot be is not made."""
     readers = ReplicaSet(pool("p"), [pool("r")])

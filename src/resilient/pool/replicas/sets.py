@@ -9,7 +9,7 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, ClassVar, Concatenate, Final, Generic, Self
+from typing import Any, ClassVar, Concatenate, Final, Generic, Self, cast
 
 from ...engine import params
 from ...engine.clock import MONOTONIC
@@ -62,7 +62,7 @@ class _Base(Generic[C], metaclass=ABCMeta):
         clock: Clock = MONOTONIC,
     ) -> None:
         pools = self._checked(primary, replicas)
-        label = f"{primary.name}-set" if name is None else params.named("name", name)
+        label = primary.name if name is None else params.named("name", name)
         share = params.ratio("primary_share", primary_share)
         if not params.flag("fallback_to_primary", fallback_to_primary) and not pools:
             rule = "must not be empty where the primary is not to be read from"
@@ -73,7 +73,7 @@ class _Base(Generic[C], metaclass=ABCMeta):
         self._routing = Routing(
             label,
             primary,
-            [(pool, _breaker_for(f"{label}/{pool.name}", breaker, time)) for pool in pools],
+            _with_breakers(label, pools, breaker, time),
             timeout=primary._core.rules.timeout if timeout is None else params.seconds("timeout", timeout),  # noqa: SLF001
             sticky=params.seconds("sticky", sticky),
             share=share if fallback_to_primary else None,
@@ -89,16 +89,6 @@ class _Base(Generic[C], metaclass=ABCMeta):
     def name(self) -> str:
         """The replica set's name."""
         return self._routing.name
-
-    @property
-    def primary(self) -> Front[C, Any]:
-        """The pool that is written to."""
-        return self._routing.primary
-
-    @property
-    def replicas(self) -> tuple[Front[C, Any], ...]:
-        """The pools that are read from."""
-        return tuple(replica.pool for replica in self._routing.replicas)
 
     @property
     def breakers(self) -> dict[str, CircuitBreaker]:
@@ -121,7 +111,11 @@ class _Base(Generic[C], metaclass=ABCMeta):
 
     @property
     def _pools(self) -> list[Any]:
-        return [self.primary, *self.replicas]
+        return [self._routing.primary, *self._replicas]
+
+    @property
+    def _replicas(self) -> tuple[Any, ...]:
+        return tuple(replica.pool for replica in self._routing.replicas)
 
     def _timeout(self, timeout: Seconds | None) -> float:
         return self._routing.timeout if timeout is None else params.seconds("timeout", timeout)
@@ -162,10 +156,10 @@ class _Base(Generic[C], metaclass=ABCMeta):
 class ReplicaSet(_Base[C]):
     """Read from replicas, write to the primary, and go on while one of them is away.
 
-    A read goes to the less busy of two replicas that are chosen by chance, as one that has larger pool takes
-    more. A replica whose breaker is open is left alone until a single read, the probe, has found it well. A
-    read that gets no connection where it looks first looks elsewhere, within the same timeout; the body of a
-    block is never run twice.
+    A read goes to the less busy of two replicas that are chosen by chance; one with a larger pool takes more.
+    A replica whose breaker is open is left alone until a single read, the probe, has found it well. A read
+    that gets no connection where it looks first looks elsewhere, within the same timeout. The body of a block
+    is never run twice.
 
     If no replica has a connection, the primary serves the read, as long as it serves no more of them at a
     time than *primary_share* allows.
@@ -181,7 +175,7 @@ class ReplicaSet(_Base[C]):
         primary: the pool to write to.
         replicas: the pools to read from, each with a name of its own. May be empty: then reads go to the
             primary, as many as come.
-        name: in errors and statistics. None: the primary's, with "-set".
+        name: in errors and statistics. None: the primary's.
         timeout: seconds that a caller waits for a connection, wherever it comes from in the end, 0 or more;
             its deadline, if that is earlier, counts instead. None: the primary's.
         breaker: makes the breaker for a replica, given a name for it. What counts as its failures is that
@@ -194,7 +188,7 @@ class ReplicaSet(_Base[C]):
             `timedelta`; None if it cannot tell. It is asked in the background.
         max_lag: seconds that a replica may be behind, 0 or more; one that is farther behind, or does not
             answer any more, is left alone. Goes with *lag*.
-        lag_every: seconds from one answer to the next question, above 0; no less than about one.
+        lag_every: seconds after which it is asked again, above 0; with threads no less than one.
         clock: a monotonic clock, in seconds.
 
     Raises:
@@ -209,6 +203,16 @@ class ReplicaSet(_Base[C]):
     kind: ClassVar[str] = "ReplicaSet"
     _pool: ClassVar[type[Front[Any, Any]]] = ConnectionPool
     _other: ClassVar[str] = "AsyncReplicaSet"
+
+    @property
+    def primary(self) -> ConnectionPool[C]:
+        """The pool that is written to."""
+        return cast("ConnectionPool[C]", self._routing.primary)
+
+    @property
+    def replicas(self) -> tuple[ConnectionPool[C], ...]:
+        """The pools that are read from."""
+        return self._replicas
 
     def reading(self, timeout: Seconds | None = None) -> ReadBlock[C]:
         """Return a block, for `with`, that holds a connection to read from.
@@ -326,12 +330,8 @@ class ReplicaSet(_Base[C]):
 class AsyncReplicaSet(_Base[C]):
     """Read from replicas, write to the primary, and go on while one of them is away: for asyncio.
 
-    It is `ReplicaSet` for asynchronous pools, and what is said there holds here.
-
-    Args:
-        primary: the pool to write to, an `AsyncConnectionPool`.
-        replicas: the pools to read from, as for `ReplicaSet`, like all that is not named here.
-        lag: as there; may be a coroutine function.
+    It is `ReplicaSet` for asynchronous pools, and what is said there holds here. Its arguments are those of
+    `ReplicaSet`, too, but the pools are asynchronous, and `lag` may be a coroutine function.
 
     Raises:
         TypeError: an argument has the wrong type, such as a synchronous pool.
@@ -343,6 +343,16 @@ class AsyncReplicaSet(_Base[C]):
     kind: ClassVar[str] = "AsyncReplicaSet"
     _pool: ClassVar[type[Front[Any, Any]]] = AsyncConnectionPool
     _other: ClassVar[str] = "ReplicaSet"
+
+    @property
+    def primary(self) -> AsyncConnectionPool[C]:
+        """The pool that is written to."""
+        return cast("AsyncConnectionPool[C]", self._routing.primary)
+
+    @property
+    def replicas(self) -> tuple[AsyncConnectionPool[C], ...]:
+        """The pools that are read from."""
+        return self._replicas
 
     def reading(self, timeout: Seconds | None = None) -> AsyncReadBlock[C]:
         """Return a block, for `async with`, that holds a connection to read from.
@@ -467,20 +477,32 @@ class AsyncReplicaSet(_Base[C]):
         return TaskGauge(routing, lag, max_lag, every)
 
 
-def _breaker_for(name: str, make: Callable[[str], CircuitBreaker] | None, clock: Clock) -> CircuitBreaker:
-    if make is None:
-        return CircuitBreaker(
-            name,
-            failure_ratio=0.5,
-            window=_WINDOW,
-            fail_max=_FAILURES,
-            reset_timeout=_pause_after,
-            clock=clock,
-        )
-    breaker = params.plain_function("breaker", make, classes=True)(name)
-    if not isinstance(breaker, CircuitBreaker):
-        params.refuse(TypeError, "breaker", "must return a CircuitBreaker", breaker)
-    return breaker
+def _with_breakers(
+    label: str, pools: list[Front[Any, Any]], make: Callable[[str], CircuitBreaker] | None, clock: Clock
+) -> list[tuple[Front[Any, Any], CircuitBreaker]]:
+    """Return *pools* with a breaker for each."""
+    make = _breaker_by(clock) if make is None else params.plain_function("breaker", make, classes=True)
+    breakers: list[CircuitBreaker] = []
+    for pool in pools:
+        breaker = make(f"{label}/{pool.name}")
+        if not isinstance(breaker, CircuitBreaker):
+            params.refuse(TypeError, "breaker", "must return a CircuitBreaker", breaker)
+        if breaker in breakers:
+            params.refuse(ValueError, "breaker", "must return another one for each replica", breaker)
+        breakers.append(breaker)
+    return [*zip(pools, breakers, strict=True)]
+
+
+def _breaker_by(clock: Clock) -> Callable[[str], CircuitBreaker]:
+    """Return what makes the breakers where nobody says how."""
+    return lambda name: CircuitBreaker(
+        name,
+        failure_ratio=0.5,
+        window=_WINDOW,
+        fail_max=_FAILURES,
+        reset_timeout=_pause_after,
+        clock=clock,
+    )
 
 
 def _pause_after(times: int) -> float:
