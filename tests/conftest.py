@@ -19,13 +19,20 @@ from tests.support.alone import AloneLast
 from tests.support.naming import ADDRESS
 from tests.support.valkey import ValkeyServer
 
-# What measures how long something takes, or how much gets done: under `make test` these run one after another
-# when all others are done. All else may run beside others, so its limits of time are generous.
+# How `make test` shares the tests. These measure how long something takes, or how much gets done, and are busy:
+# they run one after another when all others are done.
 _ALONE = (
     "tests/incidents/test_*_demo.py",
     "tests/incidents/test_d7_fleet.py",
     "tests/incidents/test_d9_overload.py",
 )
+# These measure as well, and wait for most of their time: they get on with one another, and begin together.
+_FIRST = (
+    "tests/fleet/test_outages.py",
+    "tests/fleet/test_failover.py",
+    "tests/faults/test_state_storage.py",
+)
+# All else may run beside anything, so its limits of time are generous.
 
 # A task or thread that is on its way out gets this long to be gone, in seconds.
 _GRACE = 0.5
@@ -47,7 +54,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast:
     """Say which tests get on with others."""
-    return AloneLast(config, log, _ALONE)
+    return AloneLast(config, log, _FIRST, _ALONE)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ _CONFTEST = """
     DONE = Path(__file__).parent / "done"
 
     def pytest_xdist_make_scheduler(config, log):
-        return AloneLast(config, log, ["alone/test_*"])
+        return AloneLast(config, log, ["test_z*", "test_y*"], ["alone/test_*"])
 
     @pytest.fixture
     def done(request):
@@ -100,3 +100,12 @@ def test_process_that_dies_keeps_nobody_from_being_run(pytester: pytest.Pytester
 
     assert result.parseoutcomes() == {"failed": 1, "passed": 5}
     result.stdout.fnmatch_lines(["FAILED test_dies.py::test_dies *"])
+
+
+def test_those_that_come_first_do_in_the_order_of_their_patterns(pytester: pytest.Pytester) -> None:
+    """Whatever they are called."""
+    sees = "def test_{name}(done):\n    assert {{file.name for file in done.iterdir()}} == {before}\n"
+    for name, before in {"x": {"test_y", "test_z"}, "y": {"test_z"}, "z": set()}.items():
+        pytester.makepyfile(**{f"test_{name}": sees.format(name=name, before=before)})
+
+    _run(pytester, "test_x.py", "test_y.py", "test_z.py", processes=1).assert_outcomes(passed=3)

@@ -17,11 +17,15 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
     Args:
         config: Of the run.
         log: Where to tell what was given to whom.
-        alone: Patterns of the files that have to be alone, in the manner of a shell.
+        first: Patterns of the files to begin with, in the manner of a shell, in this order.
+        alone: Patterns of the files that have to be alone.
     """
 
-    def __init__(self, config: pytest.Config, log: Producer | None, alone: Sequence[str]) -> None:
+    def __init__(
+        self, config: pytest.Config, log: Producer | None, first: Sequence[str], alone: Sequence[str]
+    ) -> None:
         super().__init__(config, log)
+        self._first = first
         self._alone = alone
         # Few tests may take long: ordered by how many a file has, the longest files would come last.
         config.option.loadscopereorder = False
@@ -45,11 +49,11 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
 
     def _next(self) -> str | None:
         """Return the file whose turn it is; None if there is none, or those left have to wait to be alone."""
-        together = (file for file in self.workqueue if not self._wants_to_be_alone(file))
-        return next(together, next(iter(self.workqueue), None) if len(self.nodes) == 1 else None)
-
-    def _wants_to_be_alone(self, file: str) -> bool:
-        return any(fnmatchcase(file, pattern) for pattern in self._alone)
+        waiting: list[str] = [*self.workqueue]
+        together = [file for file in waiting if _place(file, self._alone) == len(self._alone)]
+        if together:
+            return min(together, key=lambda file: _place(file, self._first))
+        return waiting[0] if waiting and len(self.nodes) == 1 else None
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         file = self._next()
@@ -68,3 +72,8 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
 
     def _stays(self, node: WorkerController) -> bool:
         return node is next((one for one in self.nodes if not one.shutting_down), None)
+
+
+def _place(file: str, patterns: Sequence[str]) -> int:
+    """Return the number of the pattern that *file* has; how many there are, if it has none."""
+    return next((n for n, pattern in enumerate(patterns) if fnmatchcase(file, pattern)), len(patterns))
