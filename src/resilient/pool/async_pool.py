@@ -120,12 +120,13 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
 
         Raises:
             PoolTimeoutError: there were not, in time; the message says why.
+            PoolClosedError: the pool is closed.
             RuntimeError: the pool belongs to another event loop.
         """
         self._settle()
         core = self._core
         watch = core.filling(TaskWaiter(), seconds := params.seconds("timeout", timeout))
-        if not await self._wait_for(watch):
+        if not await self._wait_for(watch) or self.closed:
             raise core.not_filled(seconds)
 
     async def close(self, drain: Seconds = 5.0) -> None:

@@ -165,6 +165,8 @@ class Core(Quick):
 
     def not_filled(self, waited: float) -> Exception:
         """Return why there are not as many connections as there should be, after so many seconds."""
+        if self.stock.closed:
+            return self._closed()
         with self.stock.lock:
             error = self._too_late(waited)
         return error()
@@ -226,15 +228,9 @@ class Core(Quick):
         self.shut()
 
     def filling(self, waiter: Waiter, seconds: float) -> Watch:
-        """Return what to wait on for as many connections as there should be at least.
-
-        Raises:
-            PoolClosedError: the pool is closed.
-        """
-        if self.stock.closed:
-            raise self._closed()
+        """Return what to wait on for as many connections as there should be at least, or for the pool's end."""
         self._in_use = True
-        return self._watch_for(waiter, seconds, self.stock.is_filled)
+        return self._watch_for(waiter, seconds, lambda: self.stock.closed or self.stock.is_filled())
 
     def emptying(self, waiter: Waiter, seconds: float) -> Watch:
         """Return what to wait on for the end of the last connection."""
@@ -305,8 +301,7 @@ class Core(Quick):
             stock.recover(now)
         if stock.closed:
             stock.close_idle(now)
-        while self._line:
-            turn = self._line[0]
+        while (turn := self._line.first) is not None:
             if not turn.decided:
                 if stock.closed:
                     turn.error = self._closed()
@@ -318,7 +313,7 @@ class Core(Quick):
                     del token
             turn.waiter.wake()
             self._line.leave(turn)
-            del turn  # whoever waited may have vanished, and the token with him
+            turn = None  # whoever waited may have vanished, and the token with him
             if stock.roster.unsettled:
                 stock.recover(now)
         self._provide(now)
@@ -369,8 +364,7 @@ class Core(Quick):
         )
 
     def _fail_all(self, now: float) -> None:
-        while self._line:
-            turn = self._line[0]
+        while (turn := self._line.first) is not None:
             if not turn.decided:
                 self.stock.counts.refused += 1
                 turn.error = self._unavailable(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ __all__ = ["Line", "Turn", "Watch"]
 class Turn:
     """A place in the line. Its fields are guarded by the lock."""
 
-    __slots__ = ("error", "since", "token", "until", "waiter")
+    __slots__ = ("__weakref__", "error", "since", "token", "until", "waiter")
 
     def __init__(self, waiter: Waiter, since: float, until: float) -> None:
         self.waiter = waiter
@@ -45,16 +46,55 @@ class Watch:
         return self._holds()
 
 
-class Line(deque[Turn]):
+class Line:
     """The turns, the oldest first.
+
+    A turn belongs to whoever waits for it. One whose owner is gone, interrupted before it could say so, is
+    seen to be gone, so that nothing is handed to it, and nobody is told that it waits.
 
     Concurrency: requires external locking.
     """
 
-    __slots__ = ()
+    __slots__ = ("_gone", "_turns")
+
+    def __init__(self) -> None:
+        self._turns: deque[weakref.ref[Turn]] = deque()
+        # Weak references call C code: Python code could be interrupted there, and the interrupt lost.
+        self._gone: deque[weakref.ref[Turn]] = deque()
+
+    def __len__(self) -> int:
+        self._sweep()
+        return len(self._turns)
+
+    @property
+    def first(self) -> Turn | None:
+        """Whose turn it is."""
+        while self._turns:
+            turn = self._turns[0]()
+            if turn is not None:
+                return turn
+            self._sweep()
+        return None
+
+    def append(self, turn: Turn) -> None:
+        """Have *turn* wait behind all others."""
+        self._turns.append(weakref.ref(turn, self._gone.append))
 
     def leave(self, turn: Turn) -> None:
         """Take *turn* out, if it is there."""
         # Not `popleft`, though it is the first mostly: a signal's handler may have taken it out just now.
-        if turn in self:
-            self.remove(turn)
+        for reference in self._turns:
+            if reference() is turn:
+                self._turns.remove(reference)
+                return
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._turns.clear()
+        self._gone.clear()
+
+    def _sweep(self) -> None:
+        while self._gone:
+            reference = self._gone.popleft()
+            if reference in self._turns:
+                self._turns.remove(reference)

@@ -157,11 +157,12 @@ class ConnectionPool(Front[C, C]):
 
         Raises:
             PoolTimeoutError: there were not, in time; the message says why.
+            PoolClosedError: the pool is closed.
         """
         core = self._core
         watch = core.filling(ThreadWaiter(), seconds := params.seconds("timeout", timeout))
         self._attend()
-        if not self._wait_for(watch):
+        if not self._wait_for(watch) or self.closed:
             raise core.not_filled(seconds)
 
     def close(self, drain: Seconds = 5.0) -> None:
