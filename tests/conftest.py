@@ -19,8 +19,8 @@ from tests.support.alone import AloneLast
 from tests.support.naming import ADDRESS
 from tests.support.valkey import ValkeyServer
 
-# How `make test` shares the tests. These measure how long something takes, or how much gets done, and are busy:
-# they run one after another when all others are done.
+# How `make test` shares the tests. These measure how long something takes, or how much gets done, and are
+# busy: they run one after another when all others are done.
 _ALONE = (
     "tests/incidents/test_*_demo.py",
     "tests/incidents/test_d7_fleet.py",
