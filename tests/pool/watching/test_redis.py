@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -73,6 +74,45 @@ async def test_awaited_subscription_is_named_with_its_task(shared_valkey: Valkey
     assert borrower.where.endswith("test_awaited_subscription_is_named_with_its_task")
     assert borrower.task == task.get_name()
     await client.aclose()
+
+
+def test_time_to_connect_is_that_of_a_new_connection(clock: Clock) -> None:
+    """Not since an attempt that failed long ago."""
+    refusals = [redis.ConnectionError("not today")]
+
+    class Connection:
+        pid = os.getpid()
+
+        def __init__(self, **_words: Any) -> None:
+            pass
+
+        def connect(self) -> None:
+            clock.now += 2.0
+            if refusals:
+                raise refusals.pop()
+
+        def can_read(self) -> bool:
+            return False
+
+        def should_reconnect(self) -> bool:
+            return False
+
+        def re_auth(self) -> None:
+            pass
+
+    kind: Any = Connection
+    pool = redis.ConnectionPool(connection_class=kind)
+    watching = watch(pool, clock=clock)
+    with pytest.raises(redis.ConnectionError, match="not today"):
+        pool.get_connection()
+    clock.now += 100.0
+    pool.get_connection()
+    pool.get_connection()
+
+    durations = watching._ledger.durations
+    assert durations is not None
+    assert [*durations.create] == [2.0]
+    assert [*durations.wait] == [2.0, 2.0]
 
 
 def test_disconnecting_takes_nothing_from_its_borrowers(client: Any) -> None:
@@ -161,11 +201,27 @@ def test_check_of_a_server_that_hangs_ends_in_time(valkey: ValkeyServer) -> None
                 watching.check(timeout=seconds)
         (borrower,) = watching.borrowers()
         assert borrower.where.endswith("in RedisPool.probe"), "the first check still waits for its answer"
-        assert watching.stats().checkouts == 2, "the other one has not begun, and will not"
+        stats = watching.stats()
+        assert (stats.checkouts, stats.waiting) == (2, 0), "the other one has not begun, and will not"
 
         valkey.resume()
         wait_until(lambda: watching.stats().used == 0, "the end of the first check")
         watching.check(timeout=20.0)
+
+
+@pytest.mark.faults
+def test_answer_that_comes_too_late_is_nobody_elses(valkey: ValkeyServer) -> None:
+    """The connection of a check that failed is not used again."""
+    with redis.ConnectionPool.from_url(valkey.url, socket_timeout=0.1, retry=Retry(NoBackoff(), 0)) as pool:
+        watching = watch(pool)
+        watching.check(timeout=20.0)
+        valkey.pause()
+        with pytest.raises(PoolUnavailableError, match="TimeoutError"):
+            watching.check(timeout=20.0)
+        valkey.resume()
+
+        pool.connection_kwargs["socket_timeout"] = 20
+        assert redis.Redis(connection_pool=pool).echo("mine") == b"mine"
 
 
 @pytest.mark.faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import warnings
@@ -62,8 +63,14 @@ def test_pool_that_follows_a_disposed_one_is_watched(engines: MakeEngine) -> Non
     after.close()
     assert (watching.stats().used, watching.stats().idle) == (0, 1)
 
+    for _ in range(5):
+        engine.dispose()
+    gc.collect()
+    assert len(watching._adapter._pools) < 4, "those that are no more are not kept"  # type: ignore[attr-defined]
+
     watching.unwatch()
     assert type(engine.pool) is type(old) is QueuePool
+    assert [*engine.pool.dispatch.checkin, *engine.pool.dispatch.detach] == []
     engine.dispose()
     engine.connect().close()
     assert type(engine.pool) is QueuePool
@@ -351,6 +358,22 @@ def test_connection_that_failed_a_check_is_not_used_again(
         watching.check(timeout=20.0)
     watching.check(timeout=20.0)
     assert watching.stats().used == 0
+
+
+async def test_awaited_connection_that_failed_a_check_is_not_used_again(postgres: PostgresServer) -> None:
+    """Nor left to the garbage collector, of which SQLAlchemy would warn."""
+    engine = create_async_engine(postgres.url.replace("postgresql:", "postgresql+asyncpg:"), pool_size=1)
+    watching = watch(engine)
+    async with engine.connect() as connection:
+        pid = await connection.scalar(sqlalchemy.text("SELECT pg_backend_pid()"))
+    await asyncio.to_thread(postgres.query, f"SELECT pg_terminate_backend({pid}, 5000)")
+
+    with pytest.raises(PoolUnavailableError, match="failed"):
+        await watching.acheck(timeout=20.0)
+    gc.collect()
+    await watching.acheck(timeout=20.0)
+    assert (watching.stats().used, watching.stats().collected) == (0, 0)
+    await engine.dispose()
 
 
 def test_count_is_left_to_the_instrumentation_that_reports_it(engines: MakeEngine) -> None:

@@ -118,8 +118,7 @@ def _initializing(holder: Disguise) -> Callable[[Callable[..., Any]], Callable[.
                 await original(self)
             finally:
                 for one in self._holders:
-                    if type(one) is PoolConnectionHolder:
-                        holder.put_on(one)
+                    holder.put_on(one)
 
         return _initialize
 

@@ -85,10 +85,7 @@ class RedisPool(Adapter):
         connection = pool.get_connection()
         try:
             connection.send_command("PING")
-            connection.read_response()
-        except BaseException:
-            connection.disconnect()
-            raise
+            connection.read_response()  # what fails here disconnects: no answer comes too late
         finally:
             pool.release(connection)
 
@@ -98,9 +95,6 @@ class RedisPool(Adapter):
         try:
             await connection.send_command("PING")
             await connection.read_response()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
         finally:
             await pool.release(connection)
 
