@@ -228,7 +228,7 @@ class Core(Quick):
         self.shut()
 
     def filling(self, waiter: Waiter, seconds: float) -> Watch:
-        """Return what to wait on for as many connections as there should be at least, or for the pool's end."""
+        """Return what to wait on for as many connections as there should be at least, or for the end."""
         self._in_use = True
         return self._watch_for(waiter, seconds, lambda: self.stock.closed or self.stock.is_filled())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..engine.waiting import Waiter
 from .members import Token
@@ -83,10 +84,8 @@ class Line:
     def leave(self, turn: Turn) -> None:
         """Take *turn* out, if it is there."""
         # Not `popleft`, though it is the first mostly: a signal's handler may have taken it out just now.
-        for reference in self._turns:
-            if reference() is turn:
-                self._turns.remove(reference)
-                return
+        with suppress(ValueError):
+            self._turns.remove(weakref.ref(turn))
 
     def clear(self) -> None:
         """Forget them all."""
@@ -95,6 +94,6 @@ class Line:
 
     def _sweep(self) -> None:
         while self._gone:
-            reference = self._gone.popleft()
-            if reference in self._turns:
-                self._turns.remove(reference)
+            # Each is one step: whoever comes in between, by a signal or by a collection, sweeps as well.
+            with suppress(IndexError, ValueError):
+                self._turns.remove(self._gone.popleft())

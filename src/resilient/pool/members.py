@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from enum import Enum, auto
 from math import inf
 from typing import Any, Final, NamedTuple, NoReturn
@@ -277,9 +278,10 @@ class Roster:
         token = None if ref is None else ref()
         if ref is None or token is None:
             return None  # it was lost just now, and will be found
+        fence = Fence(gone)
         self._parted[ref] = member
         token.member = gone
-        token.conn = Fence(gone)
+        token.conn = fence
         self._members.pop(ref, None)
         return token
 
@@ -289,14 +291,19 @@ class Roster:
             ref = self._lost[0]
             member = self._members.get(ref)
             # Not so if an interrupt came between the two, when there had been a new token already.
-            if member is not None and (member.ref is None or member.ref() is None):
+            # And not if it was taken away: then it is closed, and not lent again.
+            if (
+                member is not None
+                and (member.ref is None or member.ref() is None)
+                and ref not in self._parted
+            ):
                 token = self._remint(ref, member)
                 if token is not None:
                     yield token
                     del token
             self._members.pop(ref, None)
-            if self._lost and self._lost[0] is ref:
-                self._lost.popleft()
+            with suppress(ValueError):  # somebody else did, while we were at it
+                self._lost.remove(ref)
 
     def let_go(self, token: Token) -> Any | None:
         """Return the connection that was taken from who has *token*, and gives it up now."""
