@@ -19,7 +19,7 @@ from redis.asyncio import Redis, Sentinel
 from redis.asyncio.retry import Retry as ClientRetry
 from redis.backoff import NoBackoff
 
-from examples.shop.carts import Cart, Carts, client, put, read, take
+from examples.shop.carts import Cart, Carts, client, note, put, read, take
 from examples.shop.store import SERVICE, Address
 from resilient import (
     AsyncConnectionPool,
@@ -118,17 +118,14 @@ class Changes:
         self._latest: dict[str, Change] = {}
 
     def add(self, change: Change) -> None:
-        """Write a change down; `OverflowError` if there is no room for it."""
-        now = time.monotonic()
-        for entry, old in list(self._latest.items()):
-            if not old.stored or now - old.at < REPEATED_FOR:
-                break  # in the order of their times, the others are later
-            del self._latest[entry]
-        if len(self._latest) >= MOST_CHANGES:
-            raise OverflowError(f"{len(self._latest)} changes of carts wait to be stored")
+        """Write a change down; `RejectedError` if too many are owed already."""
         for entry in change.entries:
             self._latest.pop(entry, None)
-            self._latest[entry] = change
+        while self._latest and self._may_go(oldest := next(iter(self._latest))):
+            del self._latest[oldest]
+        if len(self._latest) >= MOST_CHANGES:
+            raise RejectedError("too many changes wait for the store", policy="carts", retry_after=1.0)
+        self._latest.update(dict.fromkeys(change.entries, change))
 
     def has(self, change: Change) -> bool:
         """Say whether a change stands, and no later one has taken its place."""
@@ -142,6 +139,11 @@ class Changes:
         """Owe everything again, to a server that was not there before."""
         for change in self._latest.values():
             change.stored = False
+
+    def _may_go(self, entry: str) -> bool:
+        change = self._latest[entry]
+        is_old = time.monotonic() - change.at >= REPEATED_FOR
+        return change.stored and (is_old or len(self._latest) >= MOST_CHANGES)
 
     def over(self, user: str, cart: Cart) -> Cart:
         """Return a cart as it is with what is owed."""
@@ -243,8 +245,11 @@ class ProtectedCarts(Carts):
         """Bring what is owed, until nothing is."""
         while owed := self._changes.owed():
             for change in owed:
-                if not await self._deliver(change):
-                    break  # nor would it take the others
+                try:
+                    if not await self._deliver(change):
+                        break  # nor would it take the others
+                except redis.ResponseError as error:
+                    note("given up", entries=list(change.entries), error=str(error))
             await asyncio.sleep(0.1)
 
     async def _dial_primary(self) -> Redis:

@@ -22,6 +22,8 @@ from examples.shop.store import Address
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import await_until
 
+from resilient.errors import RejectedError
+
 NOBODY = Address(("127.0.0.1", 1), [("127.0.0.1", 1)])
 MUG = "6E92ZMYYFZ"
 
@@ -212,13 +214,18 @@ def test_what_was_stored_lately_is_owed_to_a_new_server() -> None:
 
 
 def test_changes_find_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Better no than a promise nobody can keep."""
-    monkeypatch.setattr(failover, "MOST_CHANGES", 1)
+    """Better no than a promise nobody can keep; but what is stored makes room."""
+    monkeypatch.setattr(failover, "MOST_CHANGES", 2)
     changes = Changes()
-    changes.add(Change("ada", ["ada/1"], "tea"))
+    one, two, three = (Change("ada", [f"ada/{number}"], "tea") for number in range(3))
+    changes.add(one)
+    changes.add(two)
+    with pytest.raises(RejectedError, match="too many changes"):
+        changes.add(three)
 
-    with pytest.raises(OverflowError, match="1 changes"):
-        changes.add(Change("ada", ["ada/2"], "tea"))
+    one.stored = True
+    changes.add(three)
+    assert [changes.has(change) for change in (one, two, three)] == [False, True, True]
 
 
 class Server:
@@ -296,6 +303,24 @@ async def test_change_that_the_store_refuses_for_good_is_an_error(
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         await carts.put("ada", "ada/1", "tea")
     assert carts._changes.owed() == []
+
+
+async def test_courier_goes_on_after_a_change_that_the_store_refuses(
+    protected: tuple[ProtectedCarts, Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And tells which one it was."""
+    carts, server = protected
+    server.error = redis.ConnectionError("gone")
+    assert await carts.put("ada", "ada/1", "tea") == "noted"
+    server.error = redis.ResponseError("WRONGTYPE")
+    await await_until(lambda: not carts._changes.owed(), "the change is given up")
+    server.error = redis.ConnectionError("gone")
+    assert await carts.put("bob", "bob/1", "mug") == "noted"
+    server.error = None
+    await await_until(lambda: server.entries == {"bob/1": "mug"}, "the other change is stored")
+
+    told = _notes(capsys.readouterr().out, "given up")
+    assert [(line["entries"], line["error"]) for line in told] == [(["ada/1"], "WRONGTYPE")]
 
 
 async def test_another_primary_is_given_what_it_may_lack(protected: tuple[ProtectedCarts, Server]) -> None:
