@@ -84,8 +84,9 @@ class ReadBlock(_Read[C]):
         for step in trip:
             try:
                 self._conn = step.pool._checkout(step.seconds)
-            except BaseException as exc:  # noqa: BLE001 - it is raised, if need be
-                step.failed(exc)
+            except BaseException as exc:
+                if not step.goes_on(exc):
+                    raise
             else:
                 break
         self._node, self._ticket = step.node, step.ticket
@@ -146,8 +147,9 @@ class AsyncReadBlock(_Read[C]):
             try:
                 step.pool._settle()
                 self._conn = await step.pool._checkout(step.seconds)
-            except BaseException as exc:  # noqa: BLE001 - it is raised, if need be
-                step.failed(exc)
+            except BaseException as exc:
+                if not step.goes_on(exc):
+                    raise
             else:
                 break
         self._node, self._ticket = step.node, step.ticket

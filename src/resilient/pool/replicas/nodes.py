@@ -98,7 +98,17 @@ class Node:
 class Replica(Node):
     """A pool behind a breaker."""
 
-    __slots__ = ("_changed", "_clock", "_machine", "breaker", "held", "lag", "measured", "retry_at")
+    __slots__ = (
+        "_changed",
+        "_clock",
+        "_machine",
+        "_override",
+        "breaker",
+        "held",
+        "lag",
+        "measured",
+        "retry_at",
+    )
 
     def __init__(
         self, pool: Front[Any, Any], breaker: CircuitBreaker, clock: Clock, changed: Callable[[], None]
@@ -112,6 +122,7 @@ class Replica(Node):
         self.lag: float | None = None  # seconds
         self.measured: float | None = None  # when that was
         self.held: str | None = None  # why it is kept from being read, by us
+        self._override = breaker.stats().override  # how the breaker was set by hand, as its events tell
         breaker.add_listener(self._on_breaker)
         pool.add_listener(self._on_pool)
 
@@ -122,7 +133,7 @@ class Replica(Node):
             return False
         if self.breaker.current_state == State.CLOSED.value:
             return True
-        return self.breaker.stats().override == Mode.OBSERVE_ONLY.value
+        return self._override == Mode.OBSERVE_ONLY
 
     @property
     def state(self) -> str:
@@ -138,7 +149,7 @@ class Replica(Node):
 
     def hold(self, why: str) -> None:
         """Keep it from being read, unless somebody has said otherwise by hand."""
-        if self.breaker.stats().override is None:
+        if self._override is None:
             self.held = why
             self.breaker.force_open(reason=why)
 
@@ -156,16 +167,17 @@ class Replica(Node):
                 self.retry_at = -inf
             case CircuitOverridden():
                 self.retry_at = -inf  # the breaker will say when
+                self._override = event.mode
                 if event.reason != self.held:
                     self.held = None
             case CircuitResumed():
-                self.held = None
+                self.held = self._override = None
             case _:
                 pass
         self._changed()
 
     def _on_pool(self, event: Event) -> None:
-        if self.breaker.stats().override is not None:
+        if self._override is not None:
             return
         state = self.breaker.current_state
         match event:

@@ -186,7 +186,7 @@ class Trip:
     """The way of one read from pool to pool, until one has a connection; all within one timeout.
 
     Iterated, it goes to one after the other. `node` is where it has come to, `ticket` what let it in there,
-    and `seconds` how long it may wait. What came of it is told by `arrived` or by `failed`.
+    and `seconds` how long it may wait. What came of it is told by `arrived` or by `goes_on`.
 
     Args:
         routing: knows the way.
@@ -255,16 +255,17 @@ class Trip:
         elif node is self._routing.fallback:
             next(counts.on_primary.ticker)
 
-    def failed(self, exc: BaseException) -> None:
-        """Note that there was none, because of *exc*; raise that unless it is worth going on."""
+    def goes_on(self, exc: BaseException) -> bool:
+        """Note that there was none, because of *exc*; return whether that is a reason to look elsewhere."""
         self.node.failed(self.ticket, exc, self._routing.clock() - self._since)
         if not isinstance(exc, RejectedError | PoolClosedError):
-            raise exc
+            return False
         if isinstance(exc, PoolClosedError):
             self._routing.sort()
         self._has_missed = True
         self._said.append(f"{self.node.pool.name}: {error_text(exc)}")
         self._last = exc
+        return True
 
     @property
     def pool(self) -> Any:
