@@ -330,8 +330,8 @@ class ReplicaSet(_Base[C]):
 class AsyncReplicaSet(_Base[C]):
     """Read from replicas, write to the primary, and go on while one of them is away: for asyncio.
 
-    It is `ReplicaSet` for asynchronous pools, and what is said there holds here. Its arguments are those of
-    `ReplicaSet`, too, but the pools are asynchronous, and `lag` may be a coroutine function.
+    It is `ReplicaSet` for asynchronous pools, and what is said there holds here. Its arguments are
+    those of `ReplicaSet`, too, but the pools are asynchronous, and `lag` may be a coroutine function.
 
     Raises:
         TypeError: an argument has the wrong type, such as a synchronous pool.
