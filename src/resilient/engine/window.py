@@ -139,8 +139,8 @@ class TimeWindow:
 
     def restart(self, now: float) -> None:
         """Forget everything and begin the first part at *now*."""
-        self._marks.clear()
-        self._marks.append(self._read())
+        # As a whole: an interrupt must not leave it without any.
+        self._marks = deque((self._read(),), maxlen=BUCKETS)
         self.edge = now + self._step
 
     def succeeded(self) -> None:
