@@ -54,7 +54,6 @@ class Caller:
     waiter: Waiter | None = None
     conn: Any = None
     number: int = -1
-    is_reported: bool = False
     is_reclaimed: bool = False
 
 
@@ -78,7 +77,7 @@ class Books:
         self.holders: list[Caller] = []
         self.kept: list[Any] = []  # what was made of connections that were forgotten
         self.counts: Counter[str] = Counter()
-        self.wait_seconds = self.use_seconds = 0.0
+        self.wait_seconds = 0.0
         self.is_shut = False
 
     # What holds after each step.
@@ -101,12 +100,7 @@ class Books:
         """It is free, or lent to one, or promised to one, or there is something done with it."""
         core = self.pool.core
         assert not core.stock.roster.unsettled
-        for caller in self.held():
-            # The pool may have taken it away in any step.
-            if not isinstance(held_by(caller.conn)[0].member, Member):
-                caller.is_reclaimed = True
-                self.counts["reclaimed"] += 1
-                self.use_seconds += self.clock() - caller.since
+        self.notice()
         tokens = [*core.stock.idle, *(chore.token for _, chore in self.crew.pending)]
         tokens += [held_by(caller.conn)[0] for caller in self.holders]
         tokens += [caller.turn.token for caller in self.line if caller.turn and caller.turn.token]
@@ -152,10 +146,10 @@ class Books:
         assert stats.waited == self.counts["waited"]
         assert stats.wait_seconds == self.wait_seconds
         assert stats.timeouts == self.counts["timeouts"]
-        undecided = sum(
+        untold = sum(
             isinstance(caller.turn.error, PoolUnavailableError) for caller in self.line if caller.turn
         )
-        assert stats.refused == self.counts["refused"] + undecided
+        assert stats.refused == self.counts["refused"] + untold
         assert stats.used == len(self.held()) + orphans
         assert stats.connects == len(self.server.made)
         assert stats.closed == len(self.server.made) - sum(member.conn is not None for member in roster)
@@ -167,11 +161,8 @@ class Books:
         assert stats.leaked <= stats.leaks
         assert stats.discarded >= self.counts["discarded"] >= 0
         assert stats.size == len(roster)
-        assert stats.waiting == sum(
-            not caller.turn.decided and caller.turn in self.pool.core._line
-            for caller in self.line
-            if caller.turn
-        )
+        undecided = sum(not caller.turn.decided for caller in self.line if caller.turn)
+        assert len(self.alive()) <= stats.waiting <= undecided
         assert len(self.world.of(ConnectionReturnedLate)) <= stats.leaks
 
     # What happens.
@@ -185,10 +176,15 @@ class Books:
         self.counts["lent"] += 1
 
     def ends(self, caller: Caller) -> None:
+        self.notice()
         self.holders.remove(caller)
-        if not caller.is_reclaimed and not isinstance(held_by(caller.conn)[0].member, Member):
-            caller.is_reclaimed = True
-            self.counts["reclaimed"] += 1
+
+    def notice(self) -> None:
+        """See what the pool has taken away, as it may in any step."""
+        for caller in self.held():
+            if not isinstance(held_by(caller.conn)[0].member, Member):
+                caller.is_reclaimed = True
+                self.counts["reclaimed"] += 1
 
     def held(self) -> list[Caller]:
         """Return those who have a connection that was not taken away."""

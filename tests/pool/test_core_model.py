@@ -203,6 +203,14 @@ class PoolMachine(Books, RuleBasedStateMachine):
         if caller.turn.error is not None:
             self.counts["refused"] += isinstance(caller.turn.error, PoolUnavailableError)
 
+    @rule(which=ANY)
+    def vanish(self, which: int) -> None:
+        """Somebody who waits is gone, without a word: interrupted before it began to."""
+        if self.line:
+            caller = self.line.pop(which % len(self.line))
+            assert caller.turn is not None
+            self.counts["refused"] += isinstance(caller.turn.error, PoolUnavailableError)
+
     # Borrowers.
 
     @rule(which=ANY)
@@ -329,12 +337,10 @@ class PoolMachine(Books, RuleBasedStateMachine):
     @rule()
     def visit(self) -> None:
         """The round is made."""
-        now = self.clock()
         self.pool.round()
-        if self.counts["arrivals"] or self.counts["lent"]:
-            limit = self.pool.core.rules.max_hold
-            for caller in self.held():
-                assert limit is None or now - caller.since < limit, "not reclaimed"
+        self.notice()
+        limit = self.pool.core.rules.max_hold
+        assert limit is None or all(self.clock() - caller.since < limit for caller in self.held())
 
     @precondition(lambda self: not self.is_shut)
     @rule(min_size=st.integers(0, 2), max_size=SIZES)
