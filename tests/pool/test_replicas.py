@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import inspect
 import threading
 import time
@@ -29,10 +30,12 @@ from resilient import (
 from resilient.errors import (
     ConnectionReturnedError,
     PoolClosedError,
+    PoolFullError,
     PoolTimeoutError,
     PoolUnavailableError,
+    RejectedError,
 )
-from resilient.pool.replicas.routing import choose
+from resilient.pool.replicas.routing import Trip, choose
 from resilient.testing import FakeClock, capture_events
 
 
@@ -176,6 +179,68 @@ class TestChoice:
         nodes = [fake(0, 4) for _ in range(number)]
         counts = Counter(id(choose(nodes)) for _ in range(2000 * number))
         assert all(1600 < counts[id(node)] < 2400 for node in nodes)
+
+
+REFUSALS = {
+    "down": PoolUnavailableError("down"),
+    "slow": PoolTimeoutError("slow", size=2, used=0),
+    "busy": PoolTimeoutError("busy", size=2, used=2),
+    "full": PoolFullError("full"),
+}
+FATES = st.sampled_from(["good", *REFUSALS])
+
+
+NAMES = ("primary", "r1", "r2", "r3")
+
+
+def travel(rig: Rig, timeout: float, fates: dict[str, str]) -> tuple[list[str], bool]:
+    """Have a read look for a connection where each pool has its fate; return where it was, and its luck."""
+    until = rig.clock() + timeout + 1e-9
+    asked: list[str] = []
+    with suppress(RejectedError):
+        for step in Trip(rig.set._routing, timeout, None, None):
+            fate = fates[step.pool.name]
+            asked.append(step.pool.name)
+            assert rig.clock() + step.seconds <= until
+            if fate == "good":
+                step.arrived()
+                step.node.gate.success(step.ticket, None)
+                return asked, True
+            if fate in {"slow", "busy"}:
+                rig.clock.advance(step.seconds)
+            assert step.goes_on(copy.copy(REFUSALS[fate]))
+    return asked, False
+
+
+class TestTrip:
+    @given(
+        fates=st.fixed_dictionaries(dict.fromkeys(NAMES, FATES)),
+        opened=st.sets(st.sampled_from(NAMES[1:])),
+        pinned=st.booleans(),
+        fallback=st.booleans(),
+        timeout=st.sampled_from([0.0, 1.0, 60.0]),
+    )
+    def test_whatever_becomes_of_each_pool(self, fates, opened, pinned, fallback, timeout):
+        """A read goes to no pool twice, to the primary at its turn only, and waits no longer than it may."""
+        rig = Rig(3, fallback_to_primary=fallback, primary_share=0.25)
+        for name in opened:
+            rig.set.breakers[name].force_open()
+        if pinned:
+            rig.set._routing._pinned_until.set(rig.clock() + 1000.0)
+        asked, lucky = travel(rig, timeout, fates)
+        up = set(NAMES[1:]) - opened
+        everywhere = up | ({"primary"} if fallback or pinned else set())
+        assert len(asked) == len(set(asked))
+        assert everywhere >= set(asked)
+        assert lucky or set(asked) == everywhere
+        if "primary" in asked:
+            assert asked[0 if pinned else -1] == "primary"
+            assert pinned or set(asked) == everywhere
+        for name in up & set(asked):
+            blamed = fates[name] == "down" or (fates[name] == "slow" and timeout > 1.0)
+            assert rig.set.breakers[name].stats().failures == blamed
+        if fallback:
+            rig.set._routing.fallback.gate.admit(None, (), {})  # the one place that there is, is free again
 
 
 class TestReadsAndWrites:
