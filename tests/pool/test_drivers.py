@@ -443,6 +443,27 @@ class TestDbApi:
         assert driver_of(conn).broken(conn, exc)
 
 
+class TestPsycopgOfAnotherVersion:
+    def test_without_the_settings_only_the_transaction_is_looked_at(self) -> None:
+        """Where its attributes are called something else, what was changed of them stays."""
+        conn = made_in("psycopg", "BaseConnection")()
+        conn.pgconn = SimpleNamespace(transaction_status=2)
+        conn.closed = conn.broken = False
+
+        def rollback() -> None:
+            conn.pgconn.transaction_status = 0
+
+        conn.rollback = rollback
+        driver = driver_of(conn)
+
+        assert driver.dirty(conn)
+        take(driver.reset(conn))
+        assert not driver.dirty(conn)
+        conn.pgconn.transaction_status = 4  # closed
+        assert driver.dirty(conn)
+        assert driver.broken(conn, ValueError())
+
+
 class TestPsycopg2:
     class Connection:
         """As much of psycopg2's connection as is asked."""
@@ -633,6 +654,20 @@ class TestRedisErrors:
     def test_broken_by(self, client: redis.Redis, exc: BaseException, broken: bool) -> None:
         """Lost, timed out, given up, or a replica now; not an answer that is an error."""
         assert driver_of(client).broken(client, exc) is broken
+
+    def test_a_connection_that_fails_when_it_is_looked_at_is_lost(self) -> None:
+        """What reads ahead may find the end of the stream."""
+
+        def can_read(self: Any, timeout: float) -> bool:
+            raise redis.ConnectionError
+
+        conn = made_in("redis.connection", "AbstractConnection", is_connected=True, can_read=can_read)()
+        driver = driver_of(conn)
+
+        assert driver.dirty(conn)
+        assert driver.broken(conn, ValueError())
+        with pytest.raises(ConnectionError, match="closed"):
+            take(driver.reset(conn))
 
 
 class TestSockets:

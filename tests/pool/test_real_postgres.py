@@ -27,9 +27,9 @@ from resilient import AsyncConnectionPool, ConnectionPool
 from resilient.errors import ConnectionReclaimedError, PoolTimeoutError, PoolUnavailableError
 from resilient.events import Event
 
-pytestmark = pytest.mark.faults
-
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600.0 if SOAK else 60.0)]
+
 RESTARTS = 20 if SOAK else 2
 CANCELLED = 8_000 if SOAK else 400
 LEEWAY = 0.25  # seconds; two slow cores, and everybody wants them

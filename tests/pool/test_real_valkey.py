@@ -23,9 +23,9 @@ from tests.support.waiting import await_until, wait_until
 from resilient import AsyncConnectionPool, ConnectionPool
 from resilient.errors import ConnectionReclaimedError, PoolTimeoutError, PoolUnavailableError
 
-pytestmark = pytest.mark.faults
-
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600.0 if SOAK else 60.0)]
+
 TAGGED = 100_000 if SOAK else 10_000
 LEEWAY = 0.25  # seconds; two slow cores, and everybody wants them
 BACK_WITHIN = 1.5
@@ -193,7 +193,7 @@ class TestCancellation:
 
                 async def caller(number: int) -> None:
                     nonlocal timed_out, mixed
-                    for turn in range(400 if SOAK else 30):
+                    for turn in range(150 if SOAK else 30):
                         word = f"word-{number}-{turn}"
                         try:
                             async with pool.connection() as client, asyncio.timeout(0.005):
