@@ -222,10 +222,10 @@ class Core(Quick):
         """Take what is still lent from its borrowers, and give up what is still being done."""
         self.change(self.stock.cut)
 
-    def end(self, crew: Crew) -> None:
-        """Close what is free by *crew*, now that there will be no other."""
-        self._crew = crew
-        self.shut()
+    def end(self, last: Callable[[Crew], Crew]) -> None:
+        """Close what is free, by the last crew there will be; who waits meanwhile is not troubled any more."""
+        self._crew = last(self._crew)
+        self.change(self.stock.close_idle)
 
     def filling(self, waiter: Waiter, seconds: float) -> Watch:
         """Return what to wait on for as many connections as there should be at least, or for the end."""
@@ -317,7 +317,7 @@ class Core(Quick):
             if stock.roster.unsettled:
                 stock.recover(now)
         self._provide(now)
-        if self._line and self._is_hopeless(now):
+        if self.stock.supply.is_down and self._line and self._is_hopeless(now, self._line.longest):
             self._fail_all(now)
         self._watch()
         self._wake_watches()
@@ -337,7 +337,7 @@ class Core(Quick):
         stock = self.stock
         if stock.closed:
             return self._closed
-        if self._is_hopeless(now):
+        if self._is_hopeless(now, patience):
             self._provide(now, demand=1)
             stock.counts.refused += 1
             return partial(self._unavailable, now)
@@ -351,14 +351,17 @@ class Core(Quick):
             return partial(refusals.full, self.rules.name, len(self._line))
         return None
 
-    def _is_hopeless(self, now: float) -> bool:
-        """Tell whether the server is known to be down, and no connection is to be had for that."""
+    def _is_hopeless(self, now: float, patience: float) -> bool:
+        """Tell whether the server is known to be down, and no connection will come back from elsewhere.
+
+        Who has one for longer than somebody waits, so many seconds, is not counted on.
+        """
         supply = self.stock.supply
         return (
             supply.is_known_down(now)
             and not self.stock.idle
             and not any(
-                member.is_promising(now, supply.failing_since, self.rules.timeout)
+                member.is_promising(now, supply.failing_since, max(patience, self.rules.timeout))
                 for member in self.stock.roster
             )
         )

@@ -14,11 +14,11 @@ from ..engine.clock import asleep, sleep
 from ..engine.waiting import running_loop
 from ..engine.workers import Job, Workers
 from . import chores
-from .core import Core
+from .core import Core, Crew
 from .inherited import keep
 from .members import Chore, Errand
 
-__all__ = ["InlineCrew", "TaskCrew", "ThreadCrew"]
+__all__ = ["LastCrew", "TaskCrew", "ThreadCrew"]
 
 _ROUNDS_EVERY: Final = 1.0  # seconds
 _FAREWELL: Final = 2.0  # seconds that the end of a loop waits for the last chores
@@ -58,8 +58,15 @@ def _do(core: Core, chore: Chore, connect: Callable[[], Any]) -> None:
     chores.drive(chores.begin(core, chore, connect))
 
 
-class InlineCrew:
-    """Closes what is to be closed where it stands, when there are no more threads; and does nothing else."""
+class LastCrew:
+    """Closes what there is when the interpreter ends, and does nothing else.
+
+    From Python 3.12 on, no thread can be started by then. What those that are there do not do is done where it
+    stands, if it is known to wait for nothing.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
 
     def resize(self, max_size: int) -> None:
         """Do nothing."""
@@ -69,8 +76,13 @@ class InlineCrew:
 
     def carry_out(self, core: Core, chore: Chore) -> None:
         """Do *chore*, if it is an end."""
-        if chore.errand in {Errand.CLOSE, Errand.CUT}:
-            chores.drive(chores.begin(core, chore, _nothing))
+        if chore.errand not in {Errand.CLOSE, Errand.CUT}:
+            return
+        try:
+            self._crew.carry_out(core, chore)
+        except RuntimeError:
+            if core.handling.closes_at_once:
+                chores.drive(chores.begin(core, chore, _nothing))
 
 
 def _nothing() -> None:

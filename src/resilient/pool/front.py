@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, Self, TypeVar
@@ -23,7 +24,9 @@ from .stock import Rules
 
 __all__ = ["C", "Front"]
 
-_ALWAYS: Final = -1.0  # seconds without use: none is so few that a connection need not be asked
+# Seconds without use after which a connection is asked: however few, and however many, unless it is suspect.
+_ALWAYS: Final = -1.0
+_NEVER: Final = sys.float_info.max
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -71,7 +74,7 @@ class Front(Generic[C, R], metaclass=ABCMeta):
             max_idle=params.seconds("max_idle", max_idle, above=True, infinite=True),
             max_lifetime=params.seconds("max_lifetime", max_lifetime, above=True, infinite=True),
             jitter=params.ratio("jitter", jitter, zero=True),
-            check_after_idle=params.seconds("check_after_idle", check_after_idle, infinite=True) or _ALWAYS,
+            check_after_idle=_check_after(check_after_idle),
             check_every=params.optional_seconds("check_every", check_every),
             check_timeout=params.seconds("check_timeout", check_timeout, above=True),
             connect_timeout=_or(params.optional_seconds("connect_timeout", connect_timeout), max(wait, 1.0)),
@@ -289,6 +292,11 @@ class _Reading:
 
 def _or(given: float | None, default: float) -> float:
     return default if given is None else given
+
+
+def _check_after(idle: Seconds) -> float:
+    seconds = params.seconds("check_after_idle", idle, infinite=True)
+    return min(seconds, _NEVER) if seconds else _ALWAYS
 
 
 def _sizes(min_size: int, max_size: int) -> tuple[int, int]:

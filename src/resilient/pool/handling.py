@@ -55,6 +55,11 @@ class Handling:
         """Whether there is a way to find out that a connection is good."""
         return self._check is not None or type(self._driver).check is not Driver.check
 
+    @property
+    def closes_at_once(self) -> bool:
+        """Whether closing is known to wait for nothing."""
+        return self._close is None and type(self._driver) is not Driver
+
     def is_broken(self, conn: Any, exc: BaseException) -> bool:
         """Tell whether a connection must not be used again, after *exc* came from where it was used."""
         if self._broken is not None and isinstance(exc, Exception):

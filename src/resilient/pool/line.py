@@ -77,6 +77,12 @@ class Line:
             self._sweep()
         return None
 
+    @property
+    def longest(self) -> float:
+        """For how many seconds somebody waits at most."""
+        turns = (reference() for reference in [*self._turns])
+        return max((turn.until - turn.since for turn in turns if turn is not None), default=0.0)
+
     def append(self, turn: Turn) -> None:
         """Have *turn* wait behind all others."""
         self._turns.append(weakref.ref(turn, self._gone.append))

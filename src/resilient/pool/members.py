@@ -22,6 +22,9 @@ from .borrowers import Borrower, Site, lines_of, where_of
 __all__ = ["Chore", "Errand", "Fence", "Gone", "Loan", "Member", "Roster", "Token"]
 
 
+_A_MOMENT: Final = 1.0  # seconds
+
+
 class Errand(Enum):
     """What can be done for a connection by somebody who may have to wait for it."""
 
@@ -126,10 +129,9 @@ class Member:
             return True
         return self.since is not None and now - self.since < patience
 
-    @property
-    def is_unproven(self) -> bool:
-        """Whether nobody has seen it work since it was made."""
-        return self.returned == self.checked == self.idle_from
+    def was_of_no_use(self, now: float) -> bool:
+        """Tell whether it was made a moment ago, and nobody has seen it work."""
+        return self.returned == self.checked == self.idle_from and now - self.returned < _A_MOMENT
 
     def suspect_it(self) -> None:
         """Have it checked before it is lent again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, Final, Self, cast
@@ -14,12 +15,12 @@ from ..typing import P, Seconds, T
 from . import chores, rounds
 from .blocks import ConnectionBlock
 from .core import Core
-from .crews import InlineCrew, ThreadCrew
+from .crews import LastCrew, ThreadCrew
 from .decorating import lending
 from .front import C, Front
 from .handling import Act
 from .line import Watch
-from .members import Token
+from .members import Errand, Token
 
 __all__ = ["ConnectionPool"]
 
@@ -231,6 +232,9 @@ class ConnectionPool(Front[C, C]):
     _is_attended = False
 
 
+_FAREWELL: Final = 2.0  # seconds that the end of the interpreter waits for connections to be closed
+_GLANCE: Final = 0.005
+
 # Not a WeakSet: that runs Python code when one of them dies, in which an interrupt would be lost.
 _open: Final[set[weakref.ref[Core]]] = set()
 
@@ -238,7 +242,10 @@ _open: Final[set[weakref.ref[Core]]] = set()
 @atexit.register
 def _close_all() -> None:
     """Say goodbye to servers when the interpreter ends; of what is lent, that of the process is the end."""
-    for reference in [*_open]:
-        core = reference()
-        if core is not None:
-            core.end(InlineCrew())
+    until = time.monotonic() + _FAREWELL
+    cores = [core for core in (reference() for reference in [*_open]) if core is not None]
+    for core in cores:
+        core.end(LastCrew)
+    for core in cores:
+        while core.stock.doing(Errand.CLOSE) and (left := until - time.monotonic()) > 0.0:
+            ThreadWaiter().park(min(left, _GLANCE))

@@ -275,8 +275,8 @@ class Stock:
         If it never worked, that is as good as not connecting.
         """
         member = token.member
-        if is_evidence and isinstance(member, Member) and member.is_unproven:
-            self._count_failure(now, reason)
+        if is_evidence and isinstance(member, Member) and member.was_of_no_use(now):
+            self._fail(now, reason)
         self.counts.discarded += 1
         self.say(ConnectionDiscarded(self.rules.name, reason))
         self.start(Errand.CLOSE, token, now)
@@ -323,6 +323,9 @@ class Stock:
     def _count_failure(self, now: float, reason: str) -> None:
         """Count an attempt to connect that failed."""
         self.counts.connect_failures += 1
+        self._fail(now, reason)
+
+    def _fail(self, now: float, reason: str) -> None:
         if self.supply.failed(now, reason):
             self.say(PoolUnavailable(self.rules.name, self.supply.failures, reason))
 

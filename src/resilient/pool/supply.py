@@ -11,7 +11,7 @@ __all__ = ["Supply"]
 
 _AT_ONCE: Final = 3  # so that a spike of callers makes no spike of connections
 _FIRST_PAUSE: Final = 0.05  # seconds
-_LONGEST_PAUSE: Final = 1.0  # as long as a server may be back unnoticed
+_LONGEST_PAUSE: Final = 0.75  # seconds; with the attempt itself, a server is back for a second unnoticed
 _DOWN_AFTER: Final = 3  # failures in a row
 _KNOWN_FOR: Final = 5.0  # seconds after the last attempt should have ended; who comes later finds out anew
 _FORGOTTEN: Final = 10.0  # seconds without a failure after which the next one is the first
