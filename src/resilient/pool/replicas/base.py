@@ -96,6 +96,11 @@ class Base(Generic[C], metaclass=ABCMeta):
     @abstractmethod
     def _gauge_for(self, lag: Callable[[C], Any], max_lag: float, every: float) -> Gauge: ...
 
+    def _stop_asking(self) -> None:
+        self._routing.watch(None)
+        if self._gauge is not None:
+            self._gauge.stop()
+
     def _lag(self, lag: Callable[[C], Any]) -> Callable[[C], Any]:
         return params.plain_function("lag", lag)
 

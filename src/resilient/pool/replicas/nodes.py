@@ -34,7 +34,9 @@ __all__ = ["PATIENCE", "Node", "Replica", "Share"]
 PATIENCE: Final = 0.5
 """Seconds of waiting in vain that say something about a server, and the most that a probe waits."""
 
-_LOOK_AGAIN: Final = 0.1  # seconds, where all probes are under way: one may end without a word
+# Seconds after which a breaker is asked again that has refused: where probes are under way, and elsewhere.
+_PROBE_SOON: Final = 0.1
+_LOOK_AGAIN: Final = 1.0
 
 
 class Node:
@@ -142,10 +144,11 @@ class Replica(Node):
 
     def refused(self, refusal: CircuitOpenError) -> None:
         """Note that the breaker did not let a read in."""
+        # Soon enough, whatever it says: it may have changed before this is noted, and its event with it. And
+        # a probe that says nothing gives its place back without an event.
+        most = _PROBE_SOON if self.breaker.current_state == State.HALF_OPEN.value else _LOOK_AGAIN
         wait = refusal.retry_after
-        if self.breaker.current_state == State.HALF_OPEN.value:
-            wait = _LOOK_AGAIN if wait is None else min(wait, _LOOK_AGAIN)
-        self.retry_at = inf if wait is None else self._clock() + wait
+        self.retry_at = self._clock() + (most if wait is None else min(wait, most))
 
     def hold(self, why: str) -> None:
         """Keep it from being read, unless somebody has said otherwise by hand."""

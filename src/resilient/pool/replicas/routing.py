@@ -121,8 +121,8 @@ class Routing:
             times = (replica.retry_at for replica in self.down if not replica.stock.closed)
             self.due = min(times, default=inf) if self._to_begin is None else -inf
 
-    def watch(self, begin: Callable[[], None]) -> None:
-        """Have *begin* called with the first read, in each process."""
+    def watch(self, begin: Callable[[], None] | None) -> None:
+        """Have *begin* called with the first read, in each process; None: nothing."""
         self._begin = self._to_begin = begin
         self.look_ahead()
 
@@ -318,7 +318,7 @@ class Trip:
         self._said += [f"{one.pool.name}: {one.state}" for one in routing.down if one not in self._tried]
         message = f"replica set {routing.name!r} has nobody to read from: {'; '.join(self._said)}"
         wait = max(0.0, min(one.retry_at for one in routing.replicas) - routing.clock())
-        return PoolUnavailableError(message, policy=routing.name, retry_after=None if wait == inf else wait)
+        return PoolUnavailableError(message, policy=routing.name, retry_after=wait)
 
 
 def choose(replicas: Sequence[Replica]) -> Replica | None:

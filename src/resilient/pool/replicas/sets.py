@@ -182,8 +182,7 @@ class ReplicaSet(Base[C]):
         Concurrency: safe from any thread, any number of times.
         """
         left = _until(self._routing.clock, params.seconds("drain", drain))
-        if self._gauge is not None:
-            self._gauge.stop()
+        self._stop_asking()
         for pool in self._pools:
             pool._core.shut()  # noqa: SLF001 - before the first is waited for
         for pool in self._pools:
@@ -329,8 +328,7 @@ class AsyncReplicaSet(Base[C]):
         Concurrency: safe from any task, any number of times.
         """
         seconds = params.seconds("drain", drain)
-        if self._gauge is not None:
-            self._gauge.stop()
+        self._stop_asking()
         ends = await asyncio.gather(*(pool.close(seconds) for pool in self._pools), return_exceptions=True)
         for end in ends:
             if isinstance(end, BaseException):
