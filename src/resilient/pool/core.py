@@ -223,7 +223,7 @@ class Core(Quick):
         self.change(self.stock.cut)
 
     def end(self, last: Callable[[Crew], Crew]) -> None:
-        """Close what is free, by the last crew there will be; who waits meanwhile is not troubled any more."""
+        """Close what is free, by the last crew there will be; who waits meanwhile is left in peace."""
         self._crew = last(self._crew)
         self.change(self.stock.close_idle)
 

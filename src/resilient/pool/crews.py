@@ -61,8 +61,8 @@ def _do(core: Core, chore: Chore, connect: Callable[[], Any]) -> None:
 class LastCrew:
     """Closes what there is when the interpreter ends, and does nothing else.
 
-    From Python 3.12 on, no thread can be started by then. What those that are there do not do is done where it
-    stands, if it is known to wait for nothing.
+    From Python 3.12 on, no thread can be started by then. What those that are there do not do is done where
+    it stands, if it is known to wait for nothing.
     """
 
     def __init__(self, crew: Crew) -> None:
