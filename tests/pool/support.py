@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import math
 import selectors
 from collections.abc import Awaitable, Callable
@@ -306,3 +307,91 @@ def patient(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
             runner.run(alone())
 
     return run
+
+
+class Slow:
+    """A connection whose answers take a few turns of the loop; all is noted that is done with it."""
+
+    in_transaction = False
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    async def _do(self, what: str) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.log.append(what)
+
+    async def ask(self) -> str:
+        await self._do("ask")
+        return "pong"
+
+    async def check(self) -> None:
+        await self._do("check")
+
+    async def reset(self) -> None:
+        await self._do("reset")
+
+    async def aclose(self) -> None:
+        await self._do("close")
+
+
+class Session(Slow):
+    """One of a database."""
+
+    def cursor(self) -> None:
+        """Be known as a database's."""
+
+    async def ask(self) -> str:
+        self.in_transaction = True
+        return await super().ask()
+
+    async def commit(self) -> None:
+        await self._do("commit")
+        self.in_transaction = False
+
+    async def rollback(self) -> None:
+        await self._do("rollback")
+        self.in_transaction = False
+
+    async def close(self) -> None:
+        await self._do("close")
+
+
+class Shop:
+    """A pool of such connections, and all of them there were."""
+
+    def __init__(self, world: World, kind: type[Slow] = Slow, **options: Any) -> None:
+        self.made: list[Slow] = []
+
+        async def connect() -> Slow:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            conn = kind()
+            self.made.append(conn)
+            return conn
+
+        self.pool: AsyncConnectionPool[Any] = world.async_pool(connect=connect, **options)
+
+    @property
+    def open(self) -> int:
+        return sum("close" not in conn.log for conn in self.made)
+
+    async def is_whole(self) -> None:
+        """Find every connection there is; then the pool is of use as before, and is closed."""
+        await asyncio.sleep(5.0)
+        gc.collect()
+        stats = self.pool.stats()
+        assert (stats.used, stats.waiting, stats.connecting) == (0, 0, 0)
+        assert stats.idle == stats.size == self.open
+        assert stats.collected == 0
+        async with asyncio.timeout(10.0):
+            held = [await self.pool.getconn() for _ in range(stats.max_size)]
+        for conn in held:
+            assert not conn.in_transaction
+            assert await conn.ask() == "pong"
+            await self.pool.putconn(conn)
+        await self.pool.close()
+        await asyncio.sleep(5.0)
+        assert self.open == 0
+        assert all(conn.log.count("close") == 1 for conn in self.made)
