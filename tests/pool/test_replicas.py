@@ -79,6 +79,24 @@ class ReadOnlyError(Exception):
     sqlstate = "25006"
 
 
+class Transactional(Conn):
+    """A connection of which nobody knows whether a transaction is open, as those of many databases."""
+
+    def __init__(self, server: Server, failure: Exception | None = None) -> None:
+        super().__init__(server)
+        self.failure = failure
+
+    def cursor(self) -> None: ...
+
+    def rollback(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def commit(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
 class Rig:
     """A primary and replicas, each a pool of its own, and the set made of them."""
 
@@ -297,11 +315,18 @@ class TestReadsAndWrites:
         ]
 
     def test_a_connection_returned_inside_the_block_is_an_error(self, make):
-        """Who gives the connection back by hand is told so at the end of the block."""
+        """Who gives the connection back by hand is told so at the end, unless there is worse to be told."""
         rig = make(1)
         with pytest.raises(ConnectionReturnedError), rig.set.reading() as conn:
             rig.pools["r1"].putconn(conn)
+        with pytest.raises(KeyError):
+            self.return_and_fail(rig)
         assert rig.read() == "r1"
+
+    def return_and_fail(self, rig: Rig) -> None:
+        with rig.set.reading() as conn:
+            rig.pools["r1"].putconn(conn)
+            raise KeyError
 
     def test_without_replicas_the_primary_serves_all(self, make):
         """With no replicas at all, as on a developer's machine, reads are not counted against any share."""
@@ -431,29 +456,24 @@ class TestBreakers:
         assert rig.state("r1") == "open"
         assert rig.read() == "primary"
 
-    def test_a_commit_that_breaks_the_connection_is_evidence(self, make):
+    def test_a_commit_that_breaks_the_connection_is_evidence(self):
         """A connection that breaks when the pool commits on it counts, another failure of that does not."""
 
-        class Transactional(Conn):
-            failure: Exception = ConnectionResetError()
-
-            def cursor(self) -> None: ...
-            def rollback(self) -> None: ...
-            def close(self) -> None: ...
-            def commit(self) -> None:
-                raise self.failure
-
-        rig = make(1)
-        rig.servers["r1"].connect = lambda: Transactional(rig.servers["r1"])  # type: ignore[method-assign]
-        pool = ConnectionPool(lambda: Transactional(rig.servers["r1"]), name="r")
-        with ReplicaSet(rig.pools["primary"], [pool], clock=rig.clock) as readers:
+        lost = ConnectionPool(lambda: Transactional(Server("r"), ConnectionResetError()), name="r")
+        with ReplicaSet(pool("p"), [lost]) as readers:
             with pytest.raises(ConnectionResetError), readers.reading():
                 pass
             assert readers.breakers["r"].stats().failures == 1
-            Transactional.failure = ValueError("of a constraint")
-            with pytest.raises(ValueError, match="of a constraint"), readers.reading():
+        refused = ConnectionPool(lambda: Transactional(Server("r"), ValueError("too late")), name="r")
+        with ReplicaSet(pool("p"), [refused]) as readers:
+            with pytest.raises(ValueError, match="too late"), readers.reading():
                 pass
-            assert readers.breakers["r"].stats().failures == 1
+            assert readers.breakers["r"].stats().failures == 0
+        kept = ConnectionPool(lambda: Transactional(Server("r")), name="r")
+        with ReplicaSet(pool("p"), [kept]) as readers:
+            with readers.reading():
+                pass
+            assert readers.breakers["r"].stats().calls == 1
 
     def test_a_pool_that_is_only_busy_is_no_evidence(self, make):
         """All connections lent is the callers' doing: whoever waited in vain goes elsewhere, that is all."""
@@ -539,6 +559,21 @@ class TestBreakers:
         assert rig.state("r1") == "open"
         assert rig.read() == "r1"
 
+    def test_refused_by_chance_a_read_goes_elsewhere(self, make):
+        """While a breaker lets traffic back in bit by bit, what it does not let in yet is read elsewhere."""
+
+        def breaker(name: str) -> CircuitBreaker:
+            return CircuitBreaker(name, ramp=1000.0, clock=clock)
+
+        clock = FakeClock()
+        rig = make(sticky=0, breaker=breaker, clock=clock)
+        rig.set.breakers["r1"].open()
+        clock.advance(30.0)
+        assert rig.read() == "r1"  # the probe
+        clock.advance(100.0)  # now it is a tenth of the reads
+        assert Counter(rig.read() for _ in range(200))["r1"] < 30
+        assert rig.set.stats().on_primary == 0
+
     def test_made_as_one_likes(self, make):
         """A factory makes the breakers, which judge by their own rules."""
         made: list[str] = []
@@ -581,6 +616,19 @@ class TestFallback:
         for _ in range(5):
             rig.set.reading().__enter__()
         assert rig.read() == "primary"
+
+    def test_a_forked_child_has_the_whole_share(self, make):
+        """What the parent reads in place of replicas does not count against its child."""
+        rig = make(1, sticky=0, primary_share=0.25)
+        rig.set.breakers["r1"].force_open()
+        routing = rig.set._routing
+        with rig.set.reading():
+            routing.after_fork()
+            routing.fallback.gate.after_fork()
+            assert rig.read() == "primary"
+        assert rig.read() == "primary"
+        with rig.set.reading(), pytest.raises(PoolUnavailableError, match="serves 1 reads"):
+            rig.read()
 
     def test_the_share_follows_the_size_of_the_pool(self, make):
         """A primary's pool that is resized serves so many more, or fewer."""
@@ -685,6 +733,14 @@ class TestPrimary:
         made = rig.servers["primary"].made
         rig.write()
         assert rig.servers["primary"].made == made + 1
+
+    def test_read_only_at_the_commit_too(self):
+        """A primary that is found read-only when the block ends is one that is none any more, too."""
+        primary = ConnectionPool(lambda: Transactional(Server("p"), ReadOnlyError()), name="p")
+        with ReplicaSet(primary, [pool("r")]) as orders:
+            with pytest.raises(ReadOnlyError), orders.writing():
+                pass
+            assert orders.stats().demotions == 1
 
     def test_other_errors_do_not(self, make):
         """An error of the statement's leaves the connections alone."""
@@ -976,6 +1032,105 @@ class TestAsync:
                 async with orders.reading():
                     raise ConnectionResetError
             assert sum(one.breaker.failures for one in orders.stats().replicas) == 1
+
+    @pytest.mark.parametrize(
+        ("failure", "failures"),
+        [(ValueError("too late"), 0), (ConnectionResetError("gone"), 1)],
+        ids=["refused", "broken"],
+    )
+    async def test_a_commit_that_breaks_the_connection_is_evidence(self, failure, failures):
+        """A connection that breaks when the pool commits on it counts, another failure of that does not."""
+
+        async def connect() -> Transactional:
+            return Transactional(Server("r"), failure)
+
+        async with AsyncReplicaSet(apool("p"), [AsyncConnectionPool(connect, name="r")]) as orders:
+            with pytest.raises(type(failure)):
+                async with orders.reading():
+                    pass
+            assert orders.breakers["r"].stats().failures == failures
+
+    async def test_a_commit_that_goes_well_is_none(self):
+        """A read that is committed counts as one that went well."""
+
+        async def connect() -> Transactional:
+            return Transactional(Server("r"))
+
+        async with AsyncReplicaSet(apool("p"), [AsyncConnectionPool(connect, name="r")]) as orders:
+            async with orders.reading():
+                pass
+            stats = orders.breakers["r"].stats()
+            assert (stats.calls, stats.failures) == (1, 0)
+
+    async def test_a_connection_returned_inside_the_block_is_an_error(self):
+        """Who gives the connection back by hand is told so at the end, unless there is worse to be told."""
+        replica = apool("r")
+        async with AsyncReplicaSet(apool("p"), [replica]) as orders:
+            with pytest.raises(ConnectionReturnedError):
+                async with orders.reading() as conn:
+                    await replica.putconn(conn)
+            with suppress(KeyError):
+                async with orders.reading() as conn:
+                    await replica.putconn(conn)
+                    raise KeyError
+            assert orders.breakers["r"].stats().abandoned == 2
+
+    async def test_no_connection_at_all(self):
+        """Who waits in vain is told so, who is cancelled while waiting is cancelled; neither is evidence."""
+        replica = AsyncConnectionPool(Server("r").aconnect, name="r", max_size=1)
+        async with AsyncReplicaSet(apool("p"), [replica], fallback_to_primary=False) as orders:
+            async with orders.reading():
+                with pytest.raises(PoolTimeoutError):
+                    await orders.reading(0.01).__aenter__()
+                waiting = asyncio.create_task(orders.reading(60.0).__aenter__())
+                await await_until(lambda: replica.stats().waiting == 1, "it waits")
+                waiting.cancel()
+                await asyncio.wait([waiting])
+                assert waiting.cancelled()
+            stats = orders.stats()
+            assert (stats.refused, stats.replicas[0].breaker.failures) == (1, 0)
+
+    async def test_refused_by_chance_a_read_goes_elsewhere(self):
+        """While a breaker lets traffic back in bit by bit, what it does not let in yet is read elsewhere."""
+
+        def breaker(name: str) -> CircuitBreaker:
+            return CircuitBreaker(name, ramp=1000.0, reset_timeout=0.0)
+
+        orders, _ = self.make(sticky=0, breaker=breaker)
+        async with orders:
+            orders.breakers["r1"].open()
+            served = Counter[str]()
+            for _ in range(50):
+                async with orders.reading() as conn:
+                    served[conn.ask()] += 1
+            assert served["r1"] < 10
+            assert served["primary"] == 0
+
+    async def test_read_only_at_the_commit(self):
+        """A primary that is found read-only when the block ends is one that is none any more, too."""
+
+        async def connect() -> Transactional:
+            return Transactional(Server("p"), ReadOnlyError())
+
+        async with AsyncReplicaSet(AsyncConnectionPool(connect, name="p"), [apool("r")]) as orders:
+            with pytest.raises(ReadOnlyError):
+                async with orders.writing():
+                    pass
+            assert orders.stats().demotions == 1
+
+    async def test_wait_does_not_need_every_replica(self):
+        """A replica that is down keeps nobody from starting; if all are, it is told."""
+        servers = {name: Server(name) for name in ("p", "r1", "r2")}
+        servers["r1"].up = False
+        pools = [
+            AsyncConnectionPool(server.aconnect, name=name, min_size=1) for name, server in servers.items()
+        ]
+        async with AsyncReplicaSet(pools[0], pools[1:]) as orders:
+            await orders.wait()
+            servers["r2"].up = False
+            pools[2].drain()
+            with pytest.raises(PoolTimeoutError):
+                await orders.wait(0.1)
 
     async def test_writes_pin_the_reads_of_later_tasks(self):
         """A task begun after the write reads from the primary, one that was there before does not."""
