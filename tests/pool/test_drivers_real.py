@@ -30,7 +30,7 @@ from tests.support.waiting import await_until, wait_until
 from resilient.pool.drivers import driver_of
 
 SOAK = bool(os.environ.get("RESILIENT_SOAK"))
-CANCELLED = 5_000 if SOAK else 200
+CANCELLED = 5_000 if SOAK else 100
 
 pytestmark = pytest.mark.timeout(600.0 if SOAK else 60.0)
 

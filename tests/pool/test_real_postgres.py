@@ -541,7 +541,7 @@ class TestBlackHole:
             proxy = stack.enter_context(TcpProxy(server.port))
             pool = stack.enter_context(
                 ConnectionPool(
-                    connect_there, name="orders", min_size=2, max_size=6, timeout=0.5, connect_timeout=0.3
+                    connect_there, name="orders", min_size=2, max_size=6, timeout=2.0, connect_timeout=0.3
                 )
             )
             pool.wait()
@@ -559,7 +559,7 @@ class TestBlackHole:
             assert len(attempts) <= 3 + 4 * seconds
 
             held = [pool.getconn() for _ in range(2)]
-            took, exc = taken(pool.getconn)
+            took, exc = taken(partial(pool.getconn, timeout=0.5))
             assert isinstance(exc, PoolTimeoutError | PoolUnavailableError)
             assert took <= 0.5 + LEEWAY
             # From here on there are none that might come back.

@@ -237,7 +237,7 @@ class TestSockets:
         """Who stopped waiting for it does not leave it to the next one."""
         timed_out = 0
         with proxy.toxic(Latency(0.01, 0.01)), self.pool_of(proxy, max_size=2, patience=0.012) as pool:
-            for turn in range(100 if SOAK else 40):
+            for turn in range(100 if SOAK else 20):
                 try:
                     assert say(pool, f"word-{turn}") == f"word-{turn}"
                 except TimeoutError:

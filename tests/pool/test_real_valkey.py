@@ -193,7 +193,7 @@ class TestCancellation:
 
                 async def caller(number: int) -> None:
                     nonlocal timed_out, mixed
-                    for turn in range(150 if SOAK else 30):
+                    for turn in range(150 if SOAK else 12):
                         word = f"word-{number}-{turn}"
                         try:
                             async with pool.connection() as client, asyncio.timeout(0.005):
