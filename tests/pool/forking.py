@@ -76,7 +76,9 @@ def _status_of(child: int) -> int:
 
 def fork_under_load(port: int) -> None:
     """Children use the pool, and what they inherited, and end in both ways; so do their own children."""
-    pool: ConnectionPool[Speaker] = ConnectionPool(connector(port), name="p", max_size=SIZE, timeout=10.0)
+    pool: ConnectionPool[Speaker] = ConnectionPool(
+        connector(port), name="p", max_size=SIZE, timeout=10.0, leak_after=None
+    )
     held = pool.getconn()
     heard = list[events.Event]()
     pool.add_listener(heard.append)
