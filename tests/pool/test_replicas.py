@@ -86,6 +86,11 @@ class Transactional(Conn):
     def __init__(self, server: Server, failure: Exception | None = None) -> None:
         super().__init__(server)
         self.failure = failure
+        self.used = False
+
+    def ask(self) -> str:
+        self.used = True
+        return super().ask()
 
     def cursor(self) -> None: ...
 
@@ -94,7 +99,7 @@ class Transactional(Conn):
     def close(self) -> None: ...
 
     def commit(self) -> None:
-        if self.failure is not None:
+        if self.used and self.failure is not None:
             raise self.failure
 
 
@@ -466,18 +471,18 @@ class TestBreakers:
 
         lost = ConnectionPool(lambda: Transactional(Server("r"), ConnectionResetError()), name="r")
         with ReplicaSet(pool("p"), [lost]) as readers:
-            with pytest.raises(ConnectionResetError), readers.reading():
-                pass
+            with pytest.raises(ConnectionResetError), readers.reading() as conn:
+                conn.ask()
             assert readers.breakers["r"].stats().failures == 1
         refused = ConnectionPool(lambda: Transactional(Server("r"), ValueError("too late")), name="r")
         with ReplicaSet(pool("p"), [refused]) as readers:
-            with pytest.raises(ValueError, match="too late"), readers.reading():
-                pass
+            with pytest.raises(ValueError, match="too late"), readers.reading() as conn:
+                conn.ask()
             assert readers.breakers["r"].stats().failures == 0
         kept = ConnectionPool(lambda: Transactional(Server("r")), name="r")
         with ReplicaSet(pool("p"), [kept]) as readers:
-            with readers.reading():
-                pass
+            with readers.reading() as conn:
+                conn.ask()
             assert readers.breakers["r"].stats().calls == 1
 
     def test_a_pool_that_is_only_busy_is_no_evidence(self, make):
@@ -578,6 +583,18 @@ class TestBreakers:
         clock.advance(100.0)  # now it is a tenth of the reads
         assert Counter(rig.read() for _ in range(200))["r1"] < 30
         assert rig.set.stats().on_primary == 0
+
+    def test_an_event_that_was_missed_does_no_harm(self, make):
+        """A listener can be interrupted; the next read that looks twice sees what there is to be seen."""
+        rig = make(2, sticky=0)
+        for replica in rig.set._routing.replicas:
+            replica.breaker.remove_listener(replica._on_breaker)
+        rig.set.breakers["r1"].open()
+        assert {rig.read() for _ in range(40)} == {"r2"}
+        rig.clock.advance(1.0)
+        assert {rig.read() for _ in range(40)} == {"r1", "r2"}
+        assert rig.state("r1") == "closed"
+        assert rig.set._routing.up == rig.set._routing.replicas
 
     def test_made_as_one_likes(self, make):
         """A factory makes the breakers, which judge by their own rules."""
@@ -743,8 +760,8 @@ class TestPrimary:
         """A primary that is found read-only when the block ends is one that is none any more, too."""
         primary = ConnectionPool(lambda: Transactional(Server("p"), ReadOnlyError()), name="p")
         with ReplicaSet(primary, [pool("r")]) as orders:
-            with pytest.raises(ReadOnlyError), orders.writing():
-                pass
+            with pytest.raises(ReadOnlyError), orders.writing() as conn:
+                conn.ask()
             assert orders.stats().demotions == 1
 
     def test_other_errors_do_not(self, make):
@@ -1054,8 +1071,8 @@ class TestAsync:
 
         async with AsyncReplicaSet(apool("p"), [AsyncConnectionPool(connect, name="r")]) as orders:
             with pytest.raises(type(failure)):
-                async with orders.reading():
-                    pass
+                async with orders.reading() as conn:
+                    conn.ask()
             assert orders.breakers["r"].stats().failures == failures
 
     async def test_a_commit_that_goes_well_is_none(self):
@@ -1122,8 +1139,8 @@ class TestAsync:
 
         async with AsyncReplicaSet(AsyncConnectionPool(connect, name="p"), [apool("r")]) as orders:
             with pytest.raises(ReadOnlyError):
-                async with orders.writing():
-                    pass
+                async with orders.writing() as conn:
+                    conn.ask()
             assert orders.stats().demotions == 1
 
     async def test_wait_does_not_need_every_replica(self):

@@ -62,6 +62,9 @@ def cluster() -> Iterator[Cluster]:
     """One for all of these; each leaves it as it was, but for the last ones."""
     with PostgresServer() as primary:
         primary.query("CREATE TABLE orders (number int)")
+        # One standby's copy must not make the primary throw away what the other one needs.
+        primary.query("ALTER SYSTEM SET wal_keep_size = '256MB'")
+        primary.query("SELECT pg_reload_conf()")
         standbys = [Standby(primary), Standby(primary)]
         try:
             with ThreadPoolExecutor(len(standbys)) as threads:

@@ -86,9 +86,9 @@ class Routing:
         self._pinned_until: ContextVar[float] = ContextVar("resilient_pinned_until", default=0.0)
         self._lock = threading.RLock()  # re-entrant: a signal handler may read too
         self._drained_at = -inf
-        self.up: tuple[Replica, ...] = ()
-        self.down: tuple[Replica, ...] = ()
-        self.due = -inf  # when one of those that are down may be tried again
+        # Those that are read from, and those that are not: in one step, so that no interrupt loses anybody.
+        self._sides: tuple[tuple[Replica, ...], tuple[Replica, ...]] = ((), ())
+        self._due = -inf  # when one of those that are not may be tried again
         self.replicas: tuple[Replica, ...] = ()
         self.replicas = tuple(Replica(pool, breaker, clock, self.sort) for pool, breaker in replicas)
         self.sort()
@@ -101,37 +101,50 @@ class Routing:
         until = self._pinned_until.get()
         if until and self.clock() < until:
             return None
-        if self.due < inf and self.clock() >= self.due:
+        if self._due < inf and self.clock() >= self._due:
             return None
-        return choose(self.up)
+        return choose(self._sides[0])
 
     # What is known of the pools.
 
+    @property
+    def up(self) -> tuple[Replica, ...]:
+        """The replicas that are read from."""
+        return self._sides[0]
+
+    @property
+    def down(self) -> tuple[Replica, ...]:
+        """The others."""
+        return self._sides[1]
+
     def sort(self) -> None:
-        """Tell those that can be read from from those that cannot; to be called when one has changed."""
+        """Tell the replicas that can be read from from the others; to be called when one has changed."""
         with self._lock:
-            up = [replica for replica in self.replicas if replica.is_up]
-            self.down = tuple(replica for replica in self.replicas if replica not in up)
-            self.up = tuple(up)
+            self._due = -inf  # if an interrupt comes before the end, the next read will `review`
+            up = tuple(replica for replica in self.replicas if replica.is_up)
+            self._sides = up, tuple(replica for replica in self.replicas if replica not in up)
             self.look_ahead()
 
     def look_ahead(self) -> None:
         """Find out when one of those that are down may be tried again."""
         with self._lock:
             times = (replica.retry_at for replica in self.down if not replica.stock.closed)
-            self.due = min(times, default=inf) if self._to_begin is None else -inf
+            self._due = min(times, default=inf) if self._to_begin is None else -inf
+
+    def review(self) -> None:
+        """Begin what goes on in the background, and see whether anything was missed: events can be."""
+        begin, self._to_begin = self._to_begin, None
+        if begin is not None:
+            begin()
+        if all(replica.is_up for replica in self.up) and not any(replica.is_up for replica in self.down):
+            self.look_ahead()
+        else:
+            self.sort()
 
     def watch(self, begin: Callable[[], None] | None) -> None:
         """Have *begin* called with the first read, in each process; None: nothing."""
         self._begin = self._to_begin = begin
         self.look_ahead()
-
-    def start(self) -> None:
-        """Begin what goes on in the background, if that is still to be done."""
-        begin, self._to_begin = self._to_begin, None
-        if begin is not None:
-            begin()
-            self.look_ahead()
 
     # Who has written.
 
@@ -260,8 +273,6 @@ class Trip:
         self.node.failed(self.ticket, exc, self._routing.clock() - self._since)
         if not isinstance(exc, RejectedError | PoolClosedError):
             return False
-        if isinstance(exc, PoolClosedError):
-            self._routing.sort()
         self._has_missed = True
         self._said.append(f"{self.node.pool.name}: {error_text(exc)}")
         self._last = exc
@@ -284,7 +295,7 @@ class Trip:
 
     def _nodes(self) -> Iterator[Node]:
         routing = self._routing
-        routing.start()
+        routing.review()
         is_pinned = routing.is_pinned
         if is_pinned:
             yield routing.home
