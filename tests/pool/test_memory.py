@@ -193,7 +193,7 @@ def test_nothing_of_a_borrower_is_kept(habit: Callable[[Any, Load], None], full_
     wait_until(lambda: _is_at_rest(pool), "all is done")
 
     def are_gone() -> bool:
-        gc.collect(1)
+        gc.collect()
         return not any(trace() for trace in traces)
 
     assert len(traces) == 4
@@ -226,7 +226,7 @@ async def test_nothing_of_a_task_is_kept() -> None:
     await await_until(lambda: _is_at_rest(pool), "all is done")
 
     def are_gone() -> bool:
-        gc.collect(0)
+        gc.collect()
         return not any(trace() for trace in traces)
 
     # asyncio keeps the context of a time limit that was taken back until it would have been over.
@@ -309,7 +309,7 @@ def test_pool_that_is_dropped_is_collected_with_its_threads() -> None:
     del pool
 
     def is_collected() -> bool:
-        gc.collect(1)  # again: a thread may just have been about to end its work
+        gc.collect()  # again: a thread may just have been about to end its work
         return not any(trace() for trace in traces)
 
     wait_until(is_collected, "it is collected")
