@@ -12,6 +12,7 @@ pytest_plugins = ["pytester"]
 _ROOT = Path(__file__).parents[2]
 
 _CONFTEST = """
+    import os
     import time
     from pathlib import Path
 
@@ -22,6 +23,11 @@ _CONFTEST = """
 
     def pytest_xdist_make_scheduler(config, log):
         return AloneLast(config, log, ["test_z*", "test_y*"], ["alone/test_*"])
+
+    def pytest_collection_modifyitems(items):
+        # The third process comes in the place of one that died.
+        if os.environ.get("PYTEST_XDIST_WORKER") == "gw2" and "FINDS_LESS" in os.environ:
+            items.pop()
 
     @pytest.fixture
     def done(request):
@@ -91,15 +97,30 @@ def test_those_that_want_to_be_alone_run_also_where_they_are_all_there_is(pytest
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+_DIES = "import os\n\ndef test_dies():\n    os._exit(1)\n"
+
+
 def test_process_that_dies_keeps_nobody_from_being_run(pytester: pytest.Pytester) -> None:
     """Neither those beside which it died nor those that waited for its end."""
-    dies = "import os\n\ndef test_dies():\n    os._exit(1)\n"
-    pytester.makepyfile(test_dies=dies)
+    pytester.makepyfile(test_dies=_DIES)
 
     result = _run(pytester)
 
     assert result.parseoutcomes() == {"failed": 1, "passed": 5}
     result.stdout.fnmatch_lines(["FAILED test_dies.py::test_dies *"])
+
+
+def test_run_ends_also_if_a_file_has_changed_when_a_process_dies(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one in its place finds other tests, and is of no use."""
+    monkeypatch.setenv("FINDS_LESS", "1")
+    pytester.makepyfile(test_dies=_DIES)
+
+    result = _run(pytester)
+
+    assert result.parseoutcomes()["failed"] == 1
+    assert result.ret != pytest.ExitCode.OK
 
 
 def test_those_that_come_first_do_in_the_order_of_their_patterns(pytester: pytest.Pytester) -> None:

@@ -30,6 +30,12 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
         # Few tests may take long: ordered by how many a file has, the longest files would come last.
         config.option.loadscopereorder = False
 
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        """Note what a worker has found; let it go if it came for one that died and has found other tests."""
+        super().add_node_collection(node, collection)
+        if node not in self.registered_collections:
+            node.shutdown()
+
     def remove_node(self, node: WorkerController) -> str | None:
         """Forget a worker that has ended, and go on; if it died, return the test of which it did.
 
@@ -62,6 +68,8 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
+        if node not in self.registered_collections:
+            return  # it collects, in the place of one that died
         if self.workqueue and self._next() is None and not self._stays(node):
             node.shutdown()
         # A worker keeps the last test it was given until it is given another, or is told to end: two, then.
