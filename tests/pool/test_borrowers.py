@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import functools
 import gc
-import inspect
 import sys
 import threading
 import weakref
@@ -95,14 +94,6 @@ def test_nothing_known_is_said_so() -> None:
     """A connection that nobody had borrowed has no place."""
     assert where_of(()) == "unknown"
     assert lines_of(()) == ()
-
-
-def test_packages_can_be_skipped() -> None:
-    """The innermost frames of some packages are left away, unless there are no others."""
-    frame = sys._getframe()
-    assert site_of(frame, 1, skip={"tests"})[0] is not frame.f_code
-    everything = {str(one.frame.f_globals.get("__name__")).partition(".")[0] for one in inspect.stack(0)}
-    assert site_of(frame, 1, skip=everything)[0] is frame.f_code
 
 
 @pytest.mark.parametrize("ending", ["_shop/db.py", ".d/db.py"])

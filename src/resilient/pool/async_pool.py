@@ -15,7 +15,7 @@ from .blocks import AsyncConnectionBlock
 from .crews import TaskCrew
 from .decorating import lending
 from .front import C, Front
-from .handling import Act
+from .handling import Act, through
 from .line import Watch
 from .members import Token
 
@@ -195,7 +195,7 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
         steps = self._core.ending(token, exc, well=well)
         if steps is not None:
             try:
-                await chores.adrive(chores.through(steps))
+                await chores.adrive(through(steps))
             except BaseException as failure:
                 self._core.give_back(token, failure)
                 # What cannot be committed is told; what cannot be undone is gone with its connection.

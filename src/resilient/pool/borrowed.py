@@ -83,8 +83,11 @@ class Borrowed:
         return dir(_connection_of(self))
 
     def __repr__(self) -> str:
-        held = self._resilient_held
-        return f"<borrowed {held[0].conn!r}>" if held else "<a connection that was returned>"
+        held = held_by(self)
+        if not held:
+            return "<a connection that was returned>"
+        conn = held[0].conn
+        return "<a connection that was taken away>" if type(conn) is Fence else f"<borrowed {conn!r}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a borrowed connection cannot be pickled or copied: it belongs to its borrower")

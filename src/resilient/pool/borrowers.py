@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -65,16 +65,9 @@ class Borrower:
         return f"{self.where} ({self.held_for:.1f} s, thread {self.thread}{task})"
 
 
-def site_of(frame: FrameType | None, depth: int, skip: Collection[str] = ()) -> Site:
-    """Return the stack that ends in *frame*: at most *depth* frames of it.
-
-    The innermost ones that belong to the packages *skip* are left away, unless there are no others.
-    """
-    first = frame
-    while frame is not None and _package_of(frame) in skip:
-        frame = frame.f_back
+def site_of(frame: FrameType | None, depth: int) -> Site:
+    """Return the stack that ends in *frame*: at most *depth* frames of it."""
     found: list[Any] = []
-    frame = frame or first
     while frame is not None and len(found) < 2 * depth:
         found += (frame.f_code, frame.f_lasti)
         frame = frame.f_back
@@ -123,10 +116,6 @@ def _places(site: Site) -> Iterator[tuple[CodeType, int]]:
 
 def _text(code: CodeType, at: int) -> str:
     return f"{code.co_filename}:{_line(code, at)} in {code.co_qualname}"
-
-
-def _package_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _line(code: CodeType, at: int) -> int:

@@ -16,16 +16,12 @@ from typing import Any, Final, TypeAlias
 from ..engine.window import HAS_GIL
 from ..events import error_text
 from .core import Core
+from .handling import through
 from .members import Chore, Errand, Fence, Gone, Member, Token
 
-__all__ = ["Doing", "adrive", "begin", "drive", "through"]
+__all__ = ["Doing", "adrive", "begin", "drive"]
 
 Doing: TypeAlias = Generator[Any, Any, None]
-
-# The references to a connection that are there because it is being looked at, where it is made and where it
-# is looked for. What there is beyond these is the client library's own, or somebody's who still uses it.
-_WHEN_MADE: Final = 3
-_WHEN_FOUND: Final = 4
 
 
 class _StillInUseError(Exception):
@@ -64,30 +60,25 @@ async def adrive(doing: Doing, limit: float | None = None) -> None:
     until = None if limit is None else asyncio.get_running_loop().time() + limit
     answer: Any = None
     failure: BaseException | None = None
-    while True:
-        try:
-            step = doing.send(answer) if failure is None else doing.throw(failure)
-        except StopIteration:
-            return
-        answer = failure = None
-        try:
-            if inspect.isawaitable(step):
-                async with asyncio.timeout_at(until):
-                    answer = await step
-            else:
-                answer = step
-        except BaseException as exc:  # noqa: BLE001 - it is raised where the step was made
-            failure = exc
-        del step
-
-
-def through(steps: Iterable[Any]) -> Doing:
-    """Take each of *steps*, and send back what came of it to whoever makes them."""
-    if isinstance(steps, Generator):
-        yield from steps
-    else:
-        for step in steps:  # noqa: UP028 - what is sent back would be sent to something that takes nothing
-            yield step
+    try:
+        while True:
+            try:
+                step = doing.send(answer) if failure is None else doing.throw(failure)
+            except StopIteration:
+                return
+            answer = failure = None
+            try:
+                if inspect.isawaitable(step):
+                    async with asyncio.timeout_at(until):
+                        answer = await step
+                else:
+                    answer = step
+            except BaseException as exc:  # noqa: BLE001 - it is raised where the step was made
+                failure = exc
+            del step
+    finally:
+        # Or it and this frame would keep each other alive, and the token, which is to be seen to be lost.
+        del answer, failure
 
 
 def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:
@@ -98,8 +89,13 @@ def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:
     conn: Any = None
     try:
         conn = yield connect()
-        references = sys.getrefcount(conn) - _WHEN_MADE
+        references = sys.getrefcount(conn)
+        # How many of these it has for being looked at: as many as something to which nobody else refers.
+        control = yield _Control()
+        references -= sys.getrefcount(control)
+        del control
         core.meet(conn)
+        yield from through(core.handling.settle(conn))
     except BaseException as exc:
         core.change(core.stock.connect_failed, token, error_text(exc))
         if conn is not None:
@@ -113,7 +109,7 @@ def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:
 
 def _mend(core: Core, token: Token, act: Callable[[Any], Iterable[Any]]) -> Doing:
     try:
-        if isinstance(token.member, Member) and token.member.orphan and _is_in_use(token.member, token.conn):
+        if isinstance(token.member, Member) and token.member.orphan and _is_in_use(token, token.member):
             raise _StillInUseError("something made of it is still in use")  # noqa: TRY301
         yield from through(act(token.conn))
     except BaseException as exc:
@@ -124,20 +120,38 @@ def _mend(core: Core, token: Token, act: Callable[[Any], Iterable[Any]]) -> Doin
         core.change(core.stock.mended, token, None)
 
 
-def _is_in_use(member: Member, conn: Any) -> bool:
+class _Control:
+    """Something to which nobody else refers."""
+
+
+def _is_in_use(token: Token, member: Member) -> bool:
     """Tell whether somebody has a cursor, a method or the like of a connection that was given up."""
     # Without a global lock the numbers of references are not to be relied on.
-    return not HAS_GIL or sys.getrefcount(conn) - _WHEN_FOUND > member.references
+    return not HAS_GIL or _references(token) - _WHEN_UNUSED > member.references
+
+
+def _references(token: Token) -> int:
+    return sys.getrefcount(token.conn)
+
+
+def _when_unused() -> int:
+    """Return how many references there are to a connection that a token and its member have."""
+    member = Member(None, 0.0)
+    token = Token(member)
+    token.conn = member.conn = _Control()
+    return _references(token)
+
+
+_WHEN_UNUSED: Final = _when_unused()
 
 
 def _close(core: Core, token: Token) -> Doing:
-    try:
-        # Unless it was taken away from us before we began: then it is closed when nobody uses it.
-        if type(token.conn) is not Fence:
-            with suppress(Exception):  # it is given up, however it takes that
-                yield from through(core.handling.close(token.conn))
-    finally:
-        core.change(core.stock.was_closed, token)
+    # Unless it was taken away from us before we began: then it is closed when nobody uses it. And when we are
+    # cancelled in the middle, the token is lost, and what became of it is not said: somebody closes it again.
+    if type(token.conn) is not Fence:
+        with suppress(Exception):  # it is given up, however it takes that
+            yield from through(core.handling.close(token.conn))
+    core.change(core.stock.was_closed, token)
 
 
 def _cut(core: Core, token: Token) -> Doing:

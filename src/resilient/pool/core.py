@@ -91,7 +91,7 @@ class Core(Quick):
             with self.stock.lock:
                 self._dispatch(now)
                 if not self._line and not self.stock.closed:
-                    token = self.stock.fit(now)
+                    token = self.stock.fit(now) or (None if longest else self.stock.unasked(now))
                     if token is not None:
                         return token
                 refusal = self._refusal(now, patience)
@@ -285,6 +285,8 @@ class Core(Quick):
 
     def stats(self) -> PoolStats:
         """Return what was counted, and where the pool stands."""
+        if self.stock.roster.unsettled:
+            self.attend()  # what is known to be forgotten is not lent any more
         with self.stock.lock:
             return self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from ..engine.matching import Matcher
 from .drivers import Driver, Steps, driver_of
 
-__all__ = ["Act", "Handling"]
+__all__ = ["Act", "Handling", "through"]
 
 Act = Callable[[Any], Any]
 """Does something with a connection; may return an awaitable in an asynchronous pool."""
@@ -72,14 +72,24 @@ class Handling:
 
     def check(self, conn: Any) -> Steps:
         """Raise if it is dead."""
-        return self._driver.check(conn) or () if self._check is None else _one(self._check, conn)
+        if self._check is None:
+            yield from through(self._driver.check(conn) or ())
+        else:
+            yield from through(_one(self._check, conn))
+            yield from through(self.settle(conn))
 
     def reset(self, conn: Any) -> Steps:
         """Have it as new; raise if that cannot be."""
-        if self._driver.transactional and self._driver.dirty(conn):
-            yield from _sent(self._driver.reset(conn))
+        if self._driver.dirty(conn):
+            yield from through(self._driver.reset(conn))
         if self._reset is not None:
             yield self._reset(conn)
+            yield from through(self.settle(conn))
+
+    def settle(self, conn: Any) -> Steps:
+        """Have kept what was set up on a connection that nobody has borrowed, by code of the user's."""
+        if self._driver.transactional and self._driver.tells and self._driver.dirty(conn):
+            yield from through(self._driver.commit(conn))
 
     def ending(self, conn: Any, *, well: bool) -> Steps | None:
         """Return the steps that end a transaction, *well* or not; None if none is open."""
@@ -106,5 +116,10 @@ def _one(act: Act, conn: Any) -> Steps:
         raise ConnectionError(f"{act!r} returned False")
 
 
-def _sent(steps: Iterable[Any]) -> Steps:
-    yield from steps
+def through(steps: Iterable[Any]) -> Generator[Any, Any, None]:
+    """Take each of *steps*, and send back what came of it to whoever makes them."""
+    if isinstance(steps, Generator):
+        yield from steps
+    else:
+        for step in steps:  # noqa: UP028 - what is sent back would be sent to something that takes nothing
+            yield step

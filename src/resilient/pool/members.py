@@ -127,7 +127,7 @@ class Member:
             return self.errand in {Errand.CHECK, Errand.RESET}
         if self.returned > failing_since:
             return True
-        return self.since is not None and now - self.since < patience
+        return self.since is None or now - self.since < patience  # without, it is just being handed over
 
     def was_of_no_use(self, now: float) -> bool:
         """Tell whether it was made a moment ago, and nobody has seen it work."""

@@ -18,7 +18,7 @@ from .core import Core
 from .crews import LastCrew, ThreadCrew
 from .decorating import lending
 from .front import C, Front
-from .handling import Act
+from .handling import Act, through
 from .line import Watch
 from .members import Errand, Token
 
@@ -205,7 +205,7 @@ class ConnectionPool(Front[C, C]):
         steps = self._core.ending(token, exc, well=well)
         if steps is not None:
             try:
-                chores.drive(chores.through(steps))
+                chores.drive(through(steps))
             except BaseException as failure:
                 self._core.give_back(token, failure)
                 # What cannot be committed is told; what cannot be undone is gone with its connection.

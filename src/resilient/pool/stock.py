@@ -147,6 +147,15 @@ class Stock:
                 return None
         return None
 
+    def unasked(self, now: float) -> Token | None:
+        """Return the token of a free connection for somebody who has no time to have it asked."""
+        for token in self.all_idle():
+            member = token.member
+            if isinstance(member, Member) and now < member.expires and not member.suspect:
+                return token
+            self.idle.append(token)
+        return None
+
     def _is_fresh(self, member: Member, now: float) -> bool:
         """Tell whether a connection may be lent without asking it: it was a moment ago, or just now."""
         return now - member.returned <= self.rules.check_after_idle or (
@@ -287,12 +296,14 @@ class Stock:
         self.counts.expired += 1
         self.start(Errand.CLOSE, token, now)
 
-    def was_closed(self, now: float, token: Token) -> None:  # noqa: ARG002 - as all that comes of chores
+    def was_closed(self, now: float, token: Token) -> None:
         """Have one connection less."""
         member = token.member
-        if isinstance(member, Member):  # or it has been counted already
+        if isinstance(member, Member):
             self.counts.closed += 1
             self.counts.use_seconds += member.used
+        else:  # it has been counted already
+            self.let_go(now, token)
         self.roster.remove(token)
 
     def connect_failed(self, now: float, token: Token, reason: str) -> None:
@@ -304,14 +315,16 @@ class Stock:
     def mended(self, now: float, token: Token, exc: BaseException | None) -> None:
         """Have a connection back that was checked or reset; *exc* says why it is no good."""
         member = token.member
-        if isinstance(member, Gone):
-            return  # that took too long
+        if isinstance(member, Gone):  # that took too long
+            self.let_go(now, token)
+            return
         errand, suspect = member.errand, member.suspect
         member.suspect = False
         self._tell_of_orphan(member, now, reused=exc is None)
         if exc is not None:
             self._dead_in_a_row += suspect
-            self.discard(token, now, error_text(exc))
+            # What a borrower has made of it says nothing about the server.
+            self.discard(token, now, error_text(exc), is_evidence=errand is Errand.CHECK)
             return
         self._dead_in_a_row = 0
         if errand is Errand.RESET:

@@ -36,12 +36,14 @@ class Driver:
     Attributes:
         name: what the kind is called in reports.
         transactional: whether what is done on a connection is committed, or rolled back.
+        tells: whether `dirty` knows, or has to assume.
     """
 
     __slots__ = ()
 
     name: ClassVar[str] = "generic"
     transactional: ClassVar[bool] = False
+    tells: ClassVar[bool] = True
 
     def note(self, conn: Any) -> None:
         """Remember how a new connection is set, so that `reset` can bring back what a borrower changes."""

@@ -43,6 +43,7 @@ class DbApi(Driver):
 
     name: ClassVar[str] = "DB-API"
     transactional: ClassVar[bool] = True
+    tells: ClassVar[bool] = False
 
     def check(self, conn: Any) -> Steps:
         """Ask the server, by `ping()` where there is one, and leave no transaction open."""
@@ -82,6 +83,7 @@ class Sqlite(DbApi):
     __slots__ = ()
 
     name: ClassVar[str] = "sqlite3"
+    tells: ClassVar[bool] = True
 
     def abort(self, conn: Any) -> None:
         with suppress(Exception):  # closed

@@ -34,6 +34,8 @@ __all__ = ["PATIENCE", "Node", "Replica", "Share"]
 PATIENCE: Final = 0.5
 """Seconds of waiting in vain that say something about a server, and the most that a probe waits."""
 
+_HUNG: Final = 1.0  # seconds for which all connections are held where a server does not answer any more
+
 # Seconds after which a breaker is asked again that has refused: where probes are under way, and elsewhere.
 _PROBE_SOON: Final = 0.1
 _LOOK_AGAIN: Final = 1.0
@@ -70,7 +72,7 @@ class Node:
         if isinstance(exc, PoolUnavailableError) or (
             isinstance(exc, PoolTimeoutError)
             and (waited >= PATIENCE or isinstance(ticket, Probe))
-            and not _is_busy(exc)
+            and not self._is_busy(exc)
         ):
             self.blame(ticket, exc)
         else:
@@ -95,6 +97,13 @@ class Node:
             self.gate.failure(ticket, ConnectionError(error_text(exc)))
         except CircuitOpenError:  # of a breaker that was told to raise in place of what tripped it
             pass
+
+    def _is_busy(self, exc: PoolTimeoutError) -> bool:
+        """Tell whether all connections were lent, and some of them are of use: then it was for the callers."""
+        if exc.last_failure is not None or exc.used != exc.size:
+            return False
+        held = [borrower.held_for for borrower in self.pool.borrowers()]
+        return not held or min(held) < _HUNG
 
 
 class Replica(Node):
@@ -250,8 +259,3 @@ class Share:
         """Begin anew: those that read were threads of the parent."""
         self._lock = threading.RLock()
         self._permits.after_fork()
-
-
-def _is_busy(exc: PoolTimeoutError) -> bool:
-    """Tell whether all connections were lent: that is the callers' doing, not the server's."""
-    return exc.last_failure is None and exc.used is not None and exc.used == exc.size
