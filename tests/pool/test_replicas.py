@@ -496,6 +496,41 @@ class TestBreakers:
         assert rig.set.stats().on_primary == 5
         assert rig.read() == "r1"
 
+    def test_a_pool_of_which_nothing_comes_back_is_evidence(self, make):
+        """All connections lent, and none of them for less than a second: that is a server which hangs."""
+        clock = FakeClock()
+        rig = make(1, pools={"max_size": 2, "clock": clock}, fallback_to_primary=False, clock=clock)
+        replica = rig.set._routing.replicas[0]
+
+        def failures_after_waiting(seconds: float) -> int:
+            error = PoolTimeoutError("nothing came free", size=2, used=2)
+            replica.failed(replica.admit(None, (), {}), error, seconds)
+            return rig.set.breakers["r1"].stats().failures
+
+        with rig.pools["r1"].connection():
+            clock.advance(0.9)
+            assert failures_after_waiting(0.5) == 0
+            with rig.pools["r1"].connection():
+                clock.advance(0.9)
+                assert failures_after_waiting(0.5) == 0
+                clock.advance(0.2)
+                assert failures_after_waiting(0.4) == 0
+                assert failures_after_waiting(0.5) == 1
+
+    def test_slow_ones_can_be_evidence(self, make):
+        """A breaker that is given may count slow reads, too."""
+
+        def breaker(name: str) -> CircuitBreaker:
+            return CircuitBreaker(name, slow_after=1.0, slow_ratio=0.5, min_calls=2, clock=clock)
+
+        clock = FakeClock()
+        rig = make(1, breaker=breaker, clock=clock)
+        for _ in range(2):
+            assert rig.state("r1") == "closed"
+            with rig.set.reading():
+                clock.advance(1.1)
+        assert rig.state("r1") == "open"
+
     def test_one_probe_at_a_time_brings_it_back(self, make):
         """After its pause a replica gets one read; the others go elsewhere until that has ended well."""
         rig = make(2, sticky=0)

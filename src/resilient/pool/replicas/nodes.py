@@ -99,7 +99,7 @@ class Node:
             pass
 
     def _is_busy(self, exc: PoolTimeoutError) -> bool:
-        """Tell whether all connections were lent, and some of them are of use: then it was for the callers."""
+        """Tell whether all connections were lent, and of use to their borrowers."""
         if exc.last_failure is not None or exc.used != exc.size:
             return False
         held = [borrower.held_for for borrower in self.pool.borrowers()]
