@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, ClassVar, Concatenate, Self, cast
 
 from ..engine import params
@@ -113,7 +115,7 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
         return lending(self, fn, (Shape.COROUTINE, Shape.ASYNC_GENERATOR))
 
     async def wait(self, timeout: Seconds = 30.0) -> None:
-        """Wait until there are as many connections as `min_size` says.
+        """Wait until there are as many connections as `min_size` says, and at least one.
 
         Args:
             timeout: seconds, 0 or more.
@@ -179,7 +181,7 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
         return None if task is None else task.get_name()
 
     def _make_crew(self, connect: Callable[[], Any], name: str, max_size: int) -> TaskCrew:  # noqa: ARG002
-        self._crew = TaskCrew(connect)
+        self._crew = TaskCrew(partial(_awaitable, connect))
         return self._crew
 
     def _act(self, parameter: str, act: Act | None) -> Act | None:
@@ -212,3 +214,11 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
         finally:
             core.unwatch(watch)
         return watch.decided
+
+
+def _awaitable(connect: Callable[[], Any]) -> Any:
+    """Call *connect*, and see that it has not blocked the event loop to make a connection for threads."""
+    made = connect()
+    if not inspect.isawaitable(made):
+        raise TypeError(f"connect must return an awaitable, as a coroutine function does, got {made!r}")
+    return made

@@ -136,8 +136,7 @@ class Core(Quick):
     def ending(self, token: Token, exc: BaseException | None, *, well: bool) -> Steps | None:
         """Return what there is to be done by a borrower before it gives a connection back, if anything is.
 
-        A transaction is over when its block has been left; but whoever is cancelled or interrupted, or has
-        lost the connection, is not kept waiting for that.
+        Whoever is cancelled or interrupted, or has lost the connection, is not kept waiting.
         """
         if isinstance(token.member, Gone):
             return None
@@ -165,11 +164,11 @@ class Core(Quick):
 
     def not_filled(self, waited: float) -> Exception:
         """Return why there are not as many connections as there should be, after so many seconds."""
-        if self.stock.closed:
-            return self._closed()
-        with self.stock.lock:
-            error = self._too_late(waited)
-        return error()
+        return (
+            self._closed()
+            if self.stock.closed
+            else refusals.not_filled(waited, self.stats(), self.rules.name)
+        )
 
     # Seeing to things.
 
@@ -230,11 +229,12 @@ class Core(Quick):
     def filling(self, waiter: Waiter, seconds: float) -> Watch:
         """Return what to wait on for as many connections as there should be at least, or for the end."""
         self._in_use = True
-        return self._watch_for(waiter, seconds, lambda: self.stock.closed or self.stock.is_filled())
+        filled = self.stock.is_filled
+        return self._watch_for(waiter, seconds, lambda: self.stock.closed or filled(), wants=True)
 
     def emptying(self, waiter: Waiter, seconds: float) -> Watch:
         """Return what to wait on for the end of the last connection."""
-        return self._watch_for(waiter, seconds, lambda: not len(self.stock.roster))
+        return self._watch_for(waiter, seconds, lambda: not len(self.stock.roster), wants=False)
 
     def unwatch(self, watch: Watch) -> None:
         """Do so no more."""
@@ -327,7 +327,7 @@ class Core(Quick):
     def _provide(self, now: float, demand: int = 0) -> None:
         """Have connections checked or made for those who wait, and as many as there should be at least."""
         stock = self.stock
-        wanted = len(self._line) + demand
+        wanted = len(self._line) + demand + any(watch.wants and not watch.decided for watch in self._watches)
         if stock.closed or not self._in_use:
             return
         if wanted and stock.idle:
@@ -384,8 +384,8 @@ class Core(Quick):
         elif not self.alert:
             self.alert.append(True)
 
-    def _watch_for(self, waiter: Waiter, seconds: float, holds: Callable[[], bool]) -> Watch:
-        watch = Watch(waiter, self._clock() + seconds, holds)
+    def _watch_for(self, waiter: Waiter, seconds: float, holds: Callable[[], bool], *, wants: bool) -> Watch:
+        watch = Watch(waiter, self._clock() + seconds, holds, wants=wants)
         with self.stock.lock:
             self._watches.add(watch)
         self.attend()

@@ -6,9 +6,12 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
-from ..engine.shape import Shape, describe, shape_of
+from ..engine.shape import Shape, describe, shape_of, without_partials
+from .borrowed import held_by
+from .members import Member
 
 __all__ = ["lending"]
 
@@ -24,7 +27,8 @@ def lending(pool: Any, fn: Callable[..., Any], shapes: Sequence[Shape]) -> Calla
         wanted = " or ".join(one.value for one in shapes)
         raise TypeError(f"{pool.kind} {pool.name!r} needs a {wanted}, and {describe(fn)} is a {shape.value}")
     place, signature = _signature(fn)
-    wrapper = functools.wraps(fn)(_WRAPPERS[shape](pool, fn, place))
+    code = getattr(without_partials(inspect.unwrap(fn)), "__code__", None)
+    wrapper = functools.wraps(fn)(_WRAPPERS[shape](pool, _Given(fn, place, code)))
     if signature is not None:
         wrapper.__signature__ = signature  # type: ignore[attr-defined]
     return wrapper
@@ -45,34 +49,54 @@ def _signature(fn: Callable[..., Any]) -> tuple[int, inspect.Signature | None]:
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _function(pool: Any, fn: Callable[..., Any], place: int) -> Callable[..., Any]:
+class _Given:
+    """A function that is to be given a connection."""
+
+    __slots__ = ("_code", "_fn", "_place")
+
+    def __init__(self, fn: Callable[..., Any], place: int, code: CodeType | None) -> None:
+        self._fn = fn
+        self._place = place
+        self._code = code
+
+    def __call__(self, conn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call it."""
+        if self._code is not None:
+            # It is who borrows, in the place of our own frame.
+            member = held_by(conn)[0].member
+            if isinstance(member, Member):  # or it was taken away just now
+                member.site = (self._code, 0, *member.site[2:])
+        return self._fn(*args[: self._place], conn, *args[self._place :], **kwargs)
+
+
+def _function(pool: Any, given: _Given) -> Callable[..., Any]:
     def lent(*args: Any, **kwargs: Any) -> Any:
         with pool.connection() as conn:
-            return fn(*args[:place], conn, *args[place:], **kwargs)
+            return given(conn, args, kwargs)
 
     return lent
 
 
-def _coroutine(pool: Any, fn: Callable[..., Any], place: int) -> Callable[..., Any]:
+def _coroutine(pool: Any, given: _Given) -> Callable[..., Any]:
     async def lent(*args: Any, **kwargs: Any) -> Any:
         async with pool.connection() as conn:
-            return await fn(*args[:place], conn, *args[place:], **kwargs)
+            return await given(conn, args, kwargs)
 
     return lent
 
 
-def _generator(pool: Any, fn: Callable[..., Any], place: int) -> Callable[..., Any]:
+def _generator(pool: Any, given: _Given) -> Callable[..., Any]:
     def lent(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with pool.connection() as conn:
-            return (yield from fn(*args[:place], conn, *args[place:], **kwargs))
+            return (yield from given(conn, args, kwargs))
 
     return lent
 
 
-def _async_generator(pool: Any, fn: Callable[..., Any], place: int) -> Callable[..., Any]:
+def _async_generator(pool: Any, given: _Given) -> Callable[..., Any]:
     async def lent(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         async with pool.connection() as conn:
-            stream = fn(*args[:place], conn, *args[place:], **kwargs)
+            stream = given(conn, args, kwargs)
             try:
                 async for item in stream:
                     yield item

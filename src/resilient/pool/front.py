@@ -58,6 +58,7 @@ class Front(Generic[C, R], metaclass=ABCMeta):
         check_every: Seconds | None = 30.0,
         check_timeout: Seconds = 2.0,
         connect_timeout: Seconds | None = None,
+        max_connecting: int = 3,
         commit: bool = True,
         leak_after: Seconds | None = 30.0,
         on_leak: Literal["report", "reclaim"] = "report",
@@ -78,6 +79,7 @@ class Front(Generic[C, R], metaclass=ABCMeta):
             check_every=params.optional_seconds("check_every", check_every),
             check_timeout=params.seconds("check_timeout", check_timeout, above=True),
             connect_timeout=_or(params.optional_seconds("connect_timeout", connect_timeout), max(wait, 1.0)),
+            max_connecting=params.count("max_connecting", max_connecting),
             leak_after=params.optional_seconds("leak_after", leak_after),
             max_hold=_max_hold(on_leak, max_hold),
             depth=ALL_FRAMES if params.flag("full_stacks", full_stacks) else FEW_FRAMES,
@@ -276,7 +278,9 @@ class _Reading:
         return self._core.rules.name
 
     def counts(self) -> ConnectionCounts:
-        """Return where the pool stands."""
+        """Return where the pool stands; nothing, once it is closed."""
+        if self._core.stock.closed:
+            return ConnectionCounts()
         stats = self._core.stats()
         return ConnectionCounts(
             idle=stats.idle,

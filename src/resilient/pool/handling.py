@@ -62,9 +62,9 @@ class Handling:
 
     def is_broken(self, conn: Any, exc: BaseException) -> bool:
         """Tell whether a connection must not be used again, after *exc* came from where it was used."""
-        if self._broken is not None and isinstance(exc, Exception):
-            return bool(self._broken.match(exc))
-        return self._driver.broken(conn, exc)
+        if self._driver.broken(conn, exc):
+            return True
+        return self._broken is not None and isinstance(exc, Exception) and bool(self._broken.match(exc))
 
     def close(self, conn: Any) -> Steps:
         """Close it in good order."""
@@ -92,11 +92,16 @@ class Handling:
             yield from through(self._driver.commit(conn))
 
     def ending(self, conn: Any, *, well: bool) -> Steps | None:
-        """Return the steps that end a transaction, *well* or not; None if none is open."""
+        """Return what the borrower has to do to end a transaction, *well* or not; None if that is nothing.
+
+        What is not to be kept is undone by whoever does the chores, in limited time, unless that takes none.
+        """
         driver = self._driver
         if not driver.transactional or not driver.dirty(conn):
             return None
-        return driver.commit(conn) if well and self.commits else driver.rollback(conn)
+        if well and self.commits:
+            return driver.commit(conn)
+        return driver.rollback(conn) if driver.local else None
 
     def abort(self, conn: Any) -> None:
         """Cut it, without waiting and from any thread."""

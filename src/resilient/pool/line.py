@@ -32,11 +32,12 @@ class Turn:
 
 
 class Watch:
-    """Somebody who waits until something holds for the pool."""
+    """Somebody who waits until something holds for the pool, and perhaps *wants* a connection for that."""
 
-    __slots__ = ("_holds", "until", "waiter")
+    __slots__ = ("_holds", "until", "waiter", "wants")
 
-    def __init__(self, waiter: Waiter, until: float, holds: Callable[[], bool]) -> None:
+    def __init__(self, waiter: Waiter, until: float, holds: Callable[[], bool], *, wants: bool) -> None:
+        self.wants = wants
         self.waiter = waiter
         self.until = until
         self._holds = holds

@@ -42,8 +42,8 @@ class ConnectionPool(Front[C, C]):
         check: raises if a connection is dead. None: as its kind asks for, if that is known.
         reset: has a connection as new, each time it was returned; raises if that cannot be. None: what a
             borrower may leave behind, such as an open transaction, is undone where the kind is known.
-        broken: the failures after which a connection is not used again: exception types, predicates, or a
-            tuple of both. None: as its kind asks for.
+        broken: failures after which a connection is not used again, beside those that its kind is known for:
+            exception types, predicates, or a tuple of both.
         min_size: how many connections are kept open; 0 or more, at most *max_size*.
         max_size: the most connections there are at any moment, in whatever state; at least 1.
         timeout: seconds a caller waits for a connection, 0 or more; its deadline, if that is earlier, counts
@@ -61,6 +61,8 @@ class ConnectionPool(Front[C, C]):
         check_timeout: seconds a check, a reset or closing may take, above 0.
         connect_timeout: seconds after which an attempt to connect counts as failed, above 0. None: *timeout*,
             and at least 1.
+        max_connecting: the most connections that are being made at a time, so that a spike of callers is none
+            of connections; at least 1. While connecting fails, it is one.
         commit: leaving the block of `connection` commits what was done on it; left by an exception, it is
             rolled back. False: it is always rolled back; whoever wants it to last commits. Where there are no
             transactions it means nothing.
@@ -151,7 +153,7 @@ class ConnectionPool(Front[C, C]):
         return lending(self, fn, (Shape.FUNCTION, Shape.GENERATOR))
 
     def wait(self, timeout: Seconds = 30.0) -> None:
-        """Wait until there are as many connections as `min_size` says.
+        """Wait until there are as many connections as `min_size` says, and at least one.
 
         Args:
             timeout: seconds, 0 or more.
@@ -178,7 +180,12 @@ class ConnectionPool(Front[C, C]):
         core = self._core
         watch = core.emptying(ThreadWaiter(), params.seconds("drain", drain))
         core.shut()
-        if not self._wait_for(watch):
+        try:
+            drained = self._wait_for(watch)
+        except BaseException:
+            core.cut()  # whoever closes it has no more time
+            raise
+        if not drained:
             core.cut()
 
     def __enter__(self) -> Self:
@@ -202,6 +209,10 @@ class ConnectionPool(Front[C, C]):
 
     def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""
+        if (
+            type(exc) is GeneratorExit
+        ):  # the block is in a generator, and was left at a `yield`: nothing is broken
+            exc, well = None, False
         steps = self._core.ending(token, exc, well=well)
         if steps is not None:
             try:

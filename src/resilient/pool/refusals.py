@@ -8,7 +8,7 @@ from ..errors import PoolClosedError, PoolFullError, PoolTimeoutError, PoolUnava
 from .borrowers import Borrower
 from .stats import PoolStats
 
-__all__ = ["OLDEST", "closed", "full", "too_late", "unavailable"]
+__all__ = ["OLDEST", "closed", "full", "not_filled", "too_late", "unavailable"]
 
 OLDEST: Final = 3
 """Borrowers that are named."""
@@ -56,5 +56,22 @@ def too_late(name: str, waited: float, stats: PoolStats, borrowers: list[Borrowe
         used=stats.used,
         waiting=stats.waiting,
         borrowers=oldest,
+        last_failure=stats.last_failure,
+    )
+
+
+def not_filled(waited: float, stats: PoolStats, name: str) -> PoolTimeoutError:
+    """Return what to tell who waits for a pool to have the connections that it should have."""
+    there, wanted = stats.idle + stats.used, max(stats.min_size, 1)
+    message = f"pool {name!r} has {there} of {wanted} connections after {waited:.3g} s"
+    if stats.last_failure is not None:
+        message += f"; connecting failed last with {stats.last_failure}"
+    return PoolTimeoutError(
+        message,
+        policy=name,
+        size=stats.size,
+        idle=stats.idle,
+        used=stats.used,
+        waiting=stats.waiting,
         last_failure=stats.last_failure,
     )

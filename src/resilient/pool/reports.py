@@ -13,10 +13,13 @@ from typing import Final
 from ..events import (
     Announcer,
     ConnectionCollected,
+    ConnectionDiscarded,
     ConnectionLeaked,
     ConnectionReclaimed,
     ConnectionReturnedLate,
     Event,
+    PoolAvailable,
+    PoolUnavailable,
 )
 from .borrowers import Borrower
 
@@ -108,6 +111,17 @@ def _write(event: Event) -> None:
                 event.held_for,
                 _place(event.where, event.stack),
             )
+        case PoolUnavailable():
+            _log.warning(
+                "pool %r cannot connect, %d times in a row; whoever finds no connection is refused: %s",
+                event.policy,
+                event.failures,
+                event.error,
+            )
+        case PoolAvailable():
+            _log.info("pool %r has connected again, after %.1f s", event.policy, event.seconds)
+        case ConnectionDiscarded():
+            _log.info("pool %r: a connection was broken, and closed: %s", event.policy, event.reason)
         case _:
             pass
 

@@ -54,6 +54,7 @@ class Rules:
     check_every: float | None
     check_timeout: float
     connect_timeout: float
+    max_connecting: int
     leak_after: float | None
     max_hold: float | None
     """After how long a connection is taken from its borrower. None: never."""
@@ -77,7 +78,7 @@ class Stock:
         self.alert: Final[list[bool]] = []  # not empty while a connection is to be had under the lock only
         self.lock = threading.RLock()  # re-entrant, for signal handlers
         self.counts: Final = Counts()
-        self.supply: Final = Supply(rules.connect_timeout)
+        self.supply: Final = Supply(rules.max_connecting, rules.connect_timeout)
         self.roster: Final = Roster(home)
         self.idle: Final = self.roster.idle
         # What is to be done, and to be told, once the lock is free.
@@ -98,8 +99,8 @@ class Stock:
         return max(0, self.max_size - sum(member.since is not None for member in self.roster))
 
     def is_filled(self) -> bool:
-        """Tell whether there are as many that are ready as there should be at least."""
-        return sum(member.errand is None for member in self.roster) >= self.min_size
+        """Tell whether there are as many that are ready as there should be at least, and one."""
+        return sum(member.errand is None for member in self.roster) >= max(self.min_size, 1)
 
     @property
     def staying(self) -> int:
@@ -289,7 +290,8 @@ class Stock:
         self.counts.discarded += 1
         self.say(ConnectionDiscarded(self.rules.name, reason))
         self.start(Errand.CLOSE, token, now)
-        self._suspect_others(now)
+        if is_evidence:
+            self._suspect_others(now)
 
     def expire(self, token: Token, now: float) -> None:
         """Give up a connection whose time is over."""

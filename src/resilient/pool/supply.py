@@ -9,7 +9,6 @@ from typing import Final
 
 __all__ = ["Supply"]
 
-_AT_ONCE: Final = 3  # so that a spike of callers makes no spike of connections
 _FIRST_PAUSE: Final = 0.05  # seconds
 _LONGEST_PAUSE: Final = 0.75  # seconds; with the attempt itself, a server is back for a second unnoticed
 _DOWN_AFTER: Final = 3  # failures in a row
@@ -27,6 +26,7 @@ class Supply:
     """
 
     __slots__ = (
+        "_at_once",
         "_failed_at",
         "_known_for",
         "_pause",
@@ -37,8 +37,11 @@ class Supply:
         "retry_at",
     )
 
-    def __init__(self, connect_timeout: float, random: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, at_once: int, connect_timeout: float, random: Callable[[], float] = random.random
+    ) -> None:
         self._random = random
+        self._at_once = at_once  # so that a spike of callers makes no spike of connections
         self._known_for = connect_timeout + _KNOWN_FOR
         self._failed_at = -inf
         self.failures = 0  # in a row
@@ -54,7 +57,7 @@ class Supply:
 
     def allows(self, connecting: int) -> bool:
         """Tell whether another connection may be begun while so many are being made."""
-        return connecting < (1 if self.failures else _AT_ONCE)
+        return connecting < (1 if self.failures else self._at_once)
 
     def pause(self, now: float) -> float:
         """Return the seconds to wait before the next attempt."""

@@ -37,6 +37,7 @@ class Driver:
         name: what the kind is called in reports.
         transactional: whether what is done on a connection is committed, or rolled back.
         tells: whether `dirty` knows, or has to assume.
+        local: whether there is no server that one might have to wait for.
     """
 
     __slots__ = ()
@@ -44,6 +45,7 @@ class Driver:
     name: ClassVar[str] = "generic"
     transactional: ClassVar[bool] = False
     tells: ClassVar[bool] = True
+    local: ClassVar[bool] = False
 
     def note(self, conn: Any) -> None:
         """Remember how a new connection is set, so that `reset` can bring back what a borrower changes."""

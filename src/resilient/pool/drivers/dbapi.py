@@ -83,6 +83,7 @@ class Sqlite(DbApi):
     __slots__ = ()
 
     name: ClassVar[str] = "sqlite3"
+    local: ClassVar[bool] = True
     tells: ClassVar[bool] = True
 
     def abort(self, conn: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Generic
 
 from ...engine.drive.gates import NO_RESULT
+from ...engine.waiting import TaskWaiter, ThreadWaiter
 from ...errors import RejectedError
 from ..blocks import AsyncConnectionBlock, C, ConnectionBlock
 from ..borrowed import held_by
@@ -53,7 +54,7 @@ class ReadBlock(_Read[C]):
                     self._ticket = ticket
                     self._conn = conn
                     return conn
-        return self._search(Trip(self._routing, self._timeout, node, ticket))
+        return self._search(Trip(self._routing, self._timeout, node, ticket, ThreadWaiter))
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         node = self._node
@@ -83,6 +84,8 @@ class ReadBlock(_Read[C]):
         step = trip
         for step in trip:
             try:
+                if step.turn is not None:
+                    step.wait()
                 self._conn = step.pool._checkout(step.seconds)
             except BaseException as exc:
                 if not step.goes_on(exc):
@@ -115,7 +118,7 @@ class AsyncReadBlock(_Read[C]):
                     self._ticket = ticket
                     self._conn = conn
                     return conn
-        return await self._search(Trip(self._routing, self._timeout, node, ticket))
+        return await self._search(Trip(self._routing, self._timeout, node, ticket, TaskWaiter))
 
     async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         node = self._node
@@ -146,6 +149,8 @@ class AsyncReadBlock(_Read[C]):
         for step in trip:
             try:
                 step.pool._settle()
+                if step.turn is not None:
+                    await step.await_()
                 self._conn = await step.pool._checkout(step.seconds)
             except BaseException as exc:
                 if not step.goes_on(exc):

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Final
 
+from ...engine.clock import MONOTONIC
 from ...engine.drive.gates import Gate
 from ...engine.fork import renew_after_fork
-from ...engine.permits import Permit, Permits
-from ...errors import BulkheadFullError, CircuitOpenError, PoolTimeoutError, PoolUnavailableError
+from ...engine.permits import Permit
+from ...engine.priority import Priority
+from ...engine.waiting import Waiter
+from ...errors import CircuitOpenError, PoolTimeoutError, PoolUnavailableError
 from ...events import (
     CircuitHalfOpened,
     CircuitOpened,
@@ -23,13 +26,16 @@ from ...events import (
     PoolUnavailable,
     error_text,
 )
+from ...policies.bulkhead.line import Turn
+from ...policies.bulkhead.sampler import Outcome
+from ...policies.bulkhead.slots import Books, Rules, Slots
 from ...policies.circuit_breaker.breaker import CircuitBreaker
 from ...policies.circuit_breaker.states import Mode, Probe, State
 from ...typing import Clock
 from ..front import Front
 from ..members import Gone, Token
 
-__all__ = ["PATIENCE", "Node", "Replica", "Share"]
+__all__ = ["PATIENCE", "Node", "Primary", "Replica"]
 
 PATIENCE: Final = 0.5
 """Seconds of waiting in vain that say something about a server, and the most that a probe waits."""
@@ -58,6 +64,14 @@ class Node:
         self.alert: Final = self.stock.alert
         self.idle: Final = self.stock.idle
         self.roster: Final = self.stock.roster
+
+    def begin(self, waiter: Callable[[], Waiter]) -> Any:  # noqa: ARG002 - here nobody waits
+        """Return a ticket.
+
+        Raises:
+            RejectedError: none is to be had.
+        """
+        return self.admit(None, (), {})
 
     @property
     def load(self) -> float:
@@ -202,60 +216,72 @@ class Replica(Node):
                 pass
 
 
-class Share:
-    """A gate that lets in as many reads at a time as a share of a pool's connections; None: all.
+class Primary(Node):
+    """The primary's pool, for reads.
 
-    Concurrency: safe from any thread. Whoever is let in and vanishes does not keep his place.
+    Args:
+        pool: that pool.
+        share: the share of its connections that they may have at a time; None: all of them.
     """
 
+    __slots__ = ("_share", "books", "slots")
+
     def __init__(self, pool: Front[Any, Any], share: float | None) -> None:
-        self._pool = pool
         self._share = share
-        self._lock = threading.RLock()
-        self._permits: Final = Permits(self, self.limit)
+        self.books: Final = Books()
+        self.slots: Final = Slots(_rules(f"reads of {pool.name}"), 1, self.books)
+        super().__init__(pool, _Slotted(self.slots))
         renew_after_fork(self)
 
     @property
     def limit(self) -> int:
-        """How many."""
-        share = 1.0 if self._share is None else self._share
-        return max(1, int(share * self._pool._core.stock.max_size))  # noqa: SLF001
+        """How many reads it may serve at a time, if that is limited."""
+        return max(1, int((self._share or 1.0) * self.stock.max_size))
 
-    def admit(self, fn: Any, args: Any, kwargs: Any, /) -> Permit | None:  # noqa: ARG002
-        """Return a ticket.
+    def begin(self, waiter: Callable[[], Waiter]) -> Permit | Turn | None:
+        """Return a ticket, or a turn to wait for one.
 
         Raises:
-            BulkheadFullError: there are as many as may be.
+            BulkheadFullError: too many wait already.
         """
         if self._share is None:
             return None
-        with self._lock:
-            self._permits.wanted = limit = self.limit
-            self._permits.settle()
-            if self._permits.excess <= 0 and self._permits.free:
-                return self._permits.free.pop()
-        name = self._pool.name
-        message = f"the primary, {name!r}, serves {limit} reads in place of replicas, and no more than that"
-        raise BulkheadFullError(message, policy=name, limit=limit, in_use=limit)
+        if self.slots.limit != self.limit:
+            self.slots.resize(self.limit)
+        return self.slots.begin(Priority.DEFAULT, waiter)
+
+    def after_fork(self) -> None:
+        """Begin anew: those that read were threads of the parent."""
+        self.books.lock = threading.RLock()
+        self.slots.after_fork()
+
+
+class _Slotted:
+    """The gate of those who have a slot, or need none."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+
+    def admit(self, fn: Any, args: Any, kwargs: Any, /) -> None:
+        """Let anybody in."""
 
     admit_stream = admit
 
     def success(self, ticket: Permit | None, result: Any, /) -> None:  # noqa: ARG002
-        """Have the place free."""
+        """Have the slot free."""
         if ticket is not None:
-            self._permits.take_back(ticket)
+            self._slots.leave(ticket, Outcome.NOTHING)
 
     def failure(self, ticket: Permit | None, exc: Exception, /) -> None:  # noqa: ARG002
-        """Have the place free."""
-        if ticket is not None:
-            self._permits.take_back(ticket)
+        """Have the slot free."""
+        self.success(ticket, None)
 
     def abandon(self, ticket: Permit | None, exc: BaseException, /) -> None:  # noqa: ARG002
-        """Have the place free."""
-        if ticket is not None:
-            self._permits.take_back(ticket)
+        """Have the slot free."""
+        self.success(ticket, None)
 
-    def after_fork(self) -> None:
-        """Begin anew: those that read were threads of the parent."""
-        self._lock = threading.RLock()
-        self._permits.after_fork()
+
+def _rules(name: str) -> Rules:
+    return Rules(
+        name=name, max_wait=inf, max_queue=None, newest_first=False, shares=None, reserve=0, clock=MONOTONIC
+    )

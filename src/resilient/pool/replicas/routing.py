@@ -11,25 +11,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from math import inf
 from random import random
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ...engine.deadline import time_left
 from ...engine.fork import renew_after_fork
+from ...engine.waiting import TaskWaiter, ThreadWaiter
 from ...engine.window import Tally
 from ...errors import (
+    BulkheadFullError,
     CircuitOpenError,
     PoolClosedError,
     PoolUnavailableError,
     RejectedError,
 )
 from ...events import error_text
+from ...policies.bulkhead.line import Turn
 from ...policies.circuit_breaker.breaker import CircuitBreaker
 from ...policies.circuit_breaker.states import Probe
 from ...typing import Clock
 from ..drivers.base import evidence, is_named
 from ..drivers.dbapi import sqlstate_of
 from ..front import Front
-from .nodes import PATIENCE, Node, Replica, Share
+from .nodes import PATIENCE, Node, Primary, Replica
 from .stats import ReplicaSetStats, ReplicaStats
 
 __all__ = ["Counts", "Routing", "Trip", "choose"]
@@ -73,11 +76,9 @@ class Routing:
         self.timeout: Final = timeout
         self.clock: Final = clock
         self.counts: Final = Counts()
-        self.home: Final = Node(primary, Share(primary, None))
+        self.home: Final = Primary(primary, None)
         """The primary, for those that have just written."""
-        self.fallback: Final = (
-            None if share is None else Node(primary, Share(primary, share if replicas else None))
-        )
+        self.fallback: Final = None if share is None else Primary(primary, share if replicas else None)
         """The primary, for those that no replica can serve. None: it is not there for these."""
         self._begin: Callable[[], None] | None = None
         self._to_begin: Callable[[], None] | None = None
@@ -199,13 +200,15 @@ class Trip:
     """The way of one read from pool to pool, until one has a connection; all within one timeout.
 
     Iterated, it goes to one after the other. `node` is where it has come to, `ticket` what let it in there,
-    and `seconds` how long it may wait. What came of it is told by `arrived` or by `goes_on`.
+    and `seconds` how long it may wait for a connection. If there is a `turn`, that comes first. What came of it
+    is told by `arrived` or by `goes_on`.
 
     Args:
         routing: knows the way.
         timeout: seconds, for all of it.
         node: the first pool, if the read has been let in there.
         ticket: by what.
+        waiter: makes what it waits with.
     """
 
     __slots__ = (
@@ -216,12 +219,21 @@ class Trip:
         "_since",
         "_tried",
         "_until",
+        "_waiter",
         "node",
         "seconds",
         "ticket",
+        "turn",
     )
 
-    def __init__(self, routing: Routing, timeout: float, node: Node | None, ticket: Any) -> None:
+    def __init__(
+        self,
+        routing: Routing,
+        timeout: float,
+        node: Node | None,
+        ticket: Any,
+        waiter: Callable[[], ThreadWaiter | TaskWaiter],
+    ) -> None:
         left = time_left()
         self._routing = routing
         self._since = routing.clock()
@@ -232,7 +244,9 @@ class Trip:
         self._has_missed = False  # there was such a pool
         self.node = node or routing.home
         self.ticket = ticket
+        self.turn: Turn | None = None
         self.seconds = 0.0
+        self._waiter = waiter
 
     def __iter__(self) -> Iterator[Trip]:
         """Go from pool to pool.
@@ -245,7 +259,7 @@ class Trip:
             yield self._at(self.node)
         for node in self._nodes():
             try:
-                self.ticket = node.admit(None, (), {})
+                self.ticket = node.begin(self._waiter)
             except RejectedError as refusal:
                 self._tried.append(node)
                 self._said.append(f"{node.pool.name}: {error_text(refusal)}")
@@ -256,6 +270,14 @@ class Trip:
                 yield self._at(node)
         next(self._routing.counts.refused.ticker)
         raise self._failure()
+
+    def wait(self) -> None:
+        """Wait for the `turn`, in a thread."""
+        self._have_turn(cast("Primary", self.node).slots.wait(self._turn()))
+
+    async def await_(self) -> None:
+        """Wait for the `turn`, in a task."""
+        self._have_turn(await cast("Primary", self.node).slots.await_(self._turn()))
 
     def arrived(self) -> None:
         """Note that there was a connection."""
@@ -273,8 +295,10 @@ class Trip:
         self.node.failed(self.ticket, exc, self._routing.clock() - self._since)
         if not isinstance(exc, RejectedError | PoolClosedError):
             return False
-        self._has_missed = True
         self._said.append(f"{self.node.pool.name}: {error_text(exc)}")
+        if isinstance(exc, BulkheadFullError):  # it has not even come to the primary
+            return True
+        self._has_missed = True
         self._last = exc
         return True
 
@@ -287,11 +311,23 @@ class Trip:
         self._tried.append(node)
         self.node = node
         self._since = now = self._routing.clock()
+        if isinstance(self.ticket, Turn):
+            self.turn, self.ticket = self.ticket, None
         # Each gets its part of the time, so that one that does not answer leaves some for the others.
         self.seconds = max(0.0, self._until - now) / (1 + self._ways_left)
         if isinstance(self.ticket, Probe):
             self.seconds = min(self.seconds, PATIENCE)
         return self
+
+    def _turn(self) -> Turn:
+        turn, self.turn = cast("Turn", self.turn), None
+        turn.until = turn.since + self.seconds  # on the clock of the slots
+        return turn
+
+    def _have_turn(self, ticket: Any) -> None:
+        self.ticket = ticket
+        self._since = self._routing.clock()
+        self.seconds = max(0.0, self._until - self._since)
 
     def _nodes(self) -> Iterator[Node]:
         routing = self._routing

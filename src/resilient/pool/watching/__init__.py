@@ -52,7 +52,7 @@ def watch(
         name: what it is called in events, metrics and the log; None: what the library calls it, or where it
             connects to.
         leak_after: seconds after which a connection that is still lent is reported, once. None: none is.
-        full_stacks: whether to keep 100 frames of each borrower's stack, and not 5.
+        full_stacks: whether to keep 100 frames of each borrower's stack, and not 4.
         metrics: whether to report `db.client.connection.*` metrics. None: those that the library or an
             instrumentation of it does not report itself.
         listeners: called with every event of this pool, in a background thread.
