@@ -8,6 +8,7 @@ import gc
 import math
 import selectors
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -129,6 +130,7 @@ class ManualCrew:
         self.connect = connect
         self.at_once = True
         self.pending: list[tuple[Core, Chore]] = []
+        self.under_way: list[tuple[Token, chores.Doing, Any]] = []
         self.done: list[Errand] = []
         self._due: list[float] = []  # one for each that is pending
 
@@ -172,6 +174,24 @@ class ManualCrew:
 
     def do_one(self, place: int = 0) -> None:
         """Do one chore, when its time has come."""
+        _, doing = self._take(place)
+        chores.drive(doing)
+
+    def begin_one(self, place: int) -> None:
+        """Begin a chore, and keep the answer for `end_one`."""
+        token, doing = self._take(place)
+        with suppress(StopIteration):
+            self.under_way.append((token, doing, doing.send(None)))
+
+    def end_one(self, place: int) -> None:
+        """Say what came of a chore that was begun."""
+        token, doing, answer = self.under_way.pop(place)
+        del token
+        with suppress(StopIteration):
+            while True:
+                answer = doing.send(answer)
+
+    def _take(self, place: int) -> tuple[Token, chores.Doing]:
         core, chore = self.pending.pop(place)
         clock = cast("FakeClock", core.rules.clock)
         clock.advance(max(0.0, self._due.pop(place) - clock()))
@@ -180,10 +200,7 @@ class ManualCrew:
             conn = conn_of(chore.token)
             assert conn is not None
             conn.cut = True
-            del conn
-        doing = chores.begin(core, chore, self.connect)
-        del chore
-        chores.drive(doing)
+        return chore.token, chores.begin(core, chore, self.connect)
 
     def drop(self, place: int = 0) -> None:
         """Forget a chore, and the token in it."""

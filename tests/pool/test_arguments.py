@@ -59,6 +59,8 @@ OTHERS: list[tuple[str, object, type[Exception], str]] = [
     ("max_size", 0, ValueError, "at least 1"),
     ("max_size", "5", TypeError, "a whole number"),
     ("max_size", None, TypeError, "a whole number"),
+    ("max_connecting", 0, ValueError, "at least 1"),
+    ("max_connecting", 2.0, TypeError, "a whole number"),
     ("max_waiting", -1, ValueError, "at least 0"),
     ("max_waiting", 1.0, TypeError, "a whole number"),
     ("jitter", -0.1, ValueError, "at least 0"),

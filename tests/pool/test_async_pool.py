@@ -159,7 +159,7 @@ async def test_rounds_are_made_in_the_loop(world: World) -> None:
 
 @patient
 async def test_what_is_called_may_be_asynchronous_or_not(world: World) -> None:
-    """`connect`, `close`, `check` and `reset`, each."""
+    """`close`, `check` and `reset`, each; `connect` may be what returns an awaitable."""
     log: list[str] = []
 
     def plain(name: str) -> Callable[[object], None]:
@@ -173,7 +173,7 @@ async def test_what_is_called_may_be_asynchronous_or_not(world: World) -> None:
         return act
 
     for kind in (plain, later):
-        for connect in (world.server.connect, world.server.aconnect, lambda: world.server.aconnect()):  # noqa: PLW0108
+        for connect in (world.server.aconnect, lambda: world.server.aconnect()):  # noqa: PLW0108
             log.clear()
             pool = world.async_pool(
                 connect=connect,
@@ -190,14 +190,25 @@ async def test_what_is_called_may_be_asynchronous_or_not(world: World) -> None:
 
 
 @patient
+async def test_connect_that_returns_at_once_is_told_apart(world: World) -> None:
+    """It would block the loop: that is for the other pool."""
+    pool = world.async_pool(connect=world.server.connect, timeout=2.0)
+    with pytest.raises(RejectedError, match="connect must return an awaitable, as a coroutine function does"):
+        await pool.getconn()
+    await pool.close()
+    assert not world.server.open
+
+
+@patient
 async def test_block_commits_when_it_is_left_well(world: World) -> None:
-    """And rolls back when it is not, before whoever left it goes on."""
+    """And rolls back when it is not, before it is lent again."""
     shop = Shop(world, Session, max_size=1)
     async with shop.pool.connection() as conn:
         await conn.ask()
     assert shop.made[0].log == ["ask", "commit"]
     with pytest.raises(KeyError):
         await _leave_badly(shop.pool)
+    await asyncio.sleep(1.0)
     assert shop.made[0].log == ["ask", "commit", "ask", "rollback"]
     await shop.is_whole()
 

@@ -124,8 +124,8 @@ def test_what_lies_between_is_not_the_place(world: World) -> None:
     ]
 
 
-def test_decorated_function_is_named_by_its_caller(world: World) -> None:
-    """Whoever called it, since what lends is the decorator."""
+def test_decorated_function_is_named(world: World) -> None:
+    """It borrows, and not the decorator; and whoever called it comes next."""
     pool = world.pool()
 
     @pool
@@ -135,7 +135,9 @@ def test_decorated_function_is_named_by_its_caller(world: World) -> None:
 
     (borrower,) = count()  # called
 
-    assert borrower.where.startswith(line_of("called"))
+    assert borrower.where.startswith(f"{HERE}:")
+    assert borrower.where.endswith("test_decorated_function_is_named.<locals>.count")
+    assert borrower.stack[1].startswith(line_of("called"))
 
 
 def test_borrower_that_waited_is_named_too(world: World) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.pool.model import Books, Caller, Interrupt, Waiter
 from tests.pool.support import Conn, LostError, World, conn_of
 
@@ -31,10 +32,47 @@ from resilient.pool.line import Turn
 from resilient.pool.members import Errand, Member, Token
 
 # Exact in binary, so that no sum is rounded.
-STEPS = st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 16.0])
+PATIENCE = (4.0, 0.0, 0.25, 1.0, 16.0)
+SECONDS = (0.25, 0.125, 0.5, 1.0, 2.0, 4.0, 16.0)
 SIZES = st.integers(1, 4)
+T = TypeVar("T")
+
 ANY = st.integers(0, 1_000)
+_ENOUGH = 200  # turns: more than there ever wait
 _LOOKS = 3  # whoever looks for lost tokens makes some, and drops them
+
+
+# What may happen, and how often.
+_WEIGHTS = {
+    "arrive": 6,
+    "come_to": 6,
+    "interrupt": 2,
+    "vanish": 1,
+    "use": 2,
+    "returns": 6,
+    "fails": 2,
+    "forgets": 2,
+    "chore_succeeds": 4,
+    "chores_succeed": 3,
+    "chore_begins": 2,
+    "chore_ends": 2,
+    "chore_fails": 2,
+    "chore_is_lost": 1,
+    "connection_dies": 1,
+    "pass_time": 5,
+    "attend": 2,
+    "visit": 3,
+    "resize": 1,
+    "drain": 1,
+    "close": 1,
+    "quieten": 1,
+}
+MOVES = tuple(name for name, weight in _WEIGHTS.items() for _ in range(weight))
+
+
+def one_of(options: Sequence[T], which: int) -> T:
+    """Return one of *options*."""
+    return options[which % len(options)]
 
 
 class PoolMachine(Books, RuleBasedStateMachine):
@@ -83,11 +121,19 @@ class PoolMachine(Books, RuleBasedStateMachine):
         self.open_books(world, pool)
         self.crew.at_once = False
 
+    @rule(move=st.sampled_from(MOVES), which=ANY)
+    def step(self, move: str, which: int) -> None:
+        """Make one of the moves below. One rule, for of many some would be left out each time."""
+        getattr(self, move)(which)
+
     # Callers.
 
-    @rule(timeout=st.sampled_from([0.0, 0.25, 1.0, 4.0, 16.0]))
-    def arrive(self, timeout: float) -> None:
-        """Somebody wants a connection."""
+    def arrive(self, which: int) -> None:
+        """Somebody wants a connection, or some at once."""
+        for _ in range(one_of((1, 1, 3, 6), which // 5)):
+            self.want(one_of(PATIENCE, which))
+
+    def want(self, timeout: float) -> None:
         now = self.clock()
         ahead = self.alive()
         best = self.best()
@@ -99,7 +145,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
                 return
             conn = self.pool.core.lend(found, now, 1)
             del found
-        assert not ahead, "overtaken"
+        assert all(self.is_over(other) for other in ahead), "overtaken"
         if best is not None:
             assert self.pool.unwrap(conn).number == best
         self.lent(caller, conn)
@@ -123,9 +169,10 @@ class PoolMachine(Books, RuleBasedStateMachine):
 
     def was_refused(self, error: Exception, caller: Caller, waiting: int) -> None:
         """Judge whether *error* is right, and count it."""
+        assert isinstance(error, PoolClosedError) == self.is_shut
         match error:
             case PoolClosedError():
-                assert self.is_shut
+                assert str(error) == "pool 'orders' is closed"
             case PoolUnavailableError():
                 assert error.last_failure is not None
                 self.counts["refused"] += 1
@@ -141,12 +188,11 @@ class PoolMachine(Books, RuleBasedStateMachine):
             case _:
                 raise AssertionError(f"what is {error!r}?")
 
-    @rule(which=ANY)
     def come_to(self, which: int) -> None:
         """Somebody whose wait is over goes on."""
         over = [caller for caller in self.line if self.is_over(caller)]
         if over:
-            self.conclude(over[which % len(over)])
+            self.conclude(one_of(over, which))
 
     def conclude(self, caller: Caller) -> None:
         assert caller.turn is not None
@@ -170,13 +216,13 @@ class PoolMachine(Books, RuleBasedStateMachine):
             del token
             self.lent(caller, conn)
 
-    @rule(which=ANY, meanwhile=st.sampled_from(["nothing", "attend", "chores", "return"]))
-    def interrupt(self, which: int, meanwhile: str) -> None:
+    def interrupt(self, which: int) -> None:
         """Somebody who waits is interrupted, maybe after it was given a connection."""
         waiting = [caller for caller in self.line if not self.is_over(caller)]
         if not waiting:
             return
-        caller = waiting[which % len(waiting)]
+        caller = one_of(waiting, which)
+        meanwhile = one_of(("nothing", "attend", "chores", "return"), which // 5)
         assert caller.waiter is not None
         assert caller.turn is not None
 
@@ -203,7 +249,6 @@ class PoolMachine(Books, RuleBasedStateMachine):
         if caller.turn.error is not None:
             self.counts["refused"] += isinstance(caller.turn.error, PoolUnavailableError)
 
-    @rule(which=ANY)
     def vanish(self, which: int) -> None:
         """Somebody who waits is gone, without a word: interrupted before it began to."""
         if self.line:
@@ -213,21 +258,19 @@ class PoolMachine(Books, RuleBasedStateMachine):
 
     # Borrowers.
 
-    @rule(which=ANY)
     def use(self, which: int) -> None:
         """Somebody uses a connection, which answers to nobody else."""
         if self.holders:
-            caller = self.holders[which % len(self.holders)]
+            caller = one_of(self.holders, which)
             if caller.is_reclaimed:
                 self.refuses(caller.conn)
             elif not self.server.made[caller.number].is_dead:
                 assert caller.conn.ask(caller) is caller
 
-    @rule(which=ANY)
     def returns(self, which: int) -> None:
         """Somebody gives a connection back in good order."""
         if self.holders:
-            self.give_back(self.holders[which % len(self.holders)])
+            self.give_back(one_of(self.holders, which))
 
     def give_back(self, caller: Caller) -> None:
         conn = caller.conn
@@ -240,12 +283,12 @@ class PoolMachine(Books, RuleBasedStateMachine):
             assert not caller.is_reclaimed
         self.is_refused_twice(conn)
 
-    @rule(which=ANY, kind=st.sampled_from([LostError, ValueError, Interrupt]))
-    def fails(self, which: int, kind: type[BaseException]) -> None:
+    def fails(self, which: int) -> None:
         """Somebody leaves its block by an exception."""
+        kind = one_of((LostError, ValueError, Interrupt), which // 5)
         if not self.holders:
             return
-        caller = self.holders[which % len(self.holders)]
+        caller = one_of(self.holders, which)
         conn = caller.conn
         number, open_before = caller.number, len(self.server.open)
         self.ends(caller)
@@ -256,12 +299,11 @@ class PoolMachine(Books, RuleBasedStateMachine):
         assert len(self.server.open) == open_before, "closing is not done here"
         self.is_refused_twice(conn)
 
-    @rule(which=ANY, keeps=st.booleans())
-    def forgets(self, which: int, keeps: bool) -> None:
+    def forgets(self, which: int) -> None:
         """Somebody forgets a connection; maybe it has kept something that was made of it."""
         if self.holders:
-            caller = self.holders[which % len(self.holders)]
-            if keeps and not caller.is_reclaimed:
+            caller = one_of(self.holders, which)
+            if which % 3 and not caller.is_reclaimed:
                 self.kept.append(caller.conn.ask)
             self.counts["forgotten"] += not caller.is_reclaimed
             self.ends(caller)
@@ -284,13 +326,25 @@ class PoolMachine(Books, RuleBasedStateMachine):
 
     # The server, and those who talk to it.
 
-    @rule(which=ANY)
     def chore_succeeds(self, which: int) -> None:
         """A chore is done."""
         if self.crew.pending:
             self.crew.do_one(which % len(self.crew.pending))
 
-    @rule(which=ANY)
+    def chores_succeed(self, _: int) -> None:
+        """All are done, and what comes of them."""
+        self.crew.do()
+
+    def chore_begins(self, which: int) -> None:
+        """A chore is begun; the answer takes its time."""
+        if self.crew.pending:
+            self.crew.begin_one(which % len(self.crew.pending))
+
+    def chore_ends(self, which: int) -> None:
+        """There is an answer."""
+        if self.crew.under_way:
+            self.crew.end_one(which % len(self.crew.under_way))
+
     def chore_fails(self, which: int) -> None:
         """A chore is tried; nobody answers."""
         if not self.crew.pending:
@@ -307,7 +361,6 @@ class PoolMachine(Books, RuleBasedStateMachine):
         self.crew.do_one(place)
         self.server.failure = None
 
-    @rule(which=ANY)
     def chore_is_lost(self, which: int) -> None:
         """Whoever does a chore vanishes with it."""
         if self.crew.pending:
@@ -316,68 +369,62 @@ class PoolMachine(Books, RuleBasedStateMachine):
             if isinstance(self.crew.pending[place][1].token.member, Member):
                 self.crew.drop(place)
 
-    @rule(which=ANY)
     def connection_dies(self, which: int) -> None:
         """The server ends a connection."""
         if self.server.open:
-            self.server.open[which % len(self.server.open)].is_dead = True
+            one_of(self.server.open, which).is_dead = True
 
     # Time, and operators.
 
-    @rule(seconds=STEPS)
-    def pass_time(self, seconds: float) -> None:
+    def pass_time(self, which: int) -> None:
         """The clock goes on."""
-        self.clock.advance(seconds)
+        self.clock.advance(one_of(SECONDS, which))
 
-    @rule()
-    def attend(self) -> None:
+    def attend(self, _: int) -> None:
         """Somebody looks."""
         self.pool.core.attend()
 
-    @rule()
-    def visit(self) -> None:
+    def visit(self, _: int) -> None:
         """The round is made."""
         self.pool.round()
         self.notice()
         limit = self.pool.core.rules.max_hold
         assert limit is None or all(self.clock() - caller.since < limit for caller in self.held())
 
-    @precondition(lambda self: not self.is_shut)
-    @rule(min_size=st.integers(0, 2), max_size=SIZES)
-    def resize(self, min_size: int, max_size: int) -> None:
+    def resize(self, which: int) -> None:
         """The operator wants another size."""
+        max_size, min_size = 1 + which % 4, which % 3
         self.max_size = max_size
         self.ceiling = max(max_size, self.ceiling)
         self.pool.resize(max_size, min(min_size, max_size))
 
-    @rule()
-    def drain(self) -> None:
+    def drain(self, _: int) -> None:
         """The operator wants other connections."""
         before = {member.conn for member in self.pool.core.stock.roster if member.conn is not None}
         self.pool.drain()
         idle = {self.number_of(token) for token in self.pool.core.stock.idle}
         assert not idle & {conn.number for conn in before}
 
-    @precondition(lambda self: self.counts["lent"] > 5 and not self.is_shut)
-    @rule(cuts=st.booleans(), really=st.sampled_from([False, False, True]))
-    def close(self, cuts: bool, really: bool) -> None:
-        """The operator wants an end."""
-        if really:
+    def close(self, which: int) -> None:
+        """The operator wants an end, in the end."""
+        if self.counts["lent"] > 5:
             self.is_shut = True
             self.pool.core.shut()
             assert all(self.is_over(caller) for caller in self.line)
-            if cuts:
+            if which % 2:
                 self.pool.core.cut()
                 assert not self.pool.borrowers()
 
-    @precondition(lambda self: not self.is_shut)
-    @rule()
-    def quieten(self) -> None:
+    def quieten(self, _: int) -> None:
         """Whoever has a connection returns it, the server answers, and everybody is served."""
+        if self.is_shut:
+            return
         for caller in list(self.holders):
             self.give_back(caller)
-        for _ in range(20):
+        for _ in range(_ENOUGH):
             self.crew.do()
+            while self.crew.under_way:
+                self.crew.end_one(0)
             for caller in [caller for caller in self.line if self.is_over(caller)]:
                 self.conclude(caller)
             for caller in list(self.holders):
@@ -422,16 +469,18 @@ class PoolMachine(Books, RuleBasedStateMachine):
         for caller in list(self.holders):
             self.give_back(caller)
         gc.collect(0)
+        while self.crew.under_way:
+            self.crew.end_one(0)
         self.crew.do()  # and nobody looks any more
         assert not self.server.open
         assert self.pool.stats().size == 0
-        assert all(conn.closed == 1 for conn in self.server.made)
+        assert all(conn.closed for conn in self.server.made)
 
 
 class TestPoolModel(PoolMachine.TestCase):  # type: ignore[valid-type, misc]
     """Any sequence of steps leaves every connection in one place, and everybody in turn."""
 
-    settings = settings(report_multiple_bugs=False)
+    settings = settings(report_multiple_bugs=False, max_examples=60)
 
     def setUp(self) -> None:
         # A line for each leak, and there are thousands.

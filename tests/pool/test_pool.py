@@ -70,7 +70,7 @@ def test_connection_that_was_used_last_is_lent_first(world: World) -> None:
 
 
 def test_no_more_connections_than_allowed(world: World) -> None:
-    """hikari: the limit holds also while some are being made."""
+    """The limit holds also while some are being made."""
     pool = world.pool(max_size=2, timeout=0.0)
     held = [pool.getconn(1.0), pool.getconn(1.0)]
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_no_more_connections_than_allowed(world: World) -> None:
 
 
 def test_timeout_ends_the_wait_whatever_the_server_does(world: World) -> None:
-    """hikari#2192, psycopg#1018: making a connection and checking one are within the time."""
+    """hikari#588, #2192: making a connection and checking one are within the time."""
     pool = world.pool(timeout=3.0, check=Conn.check, check_timeout=60.0)
     with pool.connection():
         pass
