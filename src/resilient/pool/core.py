@@ -27,8 +27,9 @@ from .line import Line, Turn, Watch
 from .members import Chore, Errand, Gone, Member, Token
 from .quick import Quick
 from .reports import tell
+from .rules import Rules, State
 from .stats import PoolStats
-from .stock import Rules, State, Stock
+from .stock import Stock
 from .upkeep import Upkeep
 
 __all__ = ["Core", "Crew"]
@@ -285,9 +286,12 @@ class Core(Quick):
 
     def stats(self) -> PoolStats:
         """Return what was counted, and where the pool stands."""
-        if self.stock.roster.unsettled:
-            self.attend()  # what is known to be forgotten is not lent any more
+        now = self._clock()
         with self.stock.lock:
+            if self.stock.roster.unsettled:
+                # What is known to be forgotten is not lent any more. What follows from that is not done here:
+                # this may be asked while metrics are collected.
+                self.stock.recover(now)
             return self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
 
     # Inside; all of it under the lock.

@@ -19,8 +19,8 @@ from .borrowers import ALL_FRAMES, FEW_FRAMES, Borrower
 from .core import Core, Crew
 from .handling import Act, Handling
 from .members import Gone, Token
+from .rules import Rules
 from .stats import PoolStats
-from .stock import Rules
 
 __all__ = ["C", "Front"]
 

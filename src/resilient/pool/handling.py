@@ -76,7 +76,8 @@ class Handling:
             yield from through(self._driver.check(conn) or ())
         else:
             yield from through(_one(self._check, conn))
-            yield from through(self.settle(conn))
+            if self._driver.transactional and self._driver.dirty(conn):
+                yield from through(self._driver.rollback(conn))
 
     def reset(self, conn: Any) -> Steps:
         """Have it as new; raise if that cannot be."""

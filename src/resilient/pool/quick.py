@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from ..engine.window import Tally
+from . import refusals
 from .borrowed import bare, hold
 from .borrowers import FEW_FRAMES, nearest, site_of
 from .members import Gone, Member, Token
@@ -70,8 +71,8 @@ class Quick(metaclass=ABCMeta):
     def lend(self, token: Token, now: float, depth: int) -> Any:
         """Return a stand-in for a connection, to a borrower *depth* frames up from here."""
         member = token.member
-        if isinstance(member, Gone):
-            raise member.error()
+        if isinstance(member, Gone):  # it was taken away since it was found
+            raise refusals.closed(self.stock.rules.name) if self.stock.closed else member.error()
         frame = _frame(depth)
         member.site = nearest(frame) if self._depth == FEW_FRAMES else site_of(frame, self._depth)
         member.thread = _threads.get(_ident())

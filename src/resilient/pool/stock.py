@@ -9,58 +9,26 @@ import random
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum, auto
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, cast
 
 from ..errors import ConnectionReclaimedError
 from ..events import ConnectionDiscarded, Event, PoolAvailable, PoolUnavailable, error_text
-from ..typing import Clock
 from .borrowed import stand_in_for
 from .handling import Handling
 from .members import Chore, Errand, Gone, Member, Roster, Token
 from .reports import collection_of, late_return_of, reclaim_of
+from .rules import Rules, State
 from .stats import Counts, PoolStats
 from .supply import Supply
 
-__all__ = ["SUSPECTS_AT_ONCE", "Rules", "State", "Stock"]
+__all__ = ["SUSPECTS_AT_ONCE", "Stock"]
 
 SUSPECTS_AT_ONCE: Final = 2
 """Connections that are checked side by side after one was broken: no storm for a server that is back."""
 
 _DEAD_SUSPECTS: Final = 2  # in a row, and the others of their age are not even asked
-
-
-class State(Enum):
-    """How a connection comes back."""
-
-    CLEAN = auto()
-    DIRTY = auto()
-    BROKEN = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What holds for a pool as long as it lives; durations in seconds."""
-
-    name: str
-    timeout: float
-    max_waiting: int | None
-    max_idle: float
-    max_lifetime: float
-    jitter: float
-    check_after_idle: float
-    check_every: float | None
-    check_timeout: float
-    connect_timeout: float
-    max_connecting: int
-    leak_after: float | None
-    max_hold: float | None
-    """After how long a connection is taken from its borrower. None: never."""
-    depth: int
-    """Frames that are kept of a borrower's stack."""
-    clock: Clock
 
 
 class Stock:
@@ -150,12 +118,19 @@ class Stock:
 
     def unasked(self, now: float) -> Token | None:
         """Return the token of a free connection for somebody who has no time to have it asked."""
-        for token in self.all_idle():
+        found, passed = None, []
+        while found is None and self.idle:
+            try:
+                token = self.idle.pop()
+            except IndexError:
+                break
             member = token.member
             if isinstance(member, Member) and now < member.expires and not member.suspect:
-                return token
-            self.idle.append(token)
-        return None
+                found = token
+            elif isinstance(member, Member):
+                passed.append(token)
+        self.idle.extend(reversed(passed))
+        return found
 
     def _is_fresh(self, member: Member, now: float) -> bool:
         """Tell whether a connection may be lent without asking it: it was a moment ago, or just now."""
@@ -456,7 +431,10 @@ class Stock:
         self.events.append(event)
 
     def _given_up(self) -> Gone:
-        return Gone(self._home, partial(ConnectionReclaimedError, policy=self.rules.name), quiet=True)
+        message = f"pool {self.rules.name!r} has given this connection up"
+        return Gone(
+            self._home, partial(ConnectionReclaimedError, message, policy=self.rules.name), quiet=True
+        )
 
     def _tell_of_orphan(self, member: Member, now: float, *, reused: bool) -> None:
         if member.orphan:
