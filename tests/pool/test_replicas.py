@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from resilient import (
     ReplicaSet,
     deadline,
 )
+from resilient.engine.waiting import ThreadWaiter
 from resilient.engine.workers import Stage
 from resilient.errors import (
     ConnectionReturnedError,
@@ -222,7 +224,7 @@ def travel(rig: Rig, timeout: float, fates: dict[str, str]) -> tuple[list[str], 
     until = rig.clock() + timeout + 1e-9
     asked: list[str] = []
     with suppress(RejectedError):
-        for step in Trip(rig.set._routing, timeout, None, None):
+        for step in Trip(rig.set._routing, timeout, None, None, ThreadWaiter):
             fate = fates[step.pool.name]
             asked.append(step.pool.name)
             assert rig.clock() + step.seconds <= until
@@ -242,7 +244,7 @@ class TestTrip:
         opened=st.sets(st.sampled_from(NAMES[1:])),
         pinned=st.booleans(),
         fallback=st.booleans(),
-        timeout=st.sampled_from([0.0, 1.0, 60.0]),
+        timeout=st.sampled_from([0.0, 0.4, 60.0]),
     )
     def test_whatever_becomes_of_each_pool(self, fates, opened, pinned, fallback, timeout):
         """A read goes to no pool twice, to the primary at its turn only, and waits no longer than it may."""
@@ -264,7 +266,7 @@ class TestTrip:
             blamed = fates[name] == "down" or (fates[name] == "slow" and timeout > 1.0)
             assert rig.set.breakers[name].stats().failures == blamed
         if fallback:
-            rig.set._routing.fallback.gate.admit(None, (), {})  # the one place that there is, is free again
+            assert rig.set._routing.fallback.slots.held == 0
 
 
 class TestReadsAndWrites:
@@ -363,7 +365,7 @@ class TestFailover:
         rig = make(sticky=0)
         rig.lose("r1")
         assert {rig.read() for _ in range(20)} == {"r2"}
-        assert rig.state("r1") == "open"
+        wait_until(lambda: rig.state("r1") == "open", "left alone")
         assert 1 <= rig.set.stats().failovers <= 3
         assert rig.set.stats().on_primary == 0
 
@@ -650,21 +652,31 @@ class TestBreakers:
 class TestFallback:
     def test_the_primary_serves_no_more_than_its_share(self, make):
         """Reads that no replica can serve have half of the primary's connections, writes the rest."""
-        rig = make(sticky=0, timeout=0.0)
+        rig = make(sticky=0)
         for breaker in rig.set.breakers.values():
             breaker.open()
-        rig.set.wait()
-        with rig.pools["primary"].connection(5.0), ExitStack() as blocks:
-            conns = [blocks.enter_context(rig.set.reading(5.0)) for _ in range(2)]
+        with rig.pools["primary"].connection(), ExitStack() as blocks:
+            conns = [blocks.enter_context(rig.set.reading()) for _ in range(2)]
             assert {conn.ask() for conn in conns} == {"primary"}
-            with pytest.raises(PoolUnavailableError, match="serves 2 reads in place of replicas") as caught:
-                rig.read(5.0)
+            with pytest.raises(PoolUnavailableError, match="2 of 2 slots are taken") as caught:
+                rig.read(0)
             assert caught.value.retry_after == pytest.approx(1.0)
             assert "r1: its breaker is open" in str(caught.value)
-            with rig.set.writing(5.0) as conn:
-                assert conn.ask() == "primary"
-        assert rig.read(5.0) == "primary"
+            assert rig.write() == "primary"
+        assert rig.read() == "primary"
         assert rig.set.stats().on_primary == 3
+
+    def test_who_finds_the_share_taken_waits_for_a_part_of_it(self, make):
+        """A place that comes free goes to whoever waits for it, within the timeout."""
+        rig = make(1, sticky=0, primary_share=0.25)
+        rig.set.breakers["r1"].force_open()
+        slots = rig.set._routing.fallback.slots
+        with ThreadPoolExecutor(2) as threads:
+            with rig.set.reading():
+                reads = [threads.submit(rig.read) for _ in range(2)]
+                wait_until(lambda: slots.waiting == 2, "both wait")
+            assert [read.result(20.0) for read in reads] == ["primary", "primary"]
+        assert slots.held == 0
 
     def test_a_share_that_is_forgotten_comes_back(self, make):
         """Blocks that nobody leaves, and that are collected, do not use up the share."""
@@ -681,11 +693,11 @@ class TestFallback:
         routing = rig.set._routing
         with rig.set.reading():
             routing.after_fork()
-            routing.fallback.gate.after_fork()
+            routing.fallback.after_fork()
             assert rig.read() == "primary"
         assert rig.read() == "primary"
-        with rig.set.reading(), pytest.raises(PoolUnavailableError, match="serves 1 reads"):
-            rig.read()
+        with rig.set.reading(), pytest.raises(PoolUnavailableError, match="1 of 1 slots are taken"):
+            rig.read(0)
 
     def test_the_share_follows_the_size_of_the_pool(self, make):
         """A primary's pool that is resized serves so many more, or fewer."""
@@ -695,11 +707,11 @@ class TestFallback:
         with ExitStack() as blocks:
             for _ in range(4):
                 blocks.enter_context(rig.set.reading())
-            with pytest.raises(PoolUnavailableError, match="serves 4 reads"):
-                rig.read()
+            with pytest.raises(PoolUnavailableError, match="4 of 4 slots are taken"):
+                rig.read(0)
         rig.pools["primary"].resize(2)
-        with rig.set.reading(), pytest.raises(PoolUnavailableError, match="serves 1 reads"):
-            rig.read()
+        with rig.set.reading(), pytest.raises(PoolUnavailableError, match="1 of 1 slots are taken"):
+            rig.read(0)
 
     def test_not_if_it_is_not_to_be(self, make):
         """Without the fallback a read fails, and says of each replica why."""
@@ -1068,7 +1080,7 @@ class TestAsync:
             for _ in range(20):
                 async with orders.reading() as conn:
                     assert conn.ask() == "r2"
-            assert orders.breakers["r1"].current_state == "open"
+            await await_until(lambda: orders.breakers["r1"].current_state == "open", "left alone")
             assert 1 <= orders.stats().failovers <= 3
 
     async def test_broken_connections_are_evidence_and_cancellation_is_none(self):
@@ -1149,6 +1161,26 @@ class TestAsync:
                 assert waiting.cancelled()
             stats = orders.stats()
             assert (stats.refused, stats.replicas[0].breaker.failures) == (1, 0)
+
+    async def test_who_finds_the_share_taken_waits_for_a_part_of_it(self):
+        """A place that comes free goes to whoever waits for it; who is cancelled gives his up."""
+        orders, _ = self.make(sticky=0, primary_share=0.25)
+        for breaker in orders.breakers.values():
+            breaker.force_open()
+
+        async def read() -> str:
+            async with orders.reading() as conn:
+                name: str = conn.ask()
+                return name
+
+        async with orders:
+            fallback: Any = orders._routing.fallback
+            async with orders.reading():
+                reads = [asyncio.create_task(read()) for _ in range(3)]
+                await await_until(lambda: fallback.slots.waiting == 3, "all wait")
+                reads[0].cancel()
+            assert await asyncio.gather(*reads[1:]) == ["primary", "primary"]
+            assert fallback.slots.held == 0
 
     async def test_refused_by_chance_a_read_goes_elsewhere(self):
         """While a breaker lets traffic back in bit by bit, what it does not let in yet is read elsewhere."""

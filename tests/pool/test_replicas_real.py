@@ -176,6 +176,25 @@ class TestUnderLoad:
             assert load.errors == []
             assert orders.stats().on_primary == 0
 
+    def test_the_only_replica_is_frozen(self, cluster):
+        """Once all of its connections hang, reads come from the primary, and wait no longer for it."""
+        pools = [
+            ConnectionPool(partial(psycopg.connect, cluster.url(name)), name=name, min_size=1, max_size=4)
+            for name in ("primary", "first")
+        ]
+        with ReplicaSet(pools[0], pools[1:], sticky=0, timeout=3.0, name="orders") as orders:
+            orders.wait()
+            with Load(orders) as load:  # twice as many threads as connections
+                load.rises(cluster.port("first"))
+                cluster.first.pause()
+                try:
+                    wait_until(lambda: orders.breakers["first"].current_state == "open", "left alone")
+                    load.rises(cluster.port("primary"))
+                finally:
+                    cluster.first.resume()
+                load.rises(cluster.port("first"))
+        assert len(load.errors) <= THREADS
+
     def test_a_replica_is_restarted_in_good_order(self, cluster):
         """So few errors as there are reads that the server breaks off."""
         with replica_set(cluster) as orders, Load(orders) as load:

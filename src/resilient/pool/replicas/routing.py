@@ -200,8 +200,8 @@ class Trip:
     """The way of one read from pool to pool, until one has a connection; all within one timeout.
 
     Iterated, it goes to one after the other. `node` is where it has come to, `ticket` what let it in there,
-    and `seconds` how long it may wait for a connection. If there is a `turn`, that comes first. What came of it
-    is told by `arrived` or by `goes_on`.
+    and `seconds` how long it may wait for a connection. If there is a `turn`, that comes first. What came of
+    it is told by `arrived` or by `goes_on`.
 
     Args:
         routing: knows the way.

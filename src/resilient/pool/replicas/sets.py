@@ -34,8 +34,8 @@ class ReplicaSet(Base[C]):
     that gets no connection where it looks first looks elsewhere, within the same timeout. The body of a block
     is never run twice.
 
-    If no replica has a connection, the primary serves the read, as long as it serves no more of them at a
-    time than *primary_share* allows.
+    If no replica has a connection, the primary serves the read; no more of them at a time than
+    *primary_share* allows, while others wait for their turn.
 
     After a write, reads in the same context go to the primary for *sticky* seconds, and so do those in tasks
     begun there. If the primary has no connection then, they go to a replica after all.
