@@ -153,7 +153,8 @@ class Core(Quick):
         """
         conn, member = token.conn, token.member
         if isinstance(member, Gone):
-            self._back_too_late(token, member, exc)
+            self.change(self.stock.let_go, token)
+            self._back_too_late(member, exc)
             return
         # Both may run code of the user's, so not under the lock.
         state = State.CLEAN
@@ -162,6 +163,8 @@ class Core(Quick):
         elif self.handling.dirty is not None and self.handling.dirty(conn):
             state = State.DIRTY
         self.change(self.stock.take_back, token, state, exc)
+        if isinstance(token.member, Gone):  # taken away just now
+            self._back_too_late(token.member, exc)
 
     def not_filled(self, waited: float) -> Exception:
         """Return why there are not as many connections as there should be, after so many seconds."""
@@ -451,8 +454,8 @@ class Core(Quick):
         self.stock.counts.waited += 1
         self.stock.counts.wait_seconds += now - turn.since
 
-    def _back_too_late(self, token: Token, gone: Gone, exc: BaseException | None) -> None:
-        self.change(self.stock.let_go, token)
+    @staticmethod
+    def _back_too_late(gone: Gone, exc: BaseException | None) -> None:
         if not gone.quiet and not isinstance(exc, ConnectionReclaimedError):
             error = gone.error()
             if exc is None:

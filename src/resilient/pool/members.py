@@ -86,9 +86,11 @@ class Member:
         "used",
     )
 
+    ref: weakref.ref[Token]
+    """To its token; set by the roster, as soon as there is one."""
+
     def __init__(self, home: Any, now: float) -> None:
         self.home: Final = home  # whose it is
-        self.ref: weakref.ref[Token] | None = None
         self.conn: Any = None
         self.stand_in: Any = None  # the class of what is lent in its place
         self.expires = inf
@@ -255,7 +257,7 @@ class Roster:
     def remove(self, token: Token) -> None:
         """Have one member less."""
         member = token.member
-        if isinstance(member, Member) and member.ref is not None:
+        if isinstance(member, Member):
             self._members.pop(member.ref, None)
 
     def renew(self, token: Token) -> Token:
@@ -266,8 +268,7 @@ class Roster:
         old = member.ref
         renewed, ref = self._mint(member)
         member.ref = ref  # first: should an interrupt come now, it is by this one that the member is found
-        if old is not None:
-            self._members.pop(old, None)
+        self._members.pop(old, None)
         token.member = Gone(member.home, ConnectionReturnedError, quiet=True)
         return renewed
 
@@ -277,8 +278,8 @@ class Roster:
         The connection is kept until the token is given up: whoever has that may be inside of a call.
         """
         ref = member.ref
-        token = None if ref is None else ref()
-        if ref is None or token is None:
+        token = ref()
+        if token is None:
             return None  # it was lost just now, and will be found
         fence = Fence(gone)
         self._parted[ref] = member

@@ -94,7 +94,9 @@ class Quick(metaclass=ABCMeta):
             return False
         member = cast("Member", member)
         since = member.since
-        if since is None or member.reported == since:
+        # In a cycle that is collected, the reference to a token goes before what has the token is closed, and
+        # returns it: by then there is another token in its place.
+        if since is None or member.reported == since or member.ref() is not token:
             return False
         member.used += now - since
         member.returned = now

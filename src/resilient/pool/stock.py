@@ -28,6 +28,8 @@ __all__ = ["SUSPECTS_AT_ONCE", "Stock"]
 SUSPECTS_AT_ONCE: Final = 2
 """Connections that are checked side by side after one was broken: no storm for a server that is back."""
 
+_ENDS: Final = (ConnectionError, EOFError)  # what says that the other end is gone, whoever says it
+
 _DEAD_SUSPECTS: Final = 2  # in a row, and the others of their age are not even asked
 
 
@@ -206,15 +208,21 @@ class Stock:
 
     def take_back(self, now: float, token: Token, state: State, exc: BaseException | None) -> None:
         """Have a connection back from its borrower in *state*, after *exc*."""
-        member = cast("Member", token.member)
+        member = token.member
+        if isinstance(member, Gone):
+            self.let_go(now, token)
+            return
+        if member.ref() is not token:
+            return  # it was taken for lost: see `Quick.put`
         self.end_loan(member, now)
         if exc is not None:
             # Somebody may keep it, and by its traceback the token: that must not keep the next loss unseen.
             token = self.roster.renew(token)
-            if state is State.BROKEN:
-                self.discard(token, now, error_text(exc), is_evidence=isinstance(exc, Exception))
-                return
-        if state is State.DIRTY:
+        if exc is not None and state is State.BROKEN:
+            if isinstance(exc, _ENDS) and member.was_of_no_use(now):
+                self._fail(now, error_text(exc))
+            self.discard(token, now, error_text(exc), is_evidence=isinstance(exc, Exception))
+        elif state is State.DIRTY:
             self.start(Errand.RESET, token, now)
         else:
             member.returned = now
@@ -255,13 +263,7 @@ class Stock:
         self.keep(token, member, now)
 
     def discard(self, token: Token, now: float, reason: str, *, is_evidence: bool = True) -> None:
-        """Give up a connection that is broken; others that were made before it may be, too.
-
-        If it never worked, that is as good as not connecting.
-        """
-        member = token.member
-        if is_evidence and isinstance(member, Member) and member.was_of_no_use(now):
-            self._fail(now, reason)
+        """Give up a connection that is broken; if that *is_evidence*, others may be, too."""
         self.counts.discarded += 1
         self.say(ConnectionDiscarded(self.rules.name, reason))
         self.start(Errand.CLOSE, token, now)
@@ -301,7 +303,10 @@ class Stock:
         if exc is not None:
             self._dead_in_a_row += suspect
             # What a borrower has made of it says nothing about the server.
-            self.discard(token, now, error_text(exc), is_evidence=errand is Errand.CHECK)
+            is_evidence = errand is Errand.CHECK
+            if is_evidence and member.was_of_no_use(now):
+                self._fail(now, error_text(exc))
+            self.discard(token, now, error_text(exc), is_evidence=is_evidence)
             return
         self._dead_in_a_row = 0
         if errand is Errand.RESET:
@@ -316,6 +321,7 @@ class Stock:
         self._fail(now, reason)
 
     def _fail(self, now: float, reason: str) -> None:
+        """Have the next attempt wait. Not to connect, and to connect for nothing, come to the same."""
         if self.supply.failed(now, reason):
             self.say(PoolUnavailable(self.rules.name, self.supply.failures, reason))
 
