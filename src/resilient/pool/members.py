@@ -86,11 +86,9 @@ class Member:
         "used",
     )
 
-    ref: weakref.ref[Token]
-    """To its token; set by the roster, as soon as there is one."""
-
     def __init__(self, home: Any, now: float) -> None:
         self.home: Final = home  # whose it is
+        self.ref: weakref.ref[Token] = _NOBODYS  # to its token
         self.conn: Any = None
         self.stand_in: Any = None  # the class of what is lent in its place
         self.expires = inf
@@ -203,6 +201,10 @@ class Token:
         self.conn: Any = None
 
 
+_NOBODYS: Final = weakref.ref(Token(Gone(None, Exception)))
+"""Stands for the reference to a token while there is none: as dead as that of one that was lost."""
+
+
 class Chore:
     """Something to be done for a connection. Whoever has the chore has the connection's token."""
 
@@ -295,11 +297,7 @@ class Roster:
             member = self._members.get(ref)
             # Not so if an interrupt came between the two, when there had been a new token already.
             # And not if it was taken away: then it is closed, and not lent again.
-            if (
-                member is not None
-                and (member.ref is None or member.ref() is None)
-                and ref not in self._parted
-            ):
+            if member is not None and member.ref() is None and ref not in self._parted:
                 token = self._remint(ref, member)
                 if token is not None:
                     yield token
