@@ -489,10 +489,11 @@ class TestBreakers:
 
     def test_a_pool_that_is_only_busy_is_no_evidence(self, make):
         """All connections lent is the callers' doing: whoever waited in vain goes elsewhere, that is all."""
-        rig = make(1, pools={"max_size": 1})
+        rig = make(1, pools={"max_size": 1}, sticky=0)
+        rig.write()  # the primary has its connection, so that there is nothing to wait for
         with rig.pools["r1"].connection():
             for _ in range(5):
-                with rig.set.reading(0.02) as conn:
+                with rig.set.reading(0.1) as conn:
                     assert conn.ask() == "primary"
         assert rig.set.breakers["r1"].stats().failures == 0
         assert rig.set.stats().on_primary == 5
