@@ -480,7 +480,7 @@ class PoolMachine(Books, RuleBasedStateMachine):
 class TestPoolModel(PoolMachine.TestCase):  # type: ignore[valid-type, misc]
     """Any sequence of steps leaves every connection in one place, and everybody in turn."""
 
-    settings = settings(report_multiple_bugs=False, max_examples=60)
+    settings = settings(report_multiple_bugs=False, max_examples=4 * settings().max_examples)
 
     def setUp(self) -> None:
         # A line for each leak, and there are thousands.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from tests.pool.support import Conn, LostError, SteppedPool, World
+from tests.pool.support import LostError, SteppedPool, World
 
 from resilient.errors import PoolTimeoutError, PoolUnavailableError, RejectedError
 from resilient.events import PoolAvailable, PoolUnavailable
@@ -276,24 +274,26 @@ def test_attempt_that_hangs_counts_as_failed(world: World) -> None:
     assert stats.last_failure == "no connection after 2 s"
 
 
-def test_attempt_that_was_begun_and_ends_late_is_used(world: World) -> None:
-    """If there is room; it is closed if there is none."""
-    pool = world.pool(max_size=1, connect_timeout=2.0, timeout=0.0)
-    made: list[Any] = []
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_attempt_that_ends_late_is_used_if_there_is_room(is_replaced: bool, world: World) -> None:
+    """It is closed if there is none: there are never more than allowed."""
+    pool = world.pool(max_size=1, connect_timeout=2.0)
+    pool.crew.at_once = False
+    refused_by(pool, 0.0)
+    pool.crew.begin_one(0)  # and it hangs
+    world.clock.advance(2.0)
+    pool.round()
+    if is_replaced:
+        refused_by(pool, 0.0)
+        pool.crew.do()
+    pool.crew.end_one(0)
+    pool.crew.do()
 
-    def slowly() -> Conn:
-        world.clock.advance(3.0)
-        pool.round()  # by which it has been given up
-        if made:
-            pool.core.stock.max_size = 1
-        made.append(world.server.connect())
-        return made[-1]  # type: ignore[no-any-return]
-
-    pool.crew.connect = slowly
-    refused_by(pool)
-    assert pool.stats().connect_failures == 1
-    assert pool.stats().idle == 1
-    assert pool.getconn().number == 0
+    assert [conn.number for conn in world.server.open] == [int(is_replaced)]
+    assert pool.getconn(timeout=0).number == int(is_replaced)
+    stats = pool.stats()
+    assert (stats.size, stats.connect_failures) == (1, 1)
+    assert stats.connects - stats.closed == 1
 
 
 def test_attempt_that_never_began_is_not_made_late(world: World) -> None:
@@ -322,6 +322,16 @@ def test_server_that_accepts_and_is_of_no_use_is_not_stormed(world: World) -> No
     assert world.server.attempts == 20
     assert 5.0 <= seconds <= 20.0
     assert pool.stats().connect_failures == 0
+
+
+def test_failures_of_somebody_elses_do_not_slow_the_pool(world: World) -> None:
+    """A third party that fails inside of blocks: those who borrow after that get connections as before."""
+    pool = world.pool(timeout=5.0)
+    began = world.clock()
+    for _ in range(100):
+        with pytest.raises(TimeoutError), pool.connection():
+            raise TimeoutError
+    assert world.clock() == began
 
 
 def test_interrupt_of_connect_is_a_failure(world: World) -> None:
