@@ -57,6 +57,8 @@ VALID: dict[str, dict[str, Any]] = {
     "Cache": {"name": "c", "ttl": 1.0},
     "AsyncConnectionPool": {"connect": object, "name": "p"},
     "ConnectionPool": {"connect": object, "name": "p"},
+    "AsyncReplicaSet": {"primary": resilient.AsyncConnectionPool(object, name="p"), "replicas": []},
+    "ReplicaSet": {"primary": resilient.ConnectionPool(object, name="p"), "replicas": []},
     "Calls": {"count": 10},
     "CircuitBreaker": {"name": "b"},
     "Fallback": {"handler": 0},

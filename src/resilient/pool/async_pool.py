@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Concatenate, Self, cast
 
@@ -91,7 +92,7 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
             ConnectionReturnedError: it was returned already.
             ConnectionReclaimedError: it was taken away before.
 
-        Concurrency: waits for nothing but a transaction that has to be rolled back.
+        Concurrency: waits until an open transaction has been rolled back, for `check_timeout` at most.
         """
         token = self._token_of(conn)
         if not self._core.put(token):
@@ -194,17 +195,21 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
 
     async def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""
-        steps = self._core.ending(token, exc, well=well)
+        core, member = self._core, token.member
+        steps = core.ending(token, exc, well=well)
         if steps is not None:
             try:
                 await chores.adrive(through(steps))
             except BaseException as failure:
-                self._core.give_back(token, failure)
+                core.give_back(token, failure)
                 # What cannot be committed is told; what cannot be undone is gone with its connection.
                 if (well and exc is None) or not isinstance(failure, Exception):
                     raise
                 return
-        self._core.give_back(token, exc)
+        core.give_back(token, exc)
+        watch = core.undoing(member, exc, TaskWaiter, well=well)
+        if watch is not None:
+            await self._wait_for(watch)
 
     async def _wait_for(self, watch: Watch) -> bool:
         core = self._core
@@ -220,5 +225,7 @@ def _awaitable(connect: Callable[[], Any]) -> Any:
     """Call *connect*, and see that it has not blocked the event loop to make a connection for threads."""
     made = connect()
     if not inspect.isawaitable(made):
+        with suppress(Exception):
+            made.close()
         raise TypeError(f"connect must return an awaitable, as a coroutine function does, got {made!r}")
     return made

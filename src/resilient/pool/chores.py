@@ -75,10 +75,17 @@ async def adrive(doing: Doing, limit: float | None = None) -> None:
                     answer = step
             except BaseException as exc:  # noqa: BLE001 - it is raised where the step was made
                 failure = exc
+                if limit is not None and isinstance(exc, asyncio.CancelledError) and not _is_cancelled():
+                    failure = RuntimeError("something it waited for was cancelled")
             del step
     finally:
         # Or it and this frame would keep each other alive, and the token, which is to be seen to be lost.
         del answer, failure
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _connect(core: Core, token: Token, connect: Callable[[], Any]) -> Doing:

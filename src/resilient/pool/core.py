@@ -145,6 +145,27 @@ class Core(Quick):
             return None
         return self.handling.ending(token.conn, well=well and exc is None)
 
+    def undoing(
+        self, member: Member | Gone, exc: BaseException | None, waiter: Callable[[], Waiter], *, well: bool
+    ) -> Watch | None:
+        """Return what to wait on for the end of a transaction that is being undone, if one is.
+
+        Its locks are held until then, and whoever tries again would run into them. But nobody waits for
+        longer than it may take; and who was cancelled or interrupted does not wait at all.
+        """
+        undone = isinstance(exc, Exception) or (exc is None and not well)
+        if not undone or not self.handling.transactional:
+            return None
+        if isinstance(member, Gone) or member.errand is not Errand.RESET:
+            return None
+        left = time_left()
+        longest = self.rules.check_timeout if left is None else min(left, self.rules.check_timeout)
+        return self._watch_for(waiter(), longest, lambda: member.errand is not Errand.RESET, wants=False)
+
+    def is_at_rest(self, token: Token) -> bool:
+        """Tell whether a connection is known to be between two commands."""
+        return isinstance(token.member, Member) and self.handling.is_at_rest(token.conn)
+
     def give_back(self, token: Token, exc: BaseException | None = None) -> None:
         """Have a connection back, after *exc* if that came from its use.
 

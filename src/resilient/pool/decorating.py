@@ -27,7 +27,8 @@ def lending(pool: Any, fn: Callable[..., Any], shapes: Sequence[Shape]) -> Calla
         wanted = " or ".join(one.value for one in shapes)
         raise TypeError(f"{pool.kind} {pool.name!r} needs a {wanted}, and {describe(fn)} is a {shape.value}")
     place, signature = _signature(fn)
-    code = getattr(without_partials(inspect.unwrap(fn)), "__code__", None)
+    target = without_partials(inspect.unwrap(fn))
+    code = getattr(target, "__code__", None) or getattr(type(target).__call__, "__code__", None)
     wrapper = functools.wraps(fn)(_WRAPPERS[shape](pool, _Given(fn, place, code)))
     if signature is not None:
         wrapper.__signature__ = signature  # type: ignore[attr-defined]

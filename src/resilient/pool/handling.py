@@ -60,6 +60,15 @@ class Handling:
         """Whether closing is known to wait for nothing."""
         return self._close is None and type(self._driver) is not Driver
 
+    @property
+    def transactional(self) -> bool:
+        """Whether what is done on a connection is committed, or undone."""
+        return self._driver.transactional
+
+    def is_at_rest(self, conn: Any) -> bool:
+        """Tell whether it is known to be between two commands."""
+        return self._driver.at_rest(conn) is True
+
     def is_broken(self, conn: Any, exc: BaseException) -> bool:
         """Tell whether a connection must not be used again, after *exc* came from where it was used."""
         if self._driver.broken(conn, exc):

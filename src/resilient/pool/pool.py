@@ -131,7 +131,7 @@ class ConnectionPool(Front[C, C]):
             ConnectionReturnedError: it was returned already.
             ConnectionReclaimedError: it was taken away before.
 
-        Concurrency: waits for nothing but a transaction that has to be rolled back.
+        Concurrency: waits until an open transaction has been rolled back, for `check_timeout` at most.
         """
         token = self._token_of(conn)
         if not self._core.put(token):
@@ -209,21 +209,23 @@ class ConnectionPool(Front[C, C]):
 
     def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""
-        if (
-            type(exc) is GeneratorExit
-        ):  # the block is in a generator, and was left at a `yield`: nothing is broken
-            exc, well = None, False
-        steps = self._core.ending(token, exc, well=well)
+        core, member = self._core, token.member
+        if type(exc) is GeneratorExit and core.is_at_rest(token):
+            exc, well = None, False  # the block is in a generator, and was left at a `yield`
+        steps = core.ending(token, exc, well=well)
         if steps is not None:
             try:
                 chores.drive(through(steps))
             except BaseException as failure:
-                self._core.give_back(token, failure)
+                core.give_back(token, failure)
                 # What cannot be committed is told; what cannot be undone is gone with its connection.
                 if (well and exc is None) or not isinstance(failure, Exception):
                     raise
                 return
-        self._core.give_back(token, exc)
+        core.give_back(token, exc)
+        watch = core.undoing(member, exc, ThreadWaiter, well=well)
+        if watch is not None:
+            self._wait_for(watch)
 
     def _attend(self) -> None:
         if not self._is_attended:

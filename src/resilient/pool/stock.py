@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from ..errors import ConnectionReclaimedError
 from ..events import ConnectionDiscarded, Event, PoolAvailable, PoolUnavailable, error_text
 from .borrowed import stand_in_for
+from .borrowers import where_of
 from .handling import Handling
 from .members import Chore, Errand, Gone, Member, Roster, Token
 from .reports import collection_of, late_return_of, reclaim_of
@@ -203,7 +204,6 @@ class Stock:
         if member.leaked:
             self.events.append(late_return_of(self.rules.name, member.borrower(now)))
         member.since = None
-        member.site = ()
         member.thread = member.task = None
 
     def take_back(self, now: float, token: Token, state: State, exc: BaseException | None) -> None:
@@ -306,7 +306,8 @@ class Stock:
             is_evidence = errand is Errand.CHECK
             if is_evidence and member.was_of_no_use(now):
                 self._fail(now, error_text(exc))
-            self.discard(token, now, error_text(exc), is_evidence=is_evidence)
+            last = "" if is_evidence or not member.site else f"; last borrowed at {where_of(member.site)}"
+            self.discard(token, now, f"{error_text(exc)}{last}", is_evidence=is_evidence)
             return
         self._dead_in_a_row = 0
         if errand is Errand.RESET:
