@@ -191,7 +191,7 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
     async def _checkout(self, seconds: float | None) -> Any:
         core = self._core
         found = core.begin(seconds, TaskWaiter)
-        return core.lend(found if isinstance(found, Token) else await core.await_(found), core.now(), 3)
+        return core.lend_at_last(found if isinstance(found, Token) else await core.await_(found))
 
     async def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""

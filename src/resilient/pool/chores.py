@@ -156,8 +156,12 @@ def _close(core: Core, token: Token) -> Doing:
     # Unless it was taken away from us before we began: then it is closed when nobody uses it. And when we are
     # cancelled in the middle, the token is lost, and what became of it is not said: somebody closes it again.
     if type(token.conn) is not Fence:
-        with suppress(Exception):  # it is given up, however it takes that
+        try:
             yield from through(core.handling.close(token.conn))
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException:  # noqa: BLE001, S110 - it is given up, however it takes that
+            pass
     core.change(core.stock.was_closed, token)
 
 

@@ -132,6 +132,17 @@ class Core(Quick):
             raise
         return self._conclude(turn)
 
+    def lend_at_last(self, token: Token) -> Any:
+        """Return a stand-in for what was found or waited for, to the caller of the caller's caller.
+
+        Raises:
+            PoolClosedError: the pool was closed in between.
+            ConnectionReclaimedError: the connection was taken away in between.
+        """
+        if isinstance(token.member, Gone):
+            raise self._closed() if self.stock.closed else token.member.error()
+        return self.lend(token, self._clock(), 4)
+
     # Giving it back, the long way.
 
     def ending(self, token: Token, exc: BaseException | None, *, well: bool) -> Steps | None:
@@ -160,7 +171,7 @@ class Core(Quick):
             return None
         left = time_left()
         longest = self.rules.check_timeout if left is None else min(left, self.rules.check_timeout)
-        return self._watch_for(waiter(), longest, lambda: member.errand is not Errand.RESET, wants=False)
+        return self._watch_for(waiter(), longest, partial(_is_over, member, member.until), wants=False)
 
     def is_at_rest(self, token: Token) -> bool:
         """Tell whether a connection is known to be between two commands."""
@@ -468,8 +479,12 @@ class Core(Quick):
         self.deliver()
 
     def _put_back(self, token: Token | None, now: float) -> None:
-        if token is not None and isinstance(token.member, Member):
+        if token is None:
+            return
+        if isinstance(token.member, Member):
             self.stock.keep(token, token.member, now)
+        else:
+            self.stock.let_go(now, token)
 
     def _count_wait(self, turn: Turn, now: float) -> None:
         self.stock.counts.waited += 1
@@ -505,3 +520,8 @@ class Core(Quick):
         return lambda: refusals.too_late(
             self.rules.name, waited, stats, [loan.borrower(now) for loan in oldest]
         )
+
+
+def _is_over(member: Member, until: float) -> bool:
+    """Tell whether a connection is not being reset any more, or once more."""
+    return member.errand is not Errand.RESET or member.until != until

@@ -72,10 +72,12 @@ class Line:
     def first(self) -> Turn | None:
         """Whose turn it is."""
         while self._turns:
-            turn = self._turns[0]()
+            reference = self._turns[0]
+            turn = reference()
             if turn is not None:
                 return turn
-            self._sweep()
+            with suppress(ValueError):  # an interrupted sweep has forgotten it
+                self._turns.remove(reference)
         return None
 
     @property

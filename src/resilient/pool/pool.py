@@ -205,13 +205,15 @@ class ConnectionPool(Front[C, C]):
         core = self._core
         self._attend()
         found = core.begin(seconds, ThreadWaiter)
-        return core.lend(found if isinstance(found, Token) else core.wait(found), core.now(), 3)
+        return core.lend_at_last(found if isinstance(found, Token) else core.wait(found))
 
     def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""
         core, member = self._core, token.member
         if type(exc) is GeneratorExit and core.is_at_rest(token):
-            exc, well = None, False  # the block is in a generator, and was left at a `yield`
+            # The block is in a generator, and was left at a `yield`. Who drops a generator waits for nothing.
+            core.give_back(token)
+            return
         steps = core.ending(token, exc, well=well)
         if steps is not None:
             try:

@@ -9,13 +9,14 @@ import sys
 import threading
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final, cast
+from functools import partial
+from types import FrameType
+from typing import Any, Final
 
 from ..engine.window import Tally
-from . import refusals
 from .borrowed import bare, hold
-from .borrowers import FEW_FRAMES, nearest, site_of
-from .members import Gone, Member, Token
+from .borrowers import FEW_FRAMES, Site, nearest, site_of
+from .members import Token
 from .stock import Stock
 
 __all__ = ["Quick"]
@@ -43,7 +44,9 @@ class Quick(metaclass=ABCMeta):
         self._task_name = task_name
         self._clock = stock.rules.clock
         self._check_after = stock.rules.check_after_idle
-        self._depth = stock.rules.depth
+        depth = stock.rules.depth
+        self._site: Callable[[FrameType], Site]
+        self._site = nearest if depth == FEW_FRAMES else partial(site_of, depth=depth)
         self._count = self.checkouts.ticker
         self._pop = stock.idle.pop
         self._append = stock.idle.append
@@ -70,11 +73,8 @@ class Quick(metaclass=ABCMeta):
 
     def lend(self, token: Token, now: float, depth: int) -> Any:
         """Return a stand-in for a connection, to a borrower *depth* frames up from here."""
-        member = token.member
-        if isinstance(member, Gone):  # it was taken away since it was found
-            raise refusals.closed(self.stock.rules.name) if self.stock.closed else member.error()
-        frame = _frame(depth)
-        member.site = nearest(frame) if self._depth == FEW_FRAMES else site_of(frame, self._depth)
+        member: Any = token.member
+        member.site = self._site(_frame(depth))
         member.thread = _threads.get(_ident())
         if self._task_name is not None:
             # Not the task itself: it has what it borrowed, and would be kept from being collected.
@@ -87,12 +87,11 @@ class Quick(metaclass=ABCMeta):
 
     def put(self, token: Token) -> bool:
         """Have a connection back that is as it was lent; return False if that takes longer."""
-        member = token.member
+        member: Any = token.member
         now = self._clock()
         dirty = self.handling.dirty
         if self.alert or now >= member.expires or (dirty is not None and dirty(token.conn)):
             return False
-        member = cast("Member", member)
         since = member.since
         # In a cycle that is collected, the reference to a token goes before what has the token is closed, and
         # returns it: by then there is another token in its place.

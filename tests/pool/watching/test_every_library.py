@@ -160,12 +160,15 @@ async def test_counts_follow_the_pool(library: Library, watching: Watched) -> No
 
 @every_library
 async def test_exhausted_pool_fails_as_before_and_is_counted(library: Library, watching: Watched) -> None:
-    """The error is the library's own."""
+    """The error is the library's own, with a note of who has the connections."""
     held = [await library.borrow(), await library.borrow()]
     library.hurry()
 
-    with pytest.raises(library.exhausted):
+    with pytest.raises(library.exhausted) as caught:
         await library.borrow()
+
+    (note,) = caught.value.__notes__
+    assert note.count("libraries.py") == 2
 
     stats = watching.stats()
     assert (stats.timeouts, stats.used, stats.waiting, stats.checkouts) == (1, 2, 0, 2)

@@ -131,7 +131,7 @@ def test_who_gives_up_is_not_waiting(books: Books) -> None:
     one, other = books.ledger.ask(), books.ledger.ask()
     assert books.ledger.pending == 2
 
-    books.ledger.give_up(one, timed_out=True)
+    books.ledger.give_up(one, late=TimeoutError())
     books.ledger.give_up(other)
 
     assert (books.ledger.pending, books.ledger.timeouts, books.ledger.loans) == (0, 1, 0)
@@ -170,7 +170,7 @@ def test_closed_books_stay_empty(books: Books, clock: Clock) -> None:
 
     books.lend(connection)
     books.ledger.keep(loan)
-    books.ledger.give_up(books.ledger.ask(), timed_out=True)
+    books.ledger.give_up(books.ledger.ask(), late=TimeoutError())
     clock.now += 100.0
 
     assert (books.ledger.lent, books.ledger.pending, books.ledger.timeouts) == (0, 0, 0)

@@ -76,7 +76,7 @@ def _acquiring(ledger: Ledger) -> Callable[[Callable[..., Any]], Callable[..., A
             try:
                 proxy = await original(self, *args, **kwargs)
             except BaseException as exc:
-                ledger.give_up(asked, timed_out=isinstance(exc, TimeoutError))
+                ledger.give_up(asked, late=exc if isinstance(exc, TimeoutError) else None)
                 raise
             ledger.lend(asked, getattr(proxy, "_holder", None), frame_at())
             return proxy

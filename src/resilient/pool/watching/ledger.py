@@ -24,6 +24,7 @@ from ...events import Announcer, Event, log_fault
 from ...telemetry.connections import Durations
 from ...typing import Clock
 from ..borrowers import FEW_FRAMES, Borrower, Site, lines_of, nearest, site_of, where_of
+from ..refusals import OLDEST
 from ..reports import collection_of, late_return_of, leak_of, tell
 
 __all__ = ["Ask", "Ledger", "Loan", "frame_at"]
@@ -133,13 +134,23 @@ class Ledger:
             return None
         return asked
 
-    def give_up(self, asked: Ask | None, *, timed_out: bool = False) -> None:
-        """Note that whoever *asked* gets none; *timed_out*: because none came free in time."""
+    def give_up(self, asked: Ask | None, *, late: BaseException | None = None) -> None:
+        """Note that whoever *asked* gets none.
+
+        *late* is the error, if that is because none came free in time: it gets a note of who has them.
+        """
         if asked is not None:  # its frame may live on, in a traceback
             self._pending.discard(asked.place)
-        if timed_out and not self._closed:
-            with self._lock:
-                self.timeouts += 1
+        if late is None or self._closed:
+            return
+        with self._lock:
+            self.timeouts += 1
+        try:
+            oldest = self.borrowers()[:OLDEST]
+            if oldest:
+                late.add_note(f"pool {self.name!r}: held for longest: {'; '.join(map(str, oldest))}")
+        except Exception:  # noqa: BLE001
+            self._fault()
 
     def lend(self, asked: Ask | None, lent: object, frame: FrameType, key: int | None = None) -> None:
         """Note that whoever *asked* has *lent* now.

@@ -80,7 +80,7 @@ def _hooks(ledger: Ledger) -> dict[str, Hook]:
             try:
                 connection = original(self, *args, **kwargs)
             except BaseException as exc:
-                ledger.give_up(asked, timed_out=isinstance(exc, psycopg_pool.PoolTimeout))
+                ledger.give_up(asked, late=exc if isinstance(exc, psycopg_pool.PoolTimeout) else None)
                 raise
             ledger.lend(asked, connection, frame_at())
             return connection
@@ -113,7 +113,7 @@ def _async_hooks(ledger: Ledger) -> dict[str, Hook]:
             try:
                 connection = await original(self, *args, **kwargs)
             except BaseException as exc:
-                ledger.give_up(asked, timed_out=isinstance(exc, psycopg_pool.PoolTimeout))
+                ledger.give_up(asked, late=exc if isinstance(exc, psycopg_pool.PoolTimeout) else None)
                 raise
             ledger.lend(asked, connection, frame_at())
             return connection

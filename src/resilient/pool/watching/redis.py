@@ -152,7 +152,7 @@ def _got(ledger: Ledger, asked: Ask | None, connection: Any, frame: Any) -> None
 
 def _missed(ledger: Ledger, asked: Ask | None, error: BaseException) -> None:
     _begun.set(None)
-    ledger.give_up(asked, timed_out=_is_exhausted(error))
+    ledger.give_up(asked, late=error if _is_exhausted(error) else None)
 
 
 def _hooks(ledger: Ledger) -> dict[str, Hook]:

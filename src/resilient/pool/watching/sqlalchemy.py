@@ -195,7 +195,7 @@ def _connecting(ledger: Ledger) -> Hook:
             try:
                 fairy = original(pool)
             except BaseException as error:
-                ledger.give_up(asked, timed_out=isinstance(error, exc.TimeoutError))
+                ledger.give_up(asked, late=error if isinstance(error, exc.TimeoutError) else None)
                 raise
             record = getattr(fairy, "_connection_record", None)
             ledger.lend(asked, fairy, frame_at(), id(record))

@@ -18,6 +18,7 @@ from ...telemetry import connections
 from ...telemetry.connections import ConnectionCounts
 from ...typing import Seconds
 from ..borrowers import Borrower
+from ..refusals import OLDEST
 from ..rounds import attend, dismiss
 from .ledger import Ledger
 
@@ -28,7 +29,6 @@ NOTHING: Final[frozenset[str]] = frozenset()
 GO_BETWEENS: Final = frozenset({"contextlib", "opentelemetry", "wrapt", "ddtrace", "sentry_sdk"})
 """Packages that may stand between a library and whoever uses it: the frames of none say who borrowed."""
 
-_OLDEST: Final = 3  # borrowers that an error names
 _CHECK_SECONDS: Final = 2.0
 _IN_TIME: Final = 0.9  # of a check's time, for the library to say itself that there is no connection
 _NO_ANSWER: Final = "no answer from the server"
@@ -323,7 +323,7 @@ class Watched:
         )
 
     def _too_late(self, what: str, seconds: float) -> PoolTimeoutError:
-        stats, borrowers = self.stats(), self.borrowers()[:_OLDEST]
+        stats, borrowers = self.stats(), self.borrowers()[:OLDEST]
         oldest = f"; the oldest borrowers: {'; '.join(map(str, borrowers))}" if borrowers else ""
         return PoolTimeoutError(
             f"the check of pool {self.name!r} failed: {what} within {seconds:g} s; {stats.used} connections "
