@@ -9,7 +9,7 @@ import pytest
 
 from resilient.events import Announcer, Event
 from resilient.pool.borrowers import Borrower
-from resilient.pool.reports import collection_of, late_return_of, leak_of, reclaim_of, report, tell
+from resilient.pool.reports import collection_of, late_return_of, leak_of, reclaim_of, tell
 
 BORROWER = Borrower(
     where="shop.py:7 in pay",
@@ -31,6 +31,11 @@ EVENTS = {
     "closed": (collection_of("orders", BORROWER, reused=False), logging.WARNING, "it was closed"),
     "reclaim": (reclaim_of("orders", BORROWER), logging.WARNING, "taken from task checkout"),
 }
+
+
+def report(announcer: Announcer, event: Event) -> None:
+    announcer.post(event)
+    tell(announcer, event)
 
 
 @pytest.mark.parametrize("kind", EVENTS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from ..errors import ConnectionReturnedError
 from .members import Fence, Token
@@ -120,7 +121,8 @@ bare: Final = object.__new__
 held_by: Final[Callable[[Any], list[Token]]] = Borrowed.__dict__["_resilient_held"].__get__
 hold: Final[Callable[[Any, list[Token]], None]] = Borrowed.__dict__["_resilient_held"].__set__
 
-_classes: Final[dict[type, type[Borrowed]]] = {}
+# Weakly: a mock, for one, makes a class for each object.
+_classes: Final[WeakKeyDictionary[type, type[Borrowed]]] = WeakKeyDictionary()
 
 
 def _class_for(kind: type) -> type[Borrowed]:

@@ -71,14 +71,16 @@ class Line:
     @property
     def first(self) -> Turn | None:
         """Whose turn it is."""
-        while self._turns:
-            reference = self._turns[0]
+        while True:
+            try:
+                reference = self._turns[0]
+            except IndexError:
+                return None
             turn = reference()
             if turn is not None:
                 return turn
             with suppress(ValueError):  # an interrupted sweep has forgotten it
                 self._turns.remove(reference)
-        return None
 
     @property
     def longest(self) -> float:

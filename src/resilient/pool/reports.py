@@ -23,7 +23,7 @@ from ..events import (
 )
 from .borrowers import Borrower
 
-__all__ = ["collection_of", "late_return_of", "leak_of", "reclaim_of", "report", "tell"]
+__all__ = ["collection_of", "late_return_of", "leak_of", "reclaim_of", "tell"]
 
 _log = logging.getLogger("resilient")
 
@@ -54,13 +54,6 @@ def reclaim_of(pool: str, borrower: Borrower) -> ConnectionReclaimed:
     return ConnectionReclaimed(
         pool, borrower.held_for, borrower.where, borrower.stack, borrower.thread, borrower.task
     )
-
-
-def report(announcer: Announcer, *events: Event) -> None:
-    """Post *events*, and tell of them; for those that hold no lock."""
-    for event in events:
-        announcer.post(event)
-    tell(announcer, *events)
 
 
 def tell(announcer: Announcer, *events: Event) -> None:
