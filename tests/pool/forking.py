@@ -22,7 +22,7 @@ from tests.pool.ears import Speaker, connector
 from resilient import AsyncConnectionPool, ConnectionPool, ConnectionReclaimedError, events
 
 HUNG = 15  # seconds after which a child is taken for hung
-FORKS = 500 if os.environ.get("RESILIENT_SOAK") else 12
+FORKS = 500 if os.environ.get("RESILIENT_SOAK") else 6
 THREADS = 8
 SIZE = 4
 

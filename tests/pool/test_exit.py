@@ -123,3 +123,20 @@ def test_program_ends_though_its_server_is_frozen() -> None:
         server.resume()
 
     assert (it.returncode, said) == (0, "")
+
+
+def test_program_ends_though_closing_hangs() -> None:
+    """What hangs is somebody's `close`: it gets its time, and no more."""
+    hangs = """
+import time
+from resilient import ConnectionPool
+
+pool = ConnectionPool(object, name="p", close=lambda conn: time.sleep(3600), check_timeout=0.2)
+with pool.connection():
+    pass
+"""
+    done = subprocess.run(
+        [*PYTHON, "-c", hangs], cwd=ROOT, capture_output=True, text=True, timeout=QUICK, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")

@@ -245,6 +245,7 @@ STOPS = (
     stop_with_much_to_do,
     stop_while_closing,
     stop_with_a_watch,
+    stop_by_an_error,
 )
 MORE: dict[str, dict[str, Any]] = {"plain": {}, "reset": {"reset": close_in_a_turn}}
 

@@ -96,6 +96,26 @@ def test_connections_that_come_and_go_leave_nothing_behind(pool: ConnectionPool[
     assert pool.stats().collected > 0
 
 
+def test_kinds_of_connections_that_are_no_more_are_not_kept() -> None:
+    """There are those that have a class of their own each, as mocks have."""
+
+    def own() -> Conn:
+        kind: type[Conn] = type("Own", (Conn,), {})
+        return kind()
+
+    def checkouts(number: int) -> None:
+        pool = ConnectionPool(own, name="p", max_lifetime=1e-9)
+        for _ in range(number):
+            with pool.connection():
+                pass
+        pool.close()
+
+    kinds = lambda: sum(type(one) is type and one.__name__ == "Own" for one in gc.get_objects())  # noqa: E731
+    checkouts(300)
+    gc.collect()
+    assert kinds() <= 140, "more than a cache of drivers keeps"
+
+
 async def test_asynchronous_checkouts_leave_nothing_behind() -> None:
     """With tasks that wait, that are cancelled, and that forget."""
     pool = AsyncConnectionPool(aconnect, name="p", max_size=1, timeout=LONG)

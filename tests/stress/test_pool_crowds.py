@@ -44,7 +44,7 @@ from resilient import (
 SIZE = 8
 THREADS = 32
 TASKS = 500
-CHECKOUTS = 1_000_000 if SOAK else 8_000
+CHECKOUTS = 1_000_000 if SOAK else 6_000
 LONG = 60.0  # seconds; whoever waits for as long is stuck
 SOON = 0.001
 SEED = 5

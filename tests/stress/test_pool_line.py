@@ -45,8 +45,9 @@ class Recorder(Line):
         super().append(turn)
 
     def leave(self, turn: Turn) -> None:
-        if turn in self and turn.token is not None:
-            self.served.append(self.come[id(turn)])
+        # Some leave without a connection, and some once more when they have it.
+        if turn.token is not None and id(turn) in self.come:
+            self.served.append(self.come.pop(id(turn)))
         super().leave(turn)
 
 
