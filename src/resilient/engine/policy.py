@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, NoReturn, Self, cast
+from typing import Any, ClassVar, NoReturn, cast
 
-from ..events import Announcer, Listener
 from ..typing import P, T
+from .announcing import Announcing
 from .order import check_order
 from .shape import Shape, describe, shape_of, without_partials
 
@@ -27,7 +27,7 @@ def policies_of(fn: Callable[..., Any]) -> tuple[Policy, ...]:
     return marks if isinstance(marks, tuple) else ()
 
 
-class Policy(metaclass=ABCMeta):
+class Policy(Announcing, metaclass=ABCMeta):
     """Base of every policy.
 
     A subclass says how it wraps a callable of a given shape (`wrap`); decorating, calling directly and
@@ -38,7 +38,6 @@ class Policy(metaclass=ABCMeta):
     """
 
     kind: ClassVar[str]
-    announcer: Announcer
     checks_order: bool = True
     """Whether decorating refuses an order that is known to go wrong."""
 
@@ -116,39 +115,6 @@ class Policy(metaclass=ABCMeta):
             msg = f"acall needs a coroutine function, {describe(fn)} is none: use call"
             raise TypeError(msg)
         return cast("T", await self._ainvoker(fn, *args, **kwargs))
-
-    def add_listener(self, listener: Listener) -> None:
-        """Call *listener* with every event of this policy.
-
-        Args:
-            listener: called with one `Event`, in the thread where it happened; must not block.
-
-        Raises:
-            TypeError: *listener* cannot be called.
-        """
-        self.announcer.listeners.add(listener)
-
-    def remove_listener(self, listener: Listener) -> None:
-        """Undo one `add_listener`.
-
-        Args:
-            listener: the listener to remove.
-
-        Raises:
-            ValueError: *listener* is not registered here.
-        """
-        self.announcer.listeners.remove(listener)
-
-    # Functions refer to the policy they are under, and its counters and locks are theirs: a copy would be
-    # another policy. So settings that hold one can be copied, and it stays the same.
-
-    def __copy__(self) -> Self:
-        """Return the policy itself."""
-        return self
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
-        """Return the policy itself."""
-        return self
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled.

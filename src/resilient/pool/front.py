@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar
 
 from ..engine import params
+from ..engine.announcing import Announcing
 from ..engine.clock import MONOTONIC
 from ..engine.matching import Matcher
 from ..errors import ConnectionReturnedError
-from ..events import Announcer, Listener
+from ..events import Announcer
 from ..telemetry.connections import ConnectionCounts, observe
 from ..typing import Clock, FailureRule, Seconds
 from .borrowed import held_by, is_borrowed
@@ -32,7 +33,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
-class Front(Generic[C, R], metaclass=ABCMeta):
+class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
     """Base of both pools; see `ConnectionPool` for the arguments."""
 
     kind: ClassVar[str]
@@ -183,36 +184,6 @@ class Front(Generic[C, R], metaclass=ABCMeta):
             raise token.member.error()
         unwrapped: C = token.conn
         return unwrapped
-
-    def add_listener(self, listener: Listener) -> None:
-        """Call *listener* with every event of this pool.
-
-        Args:
-            listener: called with one `Event`, in the thread where it happened; must not block.
-
-        Raises:
-            TypeError: *listener* cannot be called.
-        """
-        self.announcer.listeners.add(listener)
-
-    def remove_listener(self, listener: Listener) -> None:
-        """Undo one `add_listener`.
-
-        Args:
-            listener: the listener to remove.
-
-        Raises:
-            ValueError: *listener* is not registered here.
-        """
-        self.announcer.listeners.remove(listener)
-
-    def __copy__(self) -> Self:
-        """Return the pool itself: a copy would not know the connections."""
-        return self
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
-        """Return the pool itself."""
-        return self
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled.

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from ..engine import params
+from ..engine.announcing import Announcing
 from ..engine.clock import MONOTONIC
 from ..engine.fork import renew_after_fork
 from ..engine.window import Tally
 from ..errors import MaintenanceError
-from ..events import Announcer, Listener, MaintenanceSwitched
+from ..events import Announcer, MaintenanceSwitched
 from ..typing import Clock, Seconds
 from .addresses import NETWORK_LIKE, NetworkLike, Networks
 from .paths import several_paths
@@ -44,7 +45,7 @@ class _Closed(NamedTuple):
     until: float | None  # on the clock; None: until somebody opens
 
 
-class Maintenance:
+class Maintenance(Announcing):
     """Close a service for maintenance at run time, and open it again, without restarting it.
 
     While it is on, requests are answered with 503: browsers get *page*, everybody else a problem document.
@@ -90,7 +91,7 @@ class Maintenance:
         self._name = params.named("name", name)
         self._clock = params.callback("clock", clock)
         self._closed: _Closed | None = None
-        self._announcer = Announcer()
+        self.announcer = Announcer()
         self._refused = Tally()
         self.after_fork()
         renew_after_fork(self)
@@ -122,8 +123,8 @@ class Maintenance:
         closed = _Closed(None if seconds is None else self._clock() + seconds)
         with self._lock:
             self._closed = closed
-            self._announcer.post(MaintenanceSwitched(self._name, True, seconds, reason))
-        self._announcer.deliver()
+            self.announcer.post(MaintenanceSwitched(self._name, True, seconds, reason))
+        self.announcer.deliver()
 
     def off(self) -> None:
         """Open the service; nothing happens where it is open."""
@@ -163,32 +164,10 @@ class Maintenance:
         """Return what was counted so far, and the state."""
         return MaintenanceStats(self._refused.read(), self.is_on)
 
-    def add_listener(self, listener: Listener) -> None:
-        """Call *listener* with every event of this switch.
-
-        Args:
-            listener: called with one `Event`, in the thread where it happened; must not block.
-
-        Raises:
-            TypeError: *listener* cannot be called.
-        """
-        self._announcer.listeners.add(listener)
-
-    def remove_listener(self, listener: Listener) -> None:
-        """Undo one `add_listener`.
-
-        Args:
-            listener: the listener to remove.
-
-        Raises:
-            ValueError: *listener* is not registered here.
-        """
-        self._announcer.listeners.remove(listener)
-
     def after_fork(self) -> None:
         """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""
         self._lock = threading.RLock()  # re-entrant, for signal handlers
-        self._announcer.after_fork()
+        self.announcer.after_fork()
 
     def __repr__(self) -> str:
         closed = self._current()
@@ -213,8 +192,8 @@ class Maintenance:
             if self._closed is not closed:  # somebody was quicker, or has closed it anew meanwhile
                 return
             self._closed = None
-            self._announcer.post(MaintenanceSwitched(self._name, False, None, reason))
-        self._announcer.deliver()
+            self.announcer.post(MaintenanceSwitched(self._name, False, None, reason))
+        self.announcer.deliver()
 
 
 def _html(page: str | bytes | Path | None) -> bytes | None:

@@ -11,9 +11,10 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, Final, Self
 
 from ...engine import params
+from ...engine.announcing import Announcing
 from ...engine.workers import Job, Stage, Workers
 from ...errors import PoolTimeoutError, PoolUnavailableError
-from ...events import Announcer, Listener, error_text
+from ...events import Announcer, error_text
 from ...telemetry import connections
 from ...telemetry.connections import ConnectionCounts
 from ...typing import Seconds
@@ -125,7 +126,7 @@ class Adapter(ABC):
         raise NotImplementedError
 
 
-class Watched:
+class Watched(Announcing):
     """A pool of another library under watch; made by `watch`. As a context manager it ends the watch.
 
     Args:
@@ -142,7 +143,7 @@ class Watched:
     ) -> None:
         self._adapter = adapter
         self._ledger = ledger
-        self._announcer = announcer
+        self.announcer = announcer
         self._metrics = metrics
         self._checks = Workers(1, "resilient-check")  # one: while a check hangs, no other joins it
         if metrics is not False:
@@ -270,29 +271,6 @@ class Watched:
         connections.forget(self)
         self._adapter.uninstall()
         self._ledger.close()
-
-    def add_listener(self, listener: Listener) -> None:
-        """Call *listener* with every event of this pool.
-
-        Args:
-            listener: called with `ConnectionLeaked`, `ConnectionReturnedLate` and `ConnectionCollected`, in a
-                background thread.
-
-        Raises:
-            TypeError: *listener* cannot be called.
-        """
-        self._announcer.listeners.add(listener)
-
-    def remove_listener(self, listener: Listener) -> None:
-        """Undo one `add_listener` of the same listener.
-
-        Args:
-            listener: the listener to remove.
-
-        Raises:
-            ValueError: *listener* is not registered.
-        """
-        self._announcer.listeners.remove(listener)
 
     def __enter__(self) -> Self:
         return self
