@@ -274,21 +274,21 @@ class Roster:
         token.member = Gone(member.home, ConnectionReturnedError, quiet=True)
         return renewed
 
-    def part(self, member: Member, gone: Gone) -> Token | None:
-        """Take *member* away from whoever has its token; return that, if there is anybody.
+    def part(self, member: Member, gone: Gone) -> bool:
+        """Take *member* away from whoever has its token; tell whether there is anybody.
 
         The connection is kept until the token is given up: whoever has that may be inside of a call.
         """
         ref = member.ref
         token = ref()
         if token is None:
-            return None  # it was lost just now, and will be found
+            return False  # it was lost just now, and will be found
         fence = Fence(gone)
         self._parted[ref] = member
         token.member = gone
         token.conn = fence
         self._members.pop(ref, None)
-        return token
+        return True
 
     def found(self) -> Iterator[Token]:
         """Return new tokens for the members whose old ones were lost."""
@@ -318,14 +318,14 @@ class Roster:
             if member is not None and member.conn is not None:
                 yield member.conn
 
-    def after_fork(self, gone: Callable[[], Gone]) -> list[Any]:
+    def after_fork(self, gone: Gone) -> list[Any]:
         """Begin anew, and return the connections, which are the parent's."""
         inherited = [*self._members.items(), *self._parted.items()]
         for ref, _ in inherited:
             token = ref()
             if token is not None:
-                token.member = gone()
-                token.conn = Fence(token.member)
+                token.member = gone
+                token.conn = Fence(gone)
         self._members = {}
         self._parted = {}
         self._lost.clear()

@@ -344,8 +344,7 @@ class Stock:
             f"pool {name!r} took this connection away after {borrower.held_for:.3g} s: {why}; "
             f"what was not committed is lost. It was borrowed at {borrower.where}"
         )
-        gone = Gone(self._home, partial(ConnectionReclaimedError, message, policy=name))
-        if self._part(member, gone):
+        if self._part(member, self._gone(message)):
             self.counts.reclaimed += 1
             self.counts.use_seconds += member.used + borrower.held_for
             self.events.append(reclaim_of(name, borrower))
@@ -410,8 +409,7 @@ class Stock:
         self.events.clear()
         self.supply.succeeded(0.0)
         message = f"this connection of pool {self.rules.name!r} belongs to the process it was forked from"
-        error = partial(ConnectionReclaimedError, message, policy=self.rules.name)
-        return self.roster.after_fork(partial(Gone, self._home, error, quiet=True))
+        return self.roster.after_fork(self._gone(message, quiet=True))
 
     def stats(self, *, waiting: int, checkouts: int) -> PoolStats:
         """Return what was counted, and where the pool stands."""
@@ -438,10 +436,11 @@ class Stock:
         self.events.append(event)
 
     def _given_up(self) -> Gone:
-        message = f"pool {self.rules.name!r} has given this connection up"
-        return Gone(
-            self._home, partial(ConnectionReclaimedError, message, policy=self.rules.name), quiet=True
-        )
+        return self._gone(f"pool {self.rules.name!r} has given this connection up", quiet=True)
+
+    def _gone(self, message: str, *, quiet: bool = False) -> Gone:
+        error = partial(ConnectionReclaimedError, message, policy=self.rules.name)
+        return Gone(self._home, error, quiet=quiet)
 
     def _tell_of_orphan(self, member: Member, now: float, *, reused: bool) -> None:
         if member.orphan:
