@@ -1,0 +1,6 @@
+"""Health that tells the truth: checks, what policies have seen, and who asks."""
+
+from ..engine.finding import Finding, Status, Witness
+from .report import Report, Result
+
+__all__ = ["Finding", "Report", "Result", "Status", "Witness"]
