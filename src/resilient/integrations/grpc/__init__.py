@@ -1,0 +1,1 @@
+"""gRPC: health that servers tell, and policies around the calls that they serve and make."""
