@@ -1,0 +1,82 @@
+"""What must not go into a report: passwords and tokens in addresses, settings and texts of exceptions."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["masked"]
+
+_MASK: Final = "***"
+
+# A value in quotes ends with them; any other with white space, or where the next setting begins. Brackets and
+# commas are taken along: passwords have them, and more is better gone than less.
+_VALUE: Final = r"""
+    (?: (?P<single> b?' ) (?: [^'\\] | \\. )* '?
+      | (?P<double> b?" ) (?: [^"\\] | \\. )* "?
+      | (?P<brace> \{ ) [^}]* \}?
+      | (?: [^\s&;] | [&;] (?! \s? [\w%.-]{1,40} = ) )+
+    )
+"""
+
+_SETTING: Final = re.compile(
+    rf"""
+    (?P<name>
+        (?: passw(?:or)?d | passphrase | pwd | secret | token | credentials? | signature
+          | (?: api | access | private | account | shared | license )[-_]?key
+        ) (?: [-_] (?: id | key | value | hash ) )?
+        ["']? \s{{0,4}} (?: => | [:=] ) \s{{0,4}}
+      | (?: pass | key | sig | auth ) ["']? \s{{0,4}} = \s{{0,4}}
+      | authorization ["']? \s{{0,4}} [:=] \s{{0,4}}
+        (?: ["']? (?: basic | bearer | digest | token ) \s{{1,4}} )?
+      | \b (?: basic | bearer ) \s{{1,4}} (?= [\w+/~.-]{{12}} )
+    )
+    {_VALUE}
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+
+_WORD: Final = re.compile(r"\S+")
+_NAMELESS: Final = ("http", "https")
+
+
+def masked(text: str) -> str:
+    """Replace the secrets in *text* by asterisks.
+
+    They are known by where they stand: the password in `scheme://user:password@host` and in
+    `user:password@host`, the user where a web address has no password, and what follows `password=`,
+    `token:`, `key=`, `Bearer` and the like, in addresses, connection strings, JSON and text for people.
+    Rather too much is masked than too little.
+
+    Args:
+        text: any text, such as that of an exception.
+
+    Returns:
+        The text without them; one that was masked before stays as it is.
+
+    Concurrency: takes time in proportion to the length of the text, whatever is in it.
+    """
+    text = _SETTING.sub(_without_value, text)
+    return _WORD.sub(_without_password, text) if "@" in text else text
+
+
+def _without_value(match: re.Match[str]) -> str:
+    opening = match["single"] or match["double"] or match["brace"] or ""
+    closing = "}" if opening == "{" else opening[-1:]  # also where the text was cut off before
+    return f"{match['name']}{opening}{_MASK}{closing}"
+
+
+def _without_password(match: re.Match[str]) -> str:
+    """Mask what stands before the last @ of a word: passwords may have one in them, and slashes, too."""
+    word = match[0]
+    at = word.rfind("@")
+    if at < 0:
+        return word
+    scheme, slashes, _ = word[:at].partition("://")
+    begin = len(scheme) + len(slashes) if slashes else 0
+    user, colon, _ = word[begin:at].partition(":")
+    if colon:
+        return f"{word[:begin]}{user}:{_MASK}{word[at:]}"
+    if slashes and scheme.lower().endswith(_NAMELESS):
+        return f"{word[:begin]}{_MASK}{word[at:]}"
+    return word
