@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.drive.gates import NO_RESULT, GateBlock, gate
+from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.matching import Matcher, is_refusal
 from ..engine.policy import Policy
@@ -164,6 +165,10 @@ class AdaptiveThrottle(Policy):
     def stats(self) -> ThrottleStats:
         """Return what the throttle has counted and the share it refuses, as of one moment."""
         return self._core.stats()
+
+    def finding(self) -> Finding:
+        """Return how what it guards is doing, for health. A warning: a share of the calls is refused."""
+        return self._core.finding()
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -417,6 +422,19 @@ class _Core:
                 accepts=accepts,
                 probability=self.rules.probability(attempts, accepts, decided),
             )
+
+    def finding(self) -> Finding:
+        """Tell how what this guards is doing, as far as the calls in the window show."""
+        with self._lock:
+            stats = self.stats()
+            ended = sum(part.accepts + part.failures for part in self._parts)
+        status, output = Status.PASS, ""
+        if stats.probability:
+            answered = f"{stats.accepts} of {stats.attempts} calls of the last {self.rules.window:g} s"
+            status = Status.WARN
+            output = f"refuses {stats.probability:.0%} of the calls: {answered} were accepted"
+        facts = {"attempts": stats.attempts, "accepts": stats.accepts, "rejected": stats.rejected}
+        return Finding(status, output, value=stats.probability, unit="ratio", facts=facts, calls=ended)
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: what is under way belongs to threads of the parent."""

@@ -19,6 +19,7 @@ from ..engine import params
 from ..engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ..engine.deadline import time_left
 from ..engine.drive.loops import loop
+from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.matching import verdict_of
 from ..engine.policy import Policy, callee_of
@@ -184,6 +185,18 @@ class Retry(Policy):
             return RetryStats(
                 self._calls.read(), self.retries, self.recovered, self.exhausted, self.over_budget
             )
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health. A warning: its budget is spent."""
+        stats = self.stats()
+        found = None if self.budget is None else self.budget.finding()
+        return Finding(
+            Status.PASS if found is None else found.status,
+            f"budget {found.output}" if found is not None and found.output else "",
+            value=stats.amplification,
+            unit="attempts",
+            facts={"calls": stats.calls, "retries": stats.retries, "exhausted": stats.exhausted},
+        )
 
     def __repr__(self) -> str:
         stats = self.stats()

@@ -6,10 +6,11 @@ import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..engine import params
 from ..engine.clock import MONOTONIC
+from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.window import Tally
 from ..typing import Clock, Seconds
@@ -59,6 +60,8 @@ class RetryBudget:
 
     Source: Finagle's RetryBudget; "Handling Overload", Site Reliability Engineering, chapter 21.
     """
+
+    kind: ClassVar[str] = "RetryBudget"
 
     def __init__(
         self,
@@ -116,6 +119,16 @@ class RetryBudget:
         with self._lock:
             self._roll()
             return BudgetStats(sum(self._calls), sum(self._retries), self._retries_left(), self._denied)
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health. A warning: it is spent, and failures are not retried."""
+        stats = self.stats()
+        status, output = Status.PASS, ""
+        if stats.retries and stats.balance < 1.0:  # one that is empty because there are no calls is not spent
+            spent = f"{stats.retries} retries of {stats.calls:.0f} calls in the last {self.window:g} s"
+            status, output = Status.WARN, f"spent: {spent}; further failures are not retried"
+        facts = {"calls": round(stats.calls), "retries": stats.retries, "denied": stats.denied}
+        return Finding(status, output, value=max(0.0, stats.balance), unit="retries", facts=facts)
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self.name!r} {self.stats().balance:.1f} retries left>"

@@ -329,6 +329,12 @@ class Core(Quick):
                 self.stock.recover(now)
             return self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
 
+    def is_cut_off(self) -> bool:
+        """Tell whether the server is known to be down, and nobody can be lent a connection all the same."""
+        now = self._clock()
+        with self.stock.lock:
+            return self._is_hopeless(now, self.rules.timeout)
+
     # Inside; all of it under the lock.
 
     def _dispatch(self, now: float) -> None:

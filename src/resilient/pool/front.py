@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar
 from ..engine import params
 from ..engine.announcing import Announcing
 from ..engine.clock import MONOTONIC
+from ..engine.finding import Finding, Status
 from ..engine.matching import Matcher
 from ..errors import ConnectionReturnedError
 from ..events import Announcer
@@ -18,6 +19,7 @@ from ..typing import Clock, FailureRule, Seconds
 from .borrowed import held_by, is_borrowed
 from .borrowers import ALL_FRAMES, FEW_FRAMES, Borrower
 from .core import Core, Crew
+from .findings import Flaw, told
 from .handling import Act, Handling
 from .members import Gone, Token
 from .rules import Rules
@@ -119,6 +121,40 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
     def stats(self) -> PoolStats:
         """Return what the pool has counted and where it stands, as of one moment."""
         return self._core.stats()
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health.
+
+        Failing: it is closed, or its server is known to be down and no connection is left. A warning: it
+        cannot connect, a borrower has been reported, callers wait for all that there is, or 80 % of five
+        connections or more are lent.
+        """
+        stats = self.stats()
+        flaws: list[Flaw] = []
+        if self.closed:
+            flaws.append((Status.FAIL, "closed"))
+        elif self._core.is_cut_off():
+            flaws.append((Status.FAIL, f"cannot connect: {stats.last_failure}"))
+        elif not stats.available:
+            # Known from those who came last. If it failed because of that, and nobody came any more, nobody
+            # would find out that the server is back.
+            flaws.append((Status.WARN, f"could not connect when it was last tried: {stats.last_failure}"))
+        return told(
+            flaws,
+            {
+                "used": stats.used,
+                "idle": stats.idle,
+                "max_size": stats.max_size,
+                "waiting": stats.waiting,
+                "timeouts": stats.timeouts,
+                "leaked": stats.leaked,
+            },
+            used=stats.used,
+            limit=stats.max_size,
+            waiting=stats.waiting,
+            leaked=stats.leaked,
+            borrowers=self.borrowers,
+        )
 
     def borrowers(self) -> list[Borrower]:
         """Return who holds a connection: where it was borrowed, by whom and since when.

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from ..engine import params
 from ..engine.announcing import Announcing
 from ..engine.clock import MONOTONIC
+from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.window import Tally
 from ..errors import MaintenanceError
@@ -43,6 +44,7 @@ class MaintenanceStats:
 
 class _Closed(NamedTuple):
     until: float | None  # on the clock; None: until somebody opens
+    reason: str | None
 
 
 class Maintenance(Announcing):
@@ -68,6 +70,8 @@ class Maintenance(Announcing):
 
     Concurrency: safe from any thread, task and signal handler; asking takes no lock.
     """
+
+    kind: ClassVar[str] = "Maintenance"
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class Maintenance(Announcing):
         seconds = params.optional_seconds("for_", for_)
         if reason is not None:
             params.named("reason", reason)
-        closed = _Closed(None if seconds is None else self._clock() + seconds)
+        closed = _Closed(None if seconds is None else self._clock() + seconds, reason)
         with self._lock:
             self._closed = closed
             self.announcer.post(MaintenanceSwitched(self._name, True, seconds, reason))
@@ -163,6 +167,16 @@ class Maintenance(Announcing):
     def stats(self) -> MaintenanceStats:
         """Return what was counted so far, and the state."""
         return MaintenanceStats(self._refused.read(), self.is_on)
+
+    def finding(self) -> Finding:
+        """Return whether the service is open, for health. A warning: it is closed, for the reason given."""
+        closed = self._current()
+        facts = {"on": closed is not None, "refused": self._refused.read()}
+        if closed is None:
+            return Finding(Status.PASS, facts=facts)
+        left = "" if closed.until is None else f", for another {max(0.0, closed.until - self._clock()):.3g} s"
+        output = f"closed by hand ({closed.reason or 'no reason given'}){left}"
+        return Finding(Status.WARN, output, facts=facts)
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, Literal
 from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.drive.holds import HoldBlock, hold
+from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.keys import key_maker
 from ...engine.matching import Matcher
@@ -245,6 +246,35 @@ class Bulkhead(Policy):
                 evicted=desk.evicted,
                 adaptive=None if one is None else one.adaptive(),
             )
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health. A warning: it is full, and calls wait or would be refused."""
+        stats, desk = self.stats(), self._desk
+        with desk.books.lock:
+            # Of a bulkhead by key there are too many to look into each; and each is full now and then.
+            is_full = not self._is_keyed and any(slots.is_full for slots in desk.all())
+        facts: dict[str, Fact] = {
+            "limit": stats.limit,
+            "in_use": stats.in_use,
+            "waiting": stats.waiting,
+            "rejected": stats.rejected,
+        }
+        if stats.abandoned:
+            facts["abandoned"] = stats.abandoned
+        if stats.adaptive is not None:
+            facts |= {"algorithm": stats.adaptive.algorithm, "pressure": stats.adaptive.pressure}
+        status, output = Status.PASS, ""
+        if stats.waiting or (is_full and not self.max_wait):
+            what = f"{stats.waiting} waiting" if stats.waiting else "the next call is refused"
+            whose = "of their keys" if self._is_keyed else "taken"
+            status, output = Status.WARN, f"{stats.in_use} of {stats.limit} slots {whose}, and {what}"
+        return Finding(
+            status,
+            output,
+            value=stats.in_use / stats.limit if stats.limit else None,
+            unit="ratio" if stats.limit else None,
+            facts=facts,
+        )
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: whoever waited or ran in another thread was not copied."""

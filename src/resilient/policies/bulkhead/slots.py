@@ -257,6 +257,11 @@ class Slots:
         """How many calls wait."""
         return len(self._line)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all are taken but those for probes."""
+        return self._permits.held >= self.limit
+
     def adaptive(self) -> LimitStats | None:
         """Return where the adaptive limit stands, if it is one."""
         return None if self._sampler is None else self._sampler.stats()

@@ -12,6 +12,7 @@ import cachetools
 from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.drive.lookups import aload, load, lookup
+from ...engine.finding import Finding
 from ...engine.matching import Matcher
 from ...engine.policy import Policy
 from ...engine.shape import Shape, describe
@@ -263,6 +264,13 @@ class Cache(Policy):
             evictions=core.store.evictions,
             size=len(core.store),
         )
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health. A warning: it is switched off, or the last load failed."""
+        status, output = self._core.standing()
+        stats = self.stats()
+        facts = {"size": stats.size, "stale": stats.stale, "load_failures": stats.load_failures}
+        return Finding(status, output, value=stats.hit_ratio, unit="ratio", facts=facts)
 
     def __len__(self) -> int:
         return len(self._core.store)

@@ -7,6 +7,7 @@ part in it, whatever thread, task or loop they are in.
 from __future__ import annotations
 
 import copy
+import math
 import random
 import threading
 import weakref
@@ -14,9 +15,10 @@ from collections.abc import Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ...engine.deadline import time_left
+from ...engine.finding import Status
 from ...engine.flight import Flight, Follow, Lead, Outcome, Serve, Step
 from ...engine.fork import renew_after_fork
 from ...engine.matching import Matcher, is_refusal
@@ -30,6 +32,7 @@ __all__ = ["CacheCore", "Freshness", "Lifetimes", "freshness", "replica", "serve
 
 
 _REFRESH_PAUSE: Final = 1.0  # the most seconds between a refresh that failed and the next one
+_REMEMBERED: Final = 60.0  # seconds at least for which a load that failed is told of, if none comes after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,14 @@ class Freshness:
     cache: str
     state: str
     age: float
+
+
+class Failing(NamedTuple):
+    """The last load that ended, which failed: when, why, and whether what was kept answered instead."""
+
+    at: float
+    error: str
+    rescued: bool
 
 
 served: ContextVar[Entry | Freshness | None] = ContextVar("resilient_served", default=None)
@@ -93,6 +104,7 @@ class CacheCore:
         self.hits = Tally()
         self.led = self.refreshes = self.load_failures = self.joined = 0
         self.stale = self.rescued = self.negative = 0
+        self.failing: Failing | None = None
         self.at_work: set[Any] = set()  # jobs and tasks: somebody has to hold them
         self._on = on
         self._random = random.random
@@ -143,17 +155,21 @@ class CacheCore:
             if flight.keep and self.enabled and flight.outcome is Outcome.PENDING:
                 self._keep(flight, entry)
             flight.entry = entry
+            self.failing = None
             self._end(flight, Outcome.LANDED)
         return entry
 
     def fail(self, flight: Flight, exc: Exception) -> Serve | None:
         """Settle *flight*, whose load raised *exc*; return the last known good if that may answer."""
-        excused, twin = self._excused(exc), replica(exc)  # the user's code: not under the lock
+        # The user's code: not under the lock.
+        excused, twin, text = self._excused(exc), replica(exc), error_text(exc)
         late = not flight.background and (left := time_left()) is not None and left <= 0.0
         with self._lock:
             now = self.clock()
             self.load_failures += 1
             answer = self._instead(flight.key, now, excused=excused)
+            if answer is not None or not late:
+                self.failing = Failing(now, text, answer is not None)
             if answer is not None:
                 self._land_elsewhere(flight, answer, now + self._hold_off(flight, exc))
             elif late:  # it ran out of its caller's time, which says nothing about the others'
@@ -172,11 +188,14 @@ class CacheCore:
 
     def last_resort(self, flight: Flight, exc: Exception, *, overdue: bool) -> Serve | None:
         """Return the last known good for a caller that cannot wait for *flight* any longer."""
-        excused = self._excused(exc)
+        excused, text = self._excused(exc), error_text(exc)
         with self._lock:
             flight.overdue |= overdue
-            answer = self._instead(flight.key, self.clock(), excused=excused)
+            now = self.clock()
+            answer = self._instead(flight.key, now, excused=excused)
             self.rescued += answer is not None
+            if overdue:
+                self.failing = Failing(now, text, answer is not None)
         if answer is not None and answer.stale is not None and self.announcer.heard:
             self.announcer.announce(StaleServed(self.name, answer.stale.age, error_text(exc)))
         return answer
@@ -204,6 +223,17 @@ class CacheCore:
         """Return the entry of *key* as it is, fresh or not."""
         entry = self.store.find(key)
         return entry if entry is not None and entry.error is None else None
+
+    def standing(self) -> tuple[Status, str]:
+        """Tell how the cache stands, and why."""
+        if not self.enabled:
+            return Status.WARN, "switched off: every call loads for itself"
+        failing = self.failing
+        ago = math.inf if failing is None else self.clock() - failing.at
+        if failing is None or ago > max(self.lifetimes.ttl, _REMEMBERED):
+            return Status.PASS, ""
+        instead = ", and what was kept answers instead" if failing.rescued else ""
+        return Status.WARN, f"the last load failed {ago:.3g} s ago{instead}: {failing.error}"
 
     # All below require the lock, but for the one that says so.
 

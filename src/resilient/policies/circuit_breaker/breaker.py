@@ -16,6 +16,7 @@ import pybreaker
 from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.drive.gates import GateBlock, gate
+from ...engine.finding import Finding
 from ...engine.matching import Matcher, verdict_of
 from ...engine.policy import Policy
 from ...engine.shape import Shape
@@ -221,6 +222,10 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     def stats(self) -> BreakerStats:
         """Return what the breaker has counted and where it stands, as of one moment."""
         return self._core.stats()
+
+    def finding(self) -> Finding:
+        """Return how what it guards is doing, for health. Failing: open, and not due for a probe yet."""
+        return self._core.finding()
 
     def __repr__(self) -> str:
         stats = self.stats()

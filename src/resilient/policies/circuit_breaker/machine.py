@@ -12,6 +12,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.window import Calls, CallWindow, NoWindow, Tally, TimeWindow, Window
 from ...events import (
@@ -170,6 +171,63 @@ class BreakerMachine:
                 times_opened=self.times_opened,
                 last_failure=self.last_failure,
             )
+
+    def finding(self) -> Finding:
+        """Tell how what this guards is doing, as far as the calls have shown."""
+        with self._lock:
+            stats = self.stats()
+            status, output = self._standing(self._clock())
+            window = self._window
+        if status is not Status.PASS and stats.last_failure is not None:
+            output += f"; last failure: {stats.last_failure}"
+        has_ratio = not isinstance(window, NoWindow)
+        facts: dict[str, Fact] = {
+            "state": stats.state,
+            "consecutive_failures": stats.consecutive_failures,
+            "rejected": stats.rejected,
+            "times_opened": stats.times_opened,
+        }
+        if self.rules.slow_after is not None:
+            facts["slow_ratio"] = stats.slow_ratio
+        return Finding(
+            status,
+            output,
+            value=stats.failure_ratio if has_ratio else None,
+            unit="ratio" if has_ratio else None,
+            facts=facts,
+            # Only a window of time knows when its calls were.
+            calls=stats.window_calls if isinstance(window, TimeWindow) else None,
+        )
+
+    def _standing(self, now: float) -> tuple[Status, str]:
+        override = self._override
+        if override is None or now >= override.until:
+            return self._standing_by_itself(now)
+        left = "" if override.until == math.inf else f", for another {override.until - now:.3g} s"
+        by_hand = f"{override}{left}"
+        if override.mode is not Mode.OBSERVE_ONLY:
+            return (Status.FAIL if override.mode is Mode.FORCED_OPEN else Status.WARN), by_hand
+        if self._period.state is State.CLOSED:
+            return Status.PASS, by_hand
+        return Status.WARN, f"{by_hand}; it would be {self._period.state} by itself"
+
+    def _standing_by_itself(self, now: float) -> tuple[Status, str]:
+        period = self._period
+        if period.state is State.HALF_OPEN:
+            good = f"{period.successes} of {self.rules.success_threshold} probes succeeded"
+            return Status.WARN, f"half-open, {good}"
+        if period.state is State.CLOSED:
+            if now >= period.ramp_until:
+                return Status.PASS, ""
+            left = f"for another {period.ramp_until - now:.3g} s"
+            return Status.WARN, f"closed again, and letting traffic back in bit by bit {left}"
+        since = f"open for {max(0.0, now - period.since):.3g} s"
+        # One whose time is up refuses nobody. If it said that it fails, and that kept the traffic away, there
+        # would never be a probe. The end of what was forced open by hand is no other.
+        left_open = 0.0 if self._override is not None else period.until - now
+        if left_open <= 0.0:
+            return Status.WARN, f"{since}, lets the next call in as a probe"
+        return Status.FAIL, f"{since}, lets a probe in after {left_open:.3g} s"
 
     @property
     def outline(self) -> tuple[Period, int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ...engine.drive.gates import GateBlock
+from ...engine.finding import Status
 from ...engine.fork import renew_after_fork
 from ...events import Announcer, CircuitClosed, CircuitOpened, Event, RungChanged
 from ...typing import Clock
@@ -25,6 +26,13 @@ LOCAL: Final = "local"
 # tried often, because what the processes let in on their own is only a share of what they may.
 _FAILURES: Final = 3
 _LONGEST_PAUSE: Final = 1.0
+
+
+_WITHOUT: Final = {
+    LOCAL: "the shared store is away, and this process counts for itself",
+    "allow": "the shared store is away, and every call is let in",
+    "deny": "the shared store is away, and no call is let in",
+}
 
 
 def _reset_timeout(times_in_a_row: int) -> float:
@@ -89,6 +97,14 @@ class Ladder:
         self._breaker = BreakerCore(name, _RULES, clock, _is_failure, announcer=private)
         self.after_fork()
         renew_after_fork(self)
+
+    def standing(self) -> tuple[Status, str]:
+        """Tell how the shared store is doing, and what is done without it."""
+        if self.rung == SHARED:
+            return Status.PASS, ""
+        found = self._breaker.finding()
+        fails = self.rung == "deny" and found.status is Status.FAIL
+        return Status.FAIL if fails else Status.WARN, f"{_WITHOUT[self.rung]}: the circuit is {found.output}"
 
     def ascent(self) -> GateBlock:
         """Return a block around a request to the shared store; entering it raises where there is no use."""

@@ -11,6 +11,7 @@ from ...engine import params
 from ...engine.clock import MONOTONIC, Sleep, asleep, sleep
 from ...engine.deadline import time_left
 from ...engine.drive.entries import entry
+from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.keys import key_maker
 from ...engine.policy import Policy
@@ -400,6 +401,18 @@ class RateLimiter(Policy):
         return RateLimiterStats(
             ladder.allowed, ladder.denied, ladder.fallbacks, ladder.errors, ladder.rung, keys, evicted
         )
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health. A warning: the shared store is away."""
+        stats = self.stats()
+        status, output = (Status.PASS, "") if self._ladder is None else self._ladder.standing()
+        facts: dict[str, Fact] = {
+            "rung": stats.rung,
+            "allowed": stats.allowed,
+            "denied": stats.denied,
+            "errors": stats.errors,
+        }
+        return Finding(status, output, facts=facts)
 
     def __repr__(self) -> str:
         stats = self.stats()

@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Final, Generic
 
 from ...engine import params
 from ...engine.clock import MONOTONIC
+from ...engine.finding import Fact, Finding, Status, worst
 from ...policies.circuit_breaker.breaker import CircuitBreaker
 from ...typing import Clock, Seconds
 from ..front import C, Front
 from .gauges import Gauge
+from .nodes import Replica
 from .routing import Routing
 from .stats import ReplicaSetStats
 
@@ -89,6 +91,36 @@ class Base(Generic[C], metaclass=ABCMeta):
         """Return what the replica set has counted, and how its pools do."""
         return self._routing.stats()
 
+    def finding(self) -> Finding:
+        """Return how it stands, for health.
+
+        Failing: the primary's pool is, or no replica can be read from, and the primary is not to be. A
+        warning: a replica is out, or one of the pools warns.
+        """
+        replicas = self._routing.replicas
+        primary = self._routing.primary.finding()
+        flaws = [(primary.status, f"primary {self._routing.primary.name!r}: {primary.output}")]
+        facts: dict[str, Fact] = {}
+        for replica in replicas:
+            name, pool = replica.pool.name, replica.pool.finding()
+            facts[name] = "up" if replica.is_up else replica.state
+            if replica.lag is not None:
+                facts[f"{name} lag"] = replica.lag
+            if not replica.is_up:
+                flaws.append((Status.WARN, f"replica {name!r} is out: {_why_out(replica)}"))
+            elif pool.status is not Status.PASS:
+                flaws.append((Status.WARN, f"replica {name!r}: {pool.output}"))
+        if self._routing.fallback is None and all(_refuses(replica) for replica in replicas):
+            flaws.append((Status.FAIL, "no replica can be read from"))
+        found = [(status, text) for status, text in flaws if status is not Status.PASS]
+        return Finding(
+            worst(*(status for status, _ in found)),
+            "; ".join(text for _, text in found),
+            value=float(sum(replica.is_up for replica in replicas)),
+            unit="replicas",
+            facts=facts,
+        )
+
     def __repr__(self) -> str:
         up, all_of_them = len(self._routing.up), len(self._routing.replicas)
         return f"<{self.kind} {self.name!r} {up} of {all_of_them} replicas up>"
@@ -146,6 +178,15 @@ class Base(Generic[C], metaclass=ABCMeta):
     def _lender(self, connection: Callable[[], Any]) -> Any:
         """Return what stands for a pool where a function is to be lent connections."""
         return SimpleNamespace(kind=self.kind, name=self.name, connection=connection)
+
+
+def _why_out(replica: Replica) -> str:
+    return replica.state if replica.stock.closed or replica.held else replica.breaker.finding().output
+
+
+def _refuses(replica: Replica) -> bool:
+    """Tell whether no read would be let in, not even to find out."""
+    return not replica.is_up and (replica.stock.closed or replica.breaker.finding().status is Status.FAIL)
 
 
 def _with_breakers(

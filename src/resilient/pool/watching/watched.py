@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Self
 
 from ...engine import params
 from ...engine.announcing import Announcing
+from ...engine.finding import Finding, Status
 from ...engine.workers import Job, Stage, Workers
 from ...errors import PoolTimeoutError, PoolUnavailableError
 from ...events import Announcer, error_text
@@ -19,6 +20,7 @@ from ...telemetry import connections
 from ...telemetry.connections import ConnectionCounts
 from ...typing import Seconds
 from ..borrowers import Borrower
+from ..findings import told
 from ..refusals import OLDEST
 from ..rounds import attend, dismiss
 from .ledger import Ledger
@@ -138,6 +140,8 @@ class Watched(Announcing):
     Concurrency: safe from any thread and any event loop.
     """
 
+    kind: ClassVar[str] = "WatchedPool"
+
     def __init__(
         self, adapter: Adapter, ledger: Ledger, announcer: Announcer, *, metrics: bool | None
     ) -> None:
@@ -186,6 +190,32 @@ class Watched(Announcing):
             leaks=ledger.leaks,
             returned_late=ledger.late,
             collected=ledger.collected,
+        )
+
+    def finding(self) -> Finding:
+        """Return how it stands, for health.
+
+        A warning: a borrower has been reported, callers wait for all that there is, or 80 % of five
+        connections or more are lent. Unknown: the pool is gone.
+        """
+        if self._adapter.levels() is None:
+            return Finding(Status.UNKNOWN, "the pool is gone")
+        stats = self.stats()
+        return told(
+            [],
+            {
+                "used": stats.used,
+                "idle": stats.idle,
+                "max_size": stats.max_size,
+                "waiting": stats.waiting,
+                "timeouts": stats.timeouts,
+                "leaked": stats.leaked,
+            },
+            used=stats.used,
+            limit=stats.max_size,
+            waiting=stats.waiting,
+            leaked=stats.leaked,
+            borrowers=self.borrowers,
         )
 
     def counts(self) -> ConnectionCounts:
