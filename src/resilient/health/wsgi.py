@@ -1,0 +1,105 @@
+"""Health as a WSGI app, and for the WSGI middleware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Unpack
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from ..engine import params
+from .asked import Answer, Asked
+from .handler import Endpoints, EndpointWords, Reporter
+
+__all__ = ["WsgiHealth", "asked_of", "send_answer", "without_drain_delay", "wsgi_app"]
+
+
+def wsgi_app(
+    health: Reporter, app: WSGIApplication | None = None, **words: Unpack[EndpointWords]
+) -> WsgiHealth:
+    """Make a WSGI app that answers for the health of a service.
+
+    Args:
+        health: the `Health` that is reported.
+        app: a WSGI app that gets everything else; None: everything else is answered with 404.
+        **words: the arguments of `Endpoints`, without *drain_delay*: WSGI does not say when a server starts.
+
+    Returns:
+        The app.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+    """
+    return WsgiHealth(Endpoints(health, **words), app)
+
+
+class WsgiHealth:
+    """A WSGI app that answers for health, before another one or by itself.
+
+    Args:
+        endpoints: what is asked for where.
+        app: gets everything else; None: there is nothing else.
+
+    Raises:
+        TypeError: *app* is no app.
+        ValueError: *endpoints* are to put SIGTERM off.
+
+    Concurrency: serves any number of requests and threads at once.
+    """
+
+    def __init__(self, endpoints: Endpoints, app: WSGIApplication | None = None) -> None:
+        self._endpoints = without_drain_delay(endpoints)
+        self._app: WSGIApplication | None = None if app is None else params.callback("app", app)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request; see PEP 3333.
+
+        Args:
+            environ: the facts of the request.
+            start_response: takes status and header.
+
+        Returns:
+            The body.
+        """
+        asked = asked_of(environ)
+        place = self._endpoints.find(asked.path)
+        if place is None and self._app is not None:
+            return self._app(environ, start_response)
+        return send_answer(self._endpoints.respond(place, asked), start_response)
+
+
+def without_drain_delay(endpoints: Endpoints) -> Endpoints:
+    """Return *endpoints* if nobody expects SIGTERM to be put off by them.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    if endpoints.drain_delay is not None:
+        rule = "is for ASGI: use resilient.integrations.gunicorn.draining or drain_on_sigterm"
+        params.refuse(ValueError, "drain_delay", rule, endpoints.drain_delay)
+    return endpoints
+
+
+def asked_of(environ: WSGIEnvironment) -> Asked:
+    """Return what the environ of a request asks."""
+
+    def header(name: str) -> str | None:
+        value = environ.get(f"HTTP_{name.upper().replace('-', '_')}")
+        return None if value is None else str(value)
+
+    path = str(environ.get("PATH_INFO") or "/")
+    return Asked(
+        str(environ.get("REQUEST_METHOD", "GET")),
+        # PEP 3333: bytes in the guise of latin-1.
+        path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace"),
+        str(environ.get("QUERY_STRING") or ""),
+        header,
+        environ.get("REMOTE_ADDR") or None,
+    )
+
+
+def send_answer(answer: Answer, start_response: StartResponse) -> list[bytes]:
+    """Start a whole response, and return its body."""
+    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.headers)
+    return [answer.body]
