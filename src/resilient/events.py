@@ -38,6 +38,7 @@ __all__ = [
     "ConnectionReturnedLate",
     "Event",
     "FallbackUsed",
+    "HealthChanged",
     "Listener",
     "MaintenanceSwitched",
     "PoolAvailable",
@@ -288,6 +289,18 @@ class PoolAvailable(Event):
     """A pool that could not connect has connected again, after *seconds*."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChanged(Event):
+    """The check or policy named *policy* is doing better or worse: *status*, where it was *previous*.
+
+    Both are "pass", "warn", "fail" or "unknown". When a service begins to drain, that is told in its name.
+    """
+
+    status: str
+    previous: str
+    reason: str
 
 
 Listener: TypeAlias = Callable[[Event], None]

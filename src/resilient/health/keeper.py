@@ -1,0 +1,80 @@
+"""A thread with an event loop of its own, for what has to happen though nobody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from ..engine.fork import renew_after_fork
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """An event loop in a daemon thread, there from the first time that somebody wants it.
+
+    Concurrency: safe from any thread. A forked child has none until it is wanted there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._own: asyncio.AbstractEventLoop | None = None
+        self.after_fork()
+        renew_after_fork(self)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop; it runs, or is about to.
+
+        Raises:
+            RuntimeError: no thread could be started.
+        """
+        with self._lock:
+            if self._own is None:
+                own = asyncio.new_event_loop()
+                thread = threading.Thread(target=_keep, args=(own,), name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    own.close()
+                    raise
+                self._own = own
+            return self._own
+
+    def stop(self) -> None:
+        """End the thread; what runs on the loop is cancelled."""
+        with self._lock:
+            own, self._own = self._own, None
+        if own is not None:
+            own.call_soon_threadsafe(own.stop)
+
+    def after_fork(self) -> None:
+        """Forget the loop: its thread was not copied."""
+        self._lock = threading.RLock()  # re-entrant: a signal handler may ask, too
+        inherited, self._own = self._own, None
+        if inherited is not None:
+            # Not `close()`: that would take the parent's sockets out of a selector that both share.
+            _inherited.append(inherited)
+
+
+_inherited: list[
+    asyncio.AbstractEventLoop
+] = []  # never collected, or they would complain of not being closed
+
+
+def _keep(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            # Those that ignore it are left to their fate: nobody waits for this thread, and it is to end.
+            loop.run_until_complete(asyncio.wait(left, timeout=_PATIENCE))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+_PATIENCE = 1.0

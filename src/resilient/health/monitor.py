@@ -1,0 +1,188 @@
+"""The checks at work: begun when they are due, waited for by many, and told of when they change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from ..engine.finding import Finding, Status
+from ..engine.fork import renew_after_fork
+from ..engine.waiting import Waiter
+from ..events import Announcer, HealthChanged
+from ..typing import Clock
+from .aggregation import behind_failures
+from .registration import Checked, Entry, Registry, testimony_of
+from .report import Result
+from .runs import Run, Runner
+from .tidy import tidy
+
+__all__ = ["Monitor"]
+
+_log = logging.getLogger("resilient")
+
+_LOOK_EVERY: Final = 1.0  # seconds, at least as often as which the background looks what is due
+_SPIN: Final = 0.01
+
+
+class Monitor:
+    """Runs the checks of one `Health`, and knows how they stand.
+
+    Args:
+        service: its name, for the log.
+        threads: checks that are plain functions and run at the same time.
+        announcer: by which changes are told.
+        clock: tells the time in seconds.
+
+    Concurrency: safe from any thread and any loop. Neither a check nor a witness is called under the lock.
+    """
+
+    def __init__(self, service: str, threads: int, announcer: Announcer, clock: Clock) -> None:
+        self.registry = Registry()
+        self.lock = threading.RLock()  # re-entrant: a signal handler may ask, too
+        self._service = service
+        self._announcer = announcer
+        self._clock = clock
+        self._runner = Runner(self, threads, self._ended)
+        self._pulsing = False
+        self._closed = False
+        weakref.finalize(self, self._runner.keeper.stop).atexit = False
+        renew_after_fork(self)
+
+    def start(self) -> None:
+        """Begin with what runs in the background; let the loop of this thread be the one for coroutines."""
+        self._runner.settle_here()
+        if self._pulsing or self._closed or not any(map(_is_background, self.registry.entries)):
+            return
+        with self.lock:
+            if not self._pulsing:
+                loop = self._runner.keeper.loop
+                loop.call_soon_threadsafe(loop.create_task, _pulse(weakref.ref(self)))
+                self._pulsing = True
+
+    def close(self) -> None:
+        """Run nothing any more."""
+        self._closed = True
+        self._runner.keeper.stop()
+
+    def begin(self, entries: Sequence[Entry]) -> list[Run]:
+        """Begin what is due among *entries*; return the runs under way that are worth waiting for."""
+        if self._closed:
+            return []
+        worth = []
+        for entry in entries:
+            if isinstance(entry, Checked):
+                with self.lock:
+                    now = self._clock()
+                    wanting = entry.record.is_wanting(now)
+                    # In the background it is run in time, unless that is not to be had.
+                    run = entry.begin(now) if wanting or not _is_background(entry) else None
+                    if wanting and entry.run is not None:
+                        worth.append(entry.run)
+                if run is not None:
+                    self._start(entry, run)
+        return worth
+
+    def join(self, run: Run, waiter: Waiter) -> bool:
+        """Have *waiter* woken when *run* ends; return whether it has not yet."""
+        with self.lock:
+            if not run.ended:
+                run.waiters.append(waiter)
+            return not run.ended
+
+    def leave(self, run: Run, waiter: Waiter) -> None:
+        """Wake *waiter* no more."""
+        with self.lock:
+            if waiter in run.waiters:
+                run.waiters.remove(waiter)
+
+    def results(self) -> dict[Entry, Result]:
+        """Return how everything stands now, and announce what has changed."""
+        entries = self.registry.entries
+        with self.lock:
+            now, at = self._clock(), datetime.now(UTC)
+            found: dict[Entry, Result] = {
+                entry: entry.result(now, at) for entry in entries if isinstance(entry, Checked)
+            }
+        for entry in entries:
+            if entry not in found:  # a witness, which has a lock of its own
+                found[entry] = entry.result(now, at)
+        results = dict(zip(entries, behind_failures([found[entry] for entry in entries]), strict=True))
+        for entry, result in results.items():
+            self._announce(entry, result)
+        self._announcer.deliver()
+        return results
+
+    def beat(self) -> float | None:
+        """Begin what is due in the background; return in how many seconds to look again, None: never."""
+        if self._closed:
+            return None
+        wait = _LOOK_EVERY
+        for entry in self.registry.entries:
+            if isinstance(entry, Checked) and _is_background(entry):
+                with self.lock:
+                    now = self._clock()
+                    run = entry.begin(now, entry.lag)
+                    # Nobody says when a run has ended; the next one is not due before this.
+                    due_in = entry.record.due_at + entry.lag - now
+                    wait = min(wait, entry.record.period if entry.run is not None else due_in)
+                if run is not None:
+                    self._start(entry, run)
+        self.results()
+        return max(wait, _SPIN)
+
+    def after_fork(self) -> None:
+        """Forget what belonged to the parent: its runs, its threads and what it has found."""
+        self.lock = threading.RLock()
+        self._pulsing = False
+        for entry in self.registry.entries:
+            if isinstance(entry, Checked):
+                entry.renew(self._clock())
+
+    def _start(self, entry: Checked, run: Run) -> None:
+        if entry.judge is not None:
+            testimony = testimony_of(entry.judge)
+            if testimony.calls:
+                self._ended(run, testimony)
+                return
+        try:
+            self._runner.start(run, entry.context, is_async=entry.is_async)
+        except RuntimeError as error:  # no more threads: for now, or because the interpreter ends
+            self._ended(run, Finding(Status.UNKNOWN, f"it could not be run: {error}"))
+
+    def _ended(self, run: Run, finding: Finding | None) -> None:
+        entry: Checked = run.place
+        found = None if finding is None else tidy(finding)
+        with self.lock:
+            entry.end(run, found, self._clock())
+            run.ended = True
+            waiters, run.waiters = run.waiters, []
+        for waiter in waiters:
+            waiter.wake()
+        self.results()  # for the listeners
+
+    def _announce(self, entry: Entry, result: Result) -> None:
+        with self.lock:
+            previous = entry.told
+            if result.status is previous or result.at is None:
+                return
+            entry.told = result.status
+            # Under the lock, so that changes are told in order.
+            self._announcer.post(HealthChanged(result.name, result.status, previous, result.output))
+        level = logging.INFO if result.status is Status.PASS else logging.WARNING
+        _log.log(level, "health of %s: %s %s: %s", self._service, result.name, result.status, result.output)
+
+
+async def _pulse(reference: weakref.ref[Monitor]) -> None:
+    """Run what is due in the background, for as long as the monitor lives."""
+    while (monitor := reference()) is not None and (wait := monitor.beat()) is not None:
+        del monitor
+        await asyncio.sleep(wait)
+
+
+def _is_background(entry: Entry) -> bool:
+    return isinstance(entry, Checked) and entry.record.rules.background

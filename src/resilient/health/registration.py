@@ -1,0 +1,326 @@
+"""What is registered: checks and policies that are watched, and the rules about who may be where."""
+
+from __future__ import annotations
+
+import contextvars
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from ..engine import params
+from ..engine.finding import Finding, Status, Witness
+from ..engine.policy import policies_of
+from ..engine.shape import Shape, describe, shape_of
+from ..events import error_text
+from .aggregation import ALL, LIVE, READY, STARTUP
+from .record import Record
+from .report import Result
+from .runs import Run
+from .tidy import tidy
+
+__all__ = [
+    "Checked",
+    "Entry",
+    "Facts",
+    "Registry",
+    "Watched",
+    "facts_of",
+    "is_coroutine_check",
+    "testimony_of",
+    "witnesses_in",
+]
+
+_GATES: Final = frozenset({LIVE, READY, STARTUP})
+_GROUP: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_LONGEST_NAME: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was said of a check when it was registered; see `Result`."""
+
+    name: str
+    kind: str
+    critical: bool
+    external: bool
+    groups: frozenset[str]
+    depends_on: tuple[str, ...]
+
+
+class Entry:
+    """What is registered under a name and a kind."""
+
+    __slots__ = ("facts", "told")
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.told = Status.PASS  # what was announced last
+
+    def result(self, now: float, at: datetime) -> Result:
+        """Return how it stands; *now* and *at* are the same moment."""
+        raise NotImplementedError
+
+
+class Checked(Entry):
+    """A check, and what it has found. All but *facts* is guarded by the lock of whoever made it."""
+
+    __slots__ = ("check", "context", "is_async", "judge", "lag", "record", "run")
+
+    def __init__(self, facts: Facts, check: Callable[[], Any], record: Record, judge: Witness | None) -> None:
+        super().__init__(facts)
+        self.check = check
+        self.is_async = is_coroutine_check(check)
+        self.context = contextvars.copy_context()
+        self.judge = judge
+        self.record = record
+        self.run: Run | None = None  # that is under way
+        self.lag = 0.0  # seconds by which background runs come late, so that the processes of a fleet differ
+
+    def begin(self, now: float, lag: float = 0.0) -> Run | None:
+        """Return a new run, if one has been due for *lag* seconds and none is under way."""
+        self._drop_lost_run(now)
+        if self.run is not None or not self.record.is_due(now - lag):
+            return None
+        run = self.run = Run(self.check, self.record.rules.timeout, self)
+        self.record.begin(now)
+        return run
+
+    def end(self, run: Run, finding: Finding | None, now: float) -> None:
+        """Take what *run* has found; None: nothing, it was cancelled."""
+        if self.run is not run:  # given up, or made by the parent of this process
+            return
+        if finding is None:
+            self.record.abandon()
+        else:
+            self.record.end(finding, now)
+        self.run = None
+
+    def renew(self, now: float) -> None:
+        """Begin anew: nothing was found, nothing is under way."""
+        self.record = Record(self.record.rules, now)
+        self.run = None
+
+    def _drop_lost_run(self, now: float) -> None:
+        if self.run is None:
+            return
+        self.record.look(now)
+        # Not before its time is up: whoever began it may be about to start it.
+        if self.record.is_overdue and self.run.is_lost():
+            self.record.abandon()
+            self.run = None
+
+    def result(self, now: float, at: datetime) -> Result:
+        """Return what counts of what it has found."""
+        facts, record = self.facts, self.record
+        standing = record.standing(now)
+        finding, age = standing.finding, standing.age
+        return Result(
+            facts.name,
+            facts.kind,
+            standing.status,
+            standing.output,
+            None if finding is None else finding.value,
+            None if finding is None else finding.unit,
+            None if finding is None else finding.facts,
+            critical=facts.critical,
+            external=facts.external,
+            groups=facts.groups,
+            depends_on=facts.depends_on,
+            at=None if age is None else at - timedelta(seconds=age),
+            age=age,
+            took=record.took,
+            running_for=None if record.since is None else max(0.0, now - record.since),
+            failures_in_a_row=record.failures,
+            stale=standing.stale,
+        )
+
+
+class Watched(Entry):
+    """A policy or a pool that tells what it sees of real traffic."""
+
+    __slots__ = ("witness",)
+
+    def __init__(self, facts: Facts, witness: Witness) -> None:
+        super().__init__(facts)
+        self.witness = witness
+
+    def result(self, now: float, at: datetime) -> Result:  # noqa: ARG002 - it tells of this moment
+        """Return what the witness tells; it is a failure only where that is critical."""
+        facts = self.facts
+        finding = testimony_of(self.witness)
+        status = finding.status
+        if status is Status.FAIL and not facts.critical:
+            status = Status.WARN
+        return Result(
+            facts.name,
+            facts.kind,
+            status,
+            finding.output,
+            finding.value,
+            finding.unit,
+            finding.facts,
+            critical=facts.critical,
+            external=facts.external,
+            groups=facts.groups,
+            depends_on=facts.depends_on,
+            at=at,
+            age=0.0,
+        )
+
+
+def testimony_of(witness: Witness) -> Finding:
+    """Return what *witness* tells; that it raises is a finding, too."""
+    try:
+        return tidy(witness.finding())
+    except Exception as error:  # noqa: BLE001 - of somebody else's; a report never fails
+        return tidy(Finding(Status.UNKNOWN, error_text(error)))
+
+
+class Registry:
+    """What is registered, in order. Changes make a new tuple, so that readers take no lock."""
+
+    def __init__(self) -> None:
+        self.entries: tuple[Entry, ...] = ()
+
+    def add(self, entry: Entry) -> None:
+        """Register *entry*.
+
+        Raises:
+            ValueError: there is one of this name and kind, or it depends on what is not registered, or it is
+                for liveness and depends on what is outside.
+        """
+        facts = entry.facts
+        if any(_key(other) == _key(entry) for other in self.entries):
+            raise ValueError(
+                f"a {facts.kind} named {facts.name!r} is registered already: give this one another name"
+            )
+        for name in facts.depends_on:
+            if not any(other.facts.name == name for other in self.entries):
+                rule = "must be registered before what depends on it"
+                params.refuse(ValueError, "depends_on", rule, name)
+        self.entries = (*self.entries, entry)
+
+    def remove(self, name: str) -> None:
+        """Take out everything named *name*.
+
+        Raises:
+            KeyError: there is nothing of this name.
+            ValueError: something depends on it.
+        """
+        staying = tuple(entry for entry in self.entries if entry.facts.name != name)
+        if len(staying) == len(self.entries):
+            raise KeyError(name)
+        for entry in staying:
+            if name in entry.facts.depends_on:
+                raise ValueError(f"{entry.facts.name!r} depends on {name!r}: remove that first")
+        self.entries = staying
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups there are."""
+        return frozenset({ALL, *_GATES}).union(*(entry.facts.groups for entry in self.entries))
+
+
+def facts_of(
+    name: object,
+    kind: str,
+    *,
+    critical: object,
+    external: object,
+    groups: object,
+    depends_on: object,
+    live_anyway: object,
+) -> Facts:
+    """Return the arguments of a registration, checked, with what is not said filled in.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or something outside is to decide about liveness.
+    """
+    checked_name, is_external = _name("name", name), params.flag("external", external)
+    chosen = None if groups is None else frozenset(_group(group) for group in _names("groups", groups))
+    if critical is not None:
+        params.flag("critical", critical)
+    if live_anyway is not None:
+        params.named("live_anyway", live_anyway)
+    is_critical = (
+        bool(critical) if critical is not None else chosen is not None and not _GATES.isdisjoint(chosen)
+    )
+    if chosen is None:
+        chosen = _default_groups(is_external, is_critical)
+    if LIVE in chosen and is_external and live_anyway is None:
+        raise ValueError(
+            f"groups of the external check {checked_name!r} must not name 'live': when what it looks at "
+            "fails, every process that depends on it would be killed and started again, which helps none of "
+            "them; put it into 'ready', or say external=False if it looks at this process only, or "
+            "live_anyway='the reason'"
+        )
+    return Facts(
+        checked_name, kind, is_critical, is_external, chosen, tuple(_names("depends_on", depends_on))
+    )
+
+
+def is_coroutine_check(check: Callable[[], Any]) -> bool:
+    """Whether *check* is awaited.
+
+    Raises:
+        TypeError: it is no function or object that can be a check.
+    """
+    shape = shape_of(check)
+    if shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}:
+        raise TypeError(
+            f"check must be a function or a coroutine function, {describe(check)} is a {shape.value}"
+        )
+    return shape is Shape.COROUTINE
+
+
+def witnesses_in(given: Any) -> tuple[Witness, ...]:
+    """Return the witnesses that *given* is, or consists of, or is decorated with.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if isinstance(given, Witness):
+        return (given,)
+    parts: Iterable[Any] = getattr(given, "layers", ()) or policies_of(given)
+    witnesses = tuple(part for part in parts if isinstance(part, Witness))
+    if not witnesses:
+        rule = (
+            "must be a policy, a pool, or whatever has a name and finding(); or a function with such policies"
+        )
+        params.refuse(TypeError, "what is watched", rule, given)
+    return witnesses
+
+
+def _default_groups(external: bool, critical: bool) -> frozenset[str]:
+    if not external:
+        return frozenset({READY})
+    return frozenset({READY, STARTUP}) if critical else frozenset()
+
+
+def _names(parameter: str, value: object) -> Collection[str]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        params.refuse(TypeError, parameter, "must be several names, such as a list", value)
+    return dict.fromkeys(_name(parameter, one) for one in value)
+
+
+def _name(parameter: str, value: object) -> str:
+    name = params.named(parameter, value)
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        params.refuse(
+            ValueError, parameter, f"must be printable, with at most {_LONGEST_NAME} characters", value
+        )
+    return name
+
+
+def _group(name: str) -> str:
+    if name == ALL or _GROUP.fullmatch(name) is None:
+        rule = "must be of small letters, digits, '.', '_' and '-', and not 'all', which everything is in"
+        params.refuse(ValueError, "a group", rule, name)
+    return name
+
+
+def _key(entry: Entry) -> tuple[str, str]:
+    return entry.facts.kind, entry.facts.name
