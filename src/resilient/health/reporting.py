@@ -1,0 +1,269 @@
+"""Questions about the health of a service: what they wait for, and how they are answered."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from ..engine import params
+from ..engine.announcing import Announcing
+from ..engine.finding import Status
+from ..engine.waiting import TaskWaiter, ThreadWaiter, running_loop
+from ..events import Announcer, HealthChanged, Listener
+from ..typing import Clock, Seconds
+from .aggregation import ALL, LIVE, READY, STARTUP, overall, with_dependencies
+from .details import NEVER, Details, details_of
+from .monitor import Monitor
+from .registration import Entry
+from .report import Report, Result
+from .runs import Run, inside
+from .settings import Defaults
+
+__all__ = ["Reporting"]
+
+_log = logging.getLogger("resilient")
+
+
+class Reporting(Announcing):
+    """What threads and tasks can ask how it is doing; its arguments are those of `Health`."""
+
+    def __init__(
+        self,
+        service: str,
+        version: str | None = None,
+        *,
+        timeout: Seconds = 1.0,
+        ttl: Seconds = 5.0,
+        interval: Seconds | None = None,
+        fail_after: int = 1,
+        pass_after: int = 1,
+        grace: Seconds = 0.0,
+        answer_within: Seconds = 0.75,
+        details: Details = NEVER,
+        max_threads: int = 32,
+        listeners: Iterable[Listener] = (),
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._service = params.named("service", service)
+        self._version = None if version is None else params.named("version", version)
+        self._defaults = Defaults(
+            timeout=params.seconds("timeout", timeout, above=True),
+            ttl=params.seconds("ttl", ttl, above=True),
+            interval=params.optional_seconds("interval", interval),
+            fail_after=params.count("fail_after", fail_after),
+            pass_after=params.count("pass_after", pass_after),
+            grace=params.seconds("grace", grace),
+        )
+        self._answer_within = params.seconds("answer_within", answer_within)
+        self._details = details_of("details", details)
+        self._clock = params.callback("clock", clock)
+        self._born = self._clock()
+        self.announcer = Announcer()
+        for listener in listeners:
+            self.announcer.listeners.add(listener)
+        threads = params.count("max_threads", max_threads)
+        self._monitor = Monitor(self._service, threads, self.announcer, self._clock)
+        self._started = False  # whether "startup" has been passed
+        self._draining: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Health of {self._service!r}, {len(self._monitor.registry.entries)} checks>"
+
+    @property
+    def service(self) -> str:
+        """The name of the service."""
+        return self._service
+
+    @property
+    def version(self) -> str | None:
+        """The version of the service; None where it was not told."""
+        return self._version
+
+    @property
+    def details(self) -> Details:
+        """Who is shown more than the status."""
+        return self._details
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups that may be asked for."""
+        return self._monitor.registry.groups
+
+    def report(self, group: str = ALL, *, within: Seconds | None = None) -> Report:
+        """Return how the service stands; a thread asks.
+
+        Args:
+            group: "live", "ready", "startup", "all", or one that checks name.
+            within: seconds to wait at most for what is not known yet. None: *answer_within*.
+
+        Returns:
+            The report.
+
+        Raises:
+            KeyError: there is no such group.
+            RuntimeError: an event loop runs in this thread: `areport` is for tasks.
+
+        Concurrency: blocks the calling thread, for *within* at most.
+        """
+        if running_loop() is not None:
+            raise RuntimeError("an event loop runs in this thread: use `await health.areport()`")
+        for run, seconds in self._to_wait_for(group, within):
+            waiter = ThreadWaiter()
+            if self._monitor.join(run, waiter):
+                try:
+                    waiter.park(seconds)
+                finally:
+                    self._monitor.leave(run, waiter)
+        return self._tell(group)
+
+    async def areport(self, group: str = ALL, *, within: Seconds | None = None) -> Report:
+        """Return how the service stands; a task asks.
+
+        Args:
+            group: "live", "ready", "startup", "all", or one that checks name.
+            within: seconds to wait at most for what is not known yet. None: *answer_within*.
+
+        Returns:
+            The report.
+
+        Raises:
+            KeyError: there is no such group.
+
+        Concurrency: cancelling the task that asks cancels no check.
+        """
+        for run, seconds in self._to_wait_for(group, within):
+            waiter = TaskWaiter()
+            if self._monitor.join(run, waiter):
+                try:
+                    await waiter.park(seconds)
+                finally:
+                    self._monitor.leave(run, waiter)
+        return self._tell(group)
+
+    def latest(self, group: str = ALL) -> Report:
+        """Return what is known of how the service stands; whatever is due is begun, and not waited for.
+
+        Args:
+            group: "live", "ready", "startup", "all", or one that checks name.
+
+        Returns:
+            The report.
+
+        Raises:
+            KeyError: there is no such group.
+
+        Concurrency: never waits, and may be called anywhere.
+        """
+        self._monitor.begin(self._members(group))
+        return self._tell(group)
+
+    def start(self) -> None:
+        """Begin with the checks that run in the background; the first question does so, too.
+
+        Concurrency: where a loop runs in this thread, coroutine functions will run on it.
+        """
+        self._monitor.start()
+
+    def close(self) -> None:
+        """Run no check any more, and answer with what was found last; closing twice does nothing."""
+        self._monitor.close()
+
+    def drain(self, reason: str = "") -> None:
+        """Have the service get no more requests: all groups but "live" and "startup" fail from now on.
+
+        Args:
+            reason: in one line for people.
+        """
+        if not isinstance(reason, str):
+            params.refuse(TypeError, "reason", "must be text", reason)
+        self._set_draining(f"draining: {reason}" if reason else "draining")
+
+    def resume(self) -> None:
+        """Take back `drain`."""
+        self._set_draining(None)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is to get no more requests."""
+        return self._draining is not None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _members(self, group: str) -> tuple[Entry, ...]:
+        """Return those in *group*, and those that they stand on."""
+        entries = self._monitor.registry.entries
+        if group == ALL:
+            return entries
+        if group not in self.groups:
+            raise KeyError(group)
+        wanted = {group, STARTUP} if group == READY and not self._started else {group}
+        edges: dict[str, tuple[str, ...]] = {}
+        for entry in entries:
+            name = entry.facts.name
+            edges[name] = (*edges.get(name, ()), *entry.facts.depends_on)
+        chosen = [entry for entry in entries if not wanted.isdisjoint(entry.facts.groups)]
+        below = set(with_dependencies((need for one in chosen for need in one.facts.depends_on), edges))
+        return tuple(entry for entry in entries if entry in chosen or entry.facts.name in below)
+
+    def _to_wait_for(self, group: str, within: Seconds | None) -> Generator[tuple[Run, float]]:
+        """Begin what is due, and return what to wait for, and how long at most, one after the other."""
+        patience = self._answer_within if within is None else params.seconds("within", within)
+        self._monitor.start()
+        runs = self._monitor.begin(self._members(group))
+        if self._monitor in inside.get():
+            return  # a check asks: to wait for itself would take long
+        until = time.monotonic() + patience
+        for run in runs:
+            # When its time is up, it has failed, whether it has ended or not.
+            if (left := min(until, run.until) - time.monotonic()) > 0.0:
+                yield run, left
+
+    def _tell(self, group: str) -> Report:
+        results = self._monitor.results()
+        members = [results[entry] for entry in self._members(group) if entry in results]
+        status = overall(members, strict=group not in {ALL, LIVE})
+        if group in {READY, STARTUP} and not self._started and status is not Status.FAIL:
+            self._started = self._is_startup_passed(results)
+        draining = self._draining
+        if group == STARTUP and self._started:
+            status = Status.PASS
+        elif draining is not None and group not in {LIVE, STARTUP}:
+            status = Status.FAIL
+        else:
+            draining = None
+        return Report(
+            group,
+            status,
+            self._service,
+            self._version,
+            datetime.now(UTC),
+            max(0.0, self._clock() - self._born),
+            tuple(members),
+            draining or "",
+        )
+
+    def _is_startup_passed(self, results: dict[Entry, Result]) -> bool:
+        members = [results[entry] for entry in self._members(STARTUP) if entry in results]
+        return overall(members, strict=True) is not Status.FAIL
+
+    def _set_draining(self, reason: str | None) -> None:
+        with self._monitor.lock:
+            previous, self._draining = self._draining, reason
+            if (previous is None) is (reason is None):
+                return
+            status = Status.PASS if reason is None else Status.FAIL
+            before = Status.FAIL if reason is None else Status.PASS
+            self.announcer.post(HealthChanged(self._service, status, before, reason or "resumed"))
+        self.announcer.deliver()
+        _log.info("health of %s: %s", self._service, reason or "resumed")
