@@ -10,6 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from markdown_it.token import Token
 from tests.docs.pages import ROOT, name, tokens
 
 import resilient
+import resilient.health
 
 PAGES = sorted((ROOT / "docs" / "policies").glob("*.md"))
 
+HOMES = (resilient, resilient.health)
 HEADER = ("Parameter", "Default", "Meaning")
 REQUIRED = "required"
 
 Row = tuple[str, str]
-_NAME_IN_HEADING = re.compile(r"^`(\w+)(?:\(\))?`$")
+_NAME_IN_HEADING = re.compile(r"^`([\w.]+)(?:\(\))?`$")
 
 
 def documented(markdown: str, page_title: str) -> dict[str, list[Row]]:
@@ -49,7 +52,14 @@ def documented(markdown: str, page_title: str) -> dict[str, list[Row]]:
 
 def actual(public: Callable[..., Any]) -> list[Row]:
     """Return the parameters and defaults of *public*, as a table gives them."""
-    return [_row(parameter) for parameter in inspect.signature(public).parameters.values()]
+    parameters = inspect.signature(public).parameters.values()
+    return [_row(parameter) for parameter in parameters if parameter.name != "self"]
+
+
+def found(public: str) -> Callable[..., Any]:
+    """Return what has this name, or dotted name, in one of the modules that users import from."""
+    home: Any = next(module for module in HOMES if hasattr(module, public.partition(".")[0]))
+    return attrgetter(public)(home)
 
 
 def _rows(blocks: list[Token]) -> Iterator[list[str]]:
@@ -97,7 +107,7 @@ def test_defaults_agree_with_the_signatures(page: Path) -> None:
     tables = documented(page.read_text(), _title(page))
 
     assert _title(page) in tables, f"no table {HEADER} under the heading Defaults"
-    assert tables == {public: actual(getattr(resilient, public)) for public in tables}
+    assert tables == {public: actual(found(public)) for public in tables}
 
 
 class Sample:
