@@ -1,6 +1,15 @@
 """Checks that come ready made: of this process, and of what it depends on."""
 
+from .event_loop import EventLoopLag
 from .memory import ContainerMemory, MemoryGrowth
 from .process import CPU, DiskSpace, FileDescriptors, Threads
 
-__all__ = ["CPU", "ContainerMemory", "DiskSpace", "FileDescriptors", "MemoryGrowth", "Threads"]
+__all__ = [
+    "CPU",
+    "ContainerMemory",
+    "DiskSpace",
+    "EventLoopLag",
+    "FileDescriptors",
+    "MemoryGrowth",
+    "Threads",
+]
