@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias, Unpack
 
 from ..engine import params
 from .asked import Answer, Asked
 from .drain import Drained, drain_on_sigterm
-from .handler import Endpoints, EndpointWords, Place, Reporter
+from .handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
 
 __all__ = [
     "AsgiHealth",
@@ -17,8 +17,9 @@ __all__ = [
     "DrainingAsgi",
     "asgi_app",
     "asked_of",
-    "put_off_sigterm",
+    "places_of",
     "send_answer",
+    "start",
 ]
 
 _Scope: TypeAlias = MutableMapping[str, Any]
@@ -70,9 +71,7 @@ class AsgiHealth:
         """
         kind = scope["type"]
         endpoints = self._endpoints
-        if kind == "lifespan" and not await put_off_sigterm(
-            endpoints.health, endpoints.drain_delay, receive, send
-        ):
+        if not await start(endpoints, scope, receive, send):
             return
         if kind == "http":
             asked = asked_of(scope)
@@ -99,8 +98,21 @@ class DrainingAsgi:
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Serve one connection; see the ASGI specification."""
-        if scope["type"] != "lifespan" or await put_off_sigterm(self._health, self._delay, receive, send):
+        if scope["type"] != "lifespan" or await _put_off(self._health, self._delay, receive, send):
             await self._app(scope, receive, send)
+
+
+def places_of(endpoints: Endpoints) -> Iterator[tuple[str, AsgiPlace]]:
+    """Return each path as Starlette writes them, with the app that answers there.
+
+    Raises:
+        ValueError: *endpoints* are to put SIGTERM off: a route does not see the server start.
+    """
+    without_drain_delay(endpoints)
+    for path, place in endpoints.places:
+        yield path, AsgiPlace(endpoints, place)
+    for beginning in endpoints.below:
+        yield f"{beginning}{{name:path}}", AsgiPlace(endpoints, None)
 
 
 class AsgiPlace:
@@ -121,20 +133,21 @@ class AsgiPlace:
         await send_answer(await self._endpoints.arespond(place, asked_of(scope)), send)
 
 
-async def put_off_sigterm(health: Drained, delay: float | None, receive: _Receive, send: _Send) -> bool:
-    """Put SIGTERM off where that is wanted; called when the server starts the app, with handlers of its own.
-
-    Args:
-        health: what drains.
-        delay: seconds; None: it is not wanted.
-        receive: of the lifespan's.
-        send: of the lifespan's.
+async def start(endpoints: Endpoints, scope: _Scope, receive: _Receive, send: _Send) -> bool:
+    """Put SIGTERM off where that is wanted, when the server starts the app with handlers of its own.
 
     Returns:
         Whether the app may start. If not, the server has been told why.
     """
+    delay = endpoints.drain_delay
+    if delay is None or scope["type"] != "lifespan":
+        return True
+    return await _put_off(endpoints.health, delay, receive, send)
+
+
+async def _put_off(health: Drained, delay: float, receive: _Receive, send: _Send) -> bool:
     # A server in another thread, as in tests, gets no signals.
-    if delay is None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         return True
     try:
         drain_on_sigterm(health, delay)

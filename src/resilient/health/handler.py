@@ -17,7 +17,7 @@ from .details import Details, details_of, shows
 from .forms import Form, View, chosen
 from .report import Report
 
-__all__ = ["PATHS", "EndpointWords", "Endpoints", "Place", "Reporter", "endpoints_of"]
+__all__ = ["PATHS", "EndpointWords", "Endpoints", "Place", "Reporter", "endpoints_of", "without_drain_delay"]
 
 _log = logging.getLogger("resilient")
 
@@ -233,6 +233,18 @@ def endpoints_of(parameter: str, health: Any) -> Endpoints:
     if isinstance(health, type) or not callable(getattr(health, "areport", None)):
         params.refuse(TypeError, parameter, "must be a Health, Endpoints or None", health)
     return Endpoints(health)
+
+
+def without_drain_delay(endpoints: Endpoints) -> Endpoints:
+    """Return *endpoints* if nobody expects SIGTERM to be put off by whoever cannot.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    if endpoints.drain_delay is not None:
+        rule = "must be None but for ASGI apps and middlewares: call drain_on_sigterm, or use gunicorn's hook"
+        params.refuse(ValueError, "drain_delay", rule, endpoints.drain_delay)
+    return endpoints
 
 
 def _no_report(group: str) -> Report:

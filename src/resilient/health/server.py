@@ -15,8 +15,7 @@ from urllib.parse import unquote
 from ..engine import params
 from ..engine.fork import renew_after_fork
 from .asked import Asked
-from .handler import Endpoints, EndpointWords, Reporter
-from .wsgi import without_drain_delay
+from .handler import Endpoints, EndpointWords, Reporter, without_drain_delay
 
 __all__ = ["HealthServer", "serve"]
 

@@ -9,9 +9,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ..engine import params
 from .asked import Answer, Asked
-from .handler import Endpoints, EndpointWords, Reporter
+from .handler import Endpoints, EndpointWords, Reporter, without_drain_delay
 
-__all__ = ["WsgiHealth", "asked_of", "send_answer", "without_drain_delay", "wsgi_app"]
+__all__ = ["WsgiHealth", "asked_of", "send_answer", "wsgi_app"]
 
 
 def wsgi_app(
@@ -69,18 +69,6 @@ class WsgiHealth:
         return send_answer(self._endpoints.respond(place, asked), start_response)
 
 
-def without_drain_delay(endpoints: Endpoints) -> Endpoints:
-    """Return *endpoints* if nobody expects SIGTERM to be put off by them.
-
-    Raises:
-        ValueError: somebody does.
-    """
-    if endpoints.drain_delay is not None:
-        rule = "is for ASGI: use resilient.integrations.gunicorn.draining or drain_on_sigterm"
-        params.refuse(ValueError, "drain_delay", rule, endpoints.drain_delay)
-    return endpoints
-
-
 def asked_of(environ: WSGIEnvironment) -> Asked:
     """Return what the environ of a request asks."""
 
@@ -101,5 +89,5 @@ def asked_of(environ: WSGIEnvironment) -> Asked:
 
 def send_answer(answer: Answer, start_response: StartResponse) -> list[bytes]:
     """Start a whole response, and return its body."""
-    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.headers)
+    start_response(f"{int(answer.status)} {HTTPStatus(answer.status).phrase}", answer.headers)
     return [answer.body]

@@ -1,4 +1,4 @@
-"""Django: the middleware as one of Django's, synchronous and asynchronous."""
+"""Django: the middleware as one of Django's, synchronous and asynchronous, and health as urls."""
 
 # Django has no types.
 # mypy: disable-error-code="import-untyped"
@@ -20,12 +20,14 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar, Unpack
 
 from ..engine import params
+from ..health.asked import Answer as HealthAnswer
+from ..health.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
 from ..web import asgi, wsgi
 from ..web.addresses import TrustedProxies
-from ..web.door import Door, Visit, outcome, words_of
+from ..web.door import Door, Visit, asked_of, outcome, words_of
 from ..web.keys import Key, key_function
 from ..web.notes import answer_inside, believed
 from ..web.problem import REFUSALS, Answer
@@ -39,8 +41,11 @@ with needing("Django", extra="django"):
     from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
     from django.http import HttpRequest, HttpResponse
     from django.http.response import HttpResponseBase
+    from django.urls import path
 
-__all__ = ["ResilienceMiddleware", "request_key"]
+__all__ = ["ResilienceMiddleware", "health_urls", "request_key"]
+
+V = TypeVar("V", bound=Callable[..., Any])
 
 _SETTING: Final = "RESILIENT"
 
@@ -89,7 +94,11 @@ class ResilienceMiddleware:
         Returns:
             The response; where Django awaits, what it awaits.
         """
-        facts = _facts(request, self._door.proxies)
+        facts, health = _facts(request, self._door.proxies), self._door.health
+        if health is not None and (place := health.find(facts.path)) is not None:
+            if self._in_tasks:
+                return _told_in_task(health, place, facts)
+            return _health_response(health.respond(place, asked_of(facts)))
         if self._door.exempts(facts):
             return self._get_response(request)
         return self._served_in_task(request, facts) if self._in_tasks else self._served(request, facts)
@@ -145,7 +154,10 @@ def _door(*, in_tasks: bool) -> Door:
     try:
         if not isinstance(given, Mapping):
             params.refuse(TypeError, _SETTING, "must be a dictionary", given)
-        return Door(in_tasks=in_tasks, **words_of(_SETTING, given))
+        door = Door(in_tasks=in_tasks, **words_of(_SETTING, given))
+        if door.health is not None:
+            without_drain_delay(door.health)
+        return door
     except (TypeError, ValueError) as error:
         raise ImproperlyConfigured(f"{_SETTING}: {error}") from error
 
@@ -163,6 +175,14 @@ async def _enter(visit: Visit, request: HttpRequest) -> None:
 
 def _load_user(request: HttpRequest) -> None:
     bool(getattr(request, "user", None))
+
+
+async def _told_in_task(endpoints: Endpoints, place: Place, facts: Request) -> HttpResponse:
+    return _health_response(await endpoints.arespond(place, asked_of(facts)))
+
+
+def _health_response(answer: HealthAnswer) -> HttpResponse:
+    return _response(Answer(*answer))
 
 
 def _response(answer: Answer) -> HttpResponse:
@@ -276,6 +296,55 @@ def _within(inside: Surroundings) -> Generator[None]:
         yield
     finally:
         restore(around)
+
+
+def health_urls(health: Reporter, *, asynchronous: bool = False, **words: Unpack[EndpointWords]) -> list[Any]:
+    """Make the urls by which the health of a service is asked for; `urlpatterns` are to hold them.
+
+    The middlewares of the site stand before them. One of those refuses a host that is not in
+    `ALLOWED_HOSTS`, which is what Kubernetes' probes send, and one may redirect to HTTPS. With
+    `RESILIENT = {"health": health}` and our middleware in the first place, health is answered first.
+
+    Args:
+        health: the `Health` that is reported.
+        asynchronous: whether the views are coroutine functions, for a site that is served by ASGI.
+        **words: the arguments of `resilient.health.Endpoints`, without *drain_delay*.
+
+    Returns:
+        The patterns, one for each path.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+    """
+    params.flag("asynchronous", asynchronous)
+    endpoints = without_drain_delay(Endpoints(health, **words))
+    view = _aview if asynchronous else _view
+    places: list[tuple[str, Place | None]] = list(endpoints.places)
+    places += [(f"{beginning}<path:name>", None) for beginning in endpoints.below]
+    return [path(route[1:], view(endpoints, place)) for route, place in places]
+
+
+def _view(endpoints: Endpoints, place: Place | None) -> Callable[..., HttpResponse]:
+    def tell(request: HttpRequest, name: str = "") -> HttpResponse:
+        facts = _facts(request, believed(_raw(request)))
+        return _health_response(endpoints.respond(place or Place(name, free=True), asked_of(facts)))
+
+    return _exempted(tell)
+
+
+def _aview(endpoints: Endpoints, place: Place | None) -> Callable[..., Awaitable[HttpResponse]]:
+    async def tell(request: HttpRequest, name: str = "") -> HttpResponse:
+        facts = _facts(request, believed(_raw(request)))
+        return await _told_in_task(endpoints, place or Place(name, free=True), facts)
+
+    return _exempted(tell)
+
+
+def _exempted(view: V) -> V:
+    # As `csrf_exempt` does, but for the wrapper: a wrong method gets our answer.
+    view.csrf_exempt = True  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+    return view
 
 
 def request_key(key: Key) -> Callable[..., str | None]:

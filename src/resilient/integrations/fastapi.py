@@ -1,4 +1,4 @@
-"""FastAPI: rate limits as dependencies, and refusals as problem documents.
+"""FastAPI: rate limits as dependencies, refusals as problem documents, and health as a router.
 
 Annotations are not postponed in this module: FastAPI reads those of `rate_limit.__call__`, and looks names up
 for functions only.
@@ -9,6 +9,8 @@ from http import HTTPStatus
 from typing import Any, Final, Unpack
 
 from ..engine import params
+from ..health.asgi import places_of
+from ..health.handler import Endpoints, EndpointWords, Reporter
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..web.asgi import ResilienceMiddleware, close_code, deniable
@@ -21,12 +23,13 @@ from ..web.request import AsgiRequest
 from . import needing
 
 with needing("FastAPI", extra="fastapi"):
-    from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketException
+    from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, WebSocket, WebSocketException
     from fastapi.requests import HTTPConnection
     from fastapi.websockets import WebSocketState
+    from starlette.routing import Route
     from starlette.types import ASGIApp
 
-__all__ = ["RESPONSES", "install", "rate_limit"]
+__all__ = ["RESPONSES", "health_routes", "install", "rate_limit"]
 
 _DIALECTS: Final[tuple[Dialect, ...]] = ("ietf", "legacy", "both", None)
 
@@ -162,6 +165,28 @@ def install(app: FastAPI, **words: Unpack[Words]) -> None:
     for error in REFUSALS:
         app.add_exception_handler(error, _answer)
     app.add_exception_handler(_Denied, _answer)
+
+
+def health_routes(health: Reporter, **words: Unpack[EndpointWords]) -> APIRouter:
+    """Make a router by which the health of a service is asked for; `app.include_router` takes it.
+
+    Its paths are not in the generated documentation. A middleware that refuses requests stands before it;
+    with `install(app, health=health)` health is answered first.
+
+    Args:
+        health: the `Health` that is reported.
+        **words: the arguments of `resilient.health.Endpoints`, without *drain_delay*: a route does not see
+            the server start, as the middleware and `health.asgi()` do.
+
+    Returns:
+        The router.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+    """
+    endpoints = Endpoints(health, **words)
+    return APIRouter(routes=[Route(path, app, include_in_schema=False) for path, app in places_of(endpoints)])
 
 
 def _placed(guard: ResilienceMiddleware) -> Callable[[ASGIApp], ResilienceMiddleware]:

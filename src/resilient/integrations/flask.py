@@ -1,11 +1,14 @@
-"""Flask: the middleware as an extension, and refusals in views as problem documents."""
+"""Flask: the middleware as an extension, refusals in views as problem documents, health as a blueprint."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Unpack
 
 from ..engine import params
+from ..health.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
+from ..health.wsgi import asked_of
 from ..web.door import Words, key_of, words_of
 from ..web.keys import Key
 from ..web.notes import answer_inside, believed
@@ -15,9 +18,9 @@ from ..web.wsgi import ResilienceMiddleware
 from . import needing
 
 with needing("Flask", extra="flask"):
-    from flask import Flask, Response, request
+    from flask import Blueprint, Flask, Response, request
 
-__all__ = ["Resilience", "request_key"]
+__all__ = ["Resilience", "health_blueprint", "request_key"]
 
 _PREFIX: Final = "RESILIENT_"
 
@@ -75,6 +78,43 @@ def _configured(config: Mapping[str, Any]) -> Words:
 def _answer(error: Exception) -> Response:
     answer = answer_inside(error, request.environ)
     return Response(answer.body, answer.status, answer.fields)
+
+
+def health_blueprint(health: Reporter, *, name: str = "health", **words: Unpack[EndpointWords]) -> Blueprint:
+    """Make a blueprint by which the health of a service is asked for.
+
+    What the app does before each request, such as asking for a login, it does before these, too; with
+    `Resilience(app, health=health)` health is answered first.
+
+    Args:
+        health: the `Health` that is reported.
+        name: of the blueprint.
+        **words: the arguments of `resilient.health.Endpoints`, without *drain_delay*.
+
+    Returns:
+        The blueprint.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+    """
+    endpoints = without_drain_delay(Endpoints(health, **words))
+    blueprint = Blueprint(name, __name__)
+
+    def answer(place: Place) -> Response:
+        answer = endpoints.respond(place, asked_of(request.environ))
+        return Response(answer.body, answer.status, answer.headers)
+
+    def by_name(name: str) -> Response:
+        return answer(Place(name, free=True))
+
+    for number, (path, place) in enumerate(endpoints.places):
+        blueprint.add_url_rule(
+            path, f"{place.name}_{number}".replace(".", "_"), functools.partial(answer, place)
+        )
+    for number, beginning in enumerate(endpoints.below):
+        blueprint.add_url_rule(f"{beginning}<path:name>", f"by_name_{number}", by_name)
+    return blueprint
 
 
 def request_key(key: Key) -> Callable[..., str | None]:

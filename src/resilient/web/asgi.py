@@ -10,10 +10,11 @@ from typing import Any, Final, TypeAlias
 
 from ..engine.priority import innermost_priority
 from ..errors import RejectedError
+from ..health.asgi import send_answer, start
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
 from .ahead import Ahead, ClientGoneError, Message, Receive
-from .door import Block, Visit, Waits, outcome
+from .door import Block, Visit, Waits, asked_of, outcome
 from .guard import Guard
 from .headers import Fields
 from .problem import REFUSALS, Answer
@@ -45,9 +46,9 @@ WAITS: Final = Waits(_hit, _refund, _enter)
 class ResilienceMiddleware(Guard[App]):
     """Guard an ASGI app: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
 
-    A request passes, in this order: *exempt* paths (which nothing here touches), *maintenance*, the deadline
-    the client sent, *rate_limit*, *shed*. Who is refused gets 429, 503 or 504 with a problem document and,
-    where it is known, a `Retry-After`. So does whoever's request ends in a `RejectedError` or
+    A request passes, in this order: *health*, *exempt* paths (which nothing here touches), *maintenance*, the
+    deadline the client sent, *rate_limit*, *shed*. Who is refused gets 429, 503 or 504 with a problem
+    document and, where it is known, a `Retry-After`. So does whoever's request ends in a `RejectedError` or
     `CallTimeoutError` that leaves the app, if no response has begun; otherwise that error is raised on.
 
     The place that *shed* gave and the deadline are given back when the body has been sent, before background
@@ -78,6 +79,8 @@ class ResilienceMiddleware(Guard[App]):
         headers: "ietf" for `RateLimit` and `RateLimit-Policy`, "legacy" for `X-RateLimit-*`, "both", or None.
         trusted: the proxies and services whose `X-Forwarded-For` or `Forwarded`, and whose deadlines, are
             believed: networks, or `TrustedProxies`. None are by default.
+        health: a `Health`, or its `Endpoints` where they are not the usual ones. Requests for it are answered
+            before anything else happens, closed or overloaded as the service may be. None: by the app.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -98,11 +101,17 @@ class ResilienceMiddleware(Guard[App]):
             receive: awaited for the client's messages.
             send: awaited with the app's.
         """
-        exchange_type = _EXCHANGES.get(scope["type"])
+        exchange_type, health = _EXCHANGES.get(scope["type"]), self._door.health
         if exchange_type is None:
-            await self.app(scope, receive, send)
+            if health is None or await start(health, scope, receive, send):
+                await self.app(scope, receive, send)
             return
         request = AsgiRequest(scope, self._door.proxies)
+        if health is not None and exchange_type is _Http:
+            place = health.find(request.path)
+            if place is not None:
+                await send_answer(await health.arespond(place, asked_of(request)), send)
+                return
         if self._door.exempts(request):
             await self.app(scope, receive, send)
             return

@@ -17,6 +17,8 @@ from ..engine import params
 from ..engine.deadline import time_left
 from ..engine.priority import Priority, innermost_priority, priority_of
 from ..errors import CallTimeoutError, DeadlineExceededError, MaintenanceError, RejectedError, ResilientError
+from ..health.asked import Asked
+from ..health.handler import Endpoints, Reporter, endpoints_of
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..typing import Seconds
@@ -40,6 +42,7 @@ __all__ = [
     "Visit",
     "Waits",
     "Words",
+    "asked_of",
     "key_of",
     "outcome",
     "words_of",
@@ -100,6 +103,7 @@ class Words(TypedDict, total=False):
     exempt: Iterable[str]
     headers: Dialect
     trusted: Trusted
+    health: Reporter | Endpoints | None
 
 
 def words_of(parameter: str, given: Mapping[str, Any]) -> Words:
@@ -194,6 +198,7 @@ class Door:
         exempt: Iterable[str] = PROBES,
         headers: Dialect = "ietf",
         trusted: Trusted = (),
+        health: Reporter | Endpoints | None = None,
     ) -> None:
         self.dialect: Dialect = dialect_of(headers)
         self.limits = _limits(rate_limit, headers)
@@ -211,6 +216,7 @@ class Door:
             params.refuse(TypeError, "maintenance", "must be a Maintenance or None", maintenance)
         self._exempt = several_paths("exempt", exempt)
         self.proxies = proxies_of(trusted)
+        self.health = None if health is None else endpoints_of("health", health)
         self.rank = _rank(priority, [path for path in PROBES if self._exempt.find(path) is None])
 
     def exempts(self, request: Request) -> bool:
@@ -223,6 +229,13 @@ class Door:
         raw = request.raw
         raw[NOTES] = Notes(self.dialect, self.proxies, raw.get(NOTES), exempt=True)
         return True
+
+
+def asked_of(request: Request) -> Asked:
+    """Return what *request* asks, for who answers for health."""
+    client = request.client
+    address = None if client is None else str(client)
+    return Asked(request.method, request.path, request.query, request.header, address, request.is_from_proxy)
 
 
 def key_of(key: Key | None) -> Key:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..engine import params
+from ..health.handler import Endpoints, Reporter, without_drain_delay
 from ..typing import Seconds
 from .addresses import Trusted
 from .door import PROBES, Door, Gate, RateLimit
@@ -42,6 +43,7 @@ class Guard(Generic[A]):
         exempt: Iterable[str] = PROBES,
         headers: Dialect = "ietf",
         trusted: Trusted = (),
+        health: Reporter | Endpoints | None = None,
     ) -> None:
         params.callback("app", app)
         self.app: A = app
@@ -56,4 +58,7 @@ class Guard(Generic[A]):
             exempt=exempt,
             headers=headers,
             trusted=trusted,
+            health=health,
         )
+        if self._door.health is not None and not self._in_tasks:
+            without_drain_delay(self._door.health)

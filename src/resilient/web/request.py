@@ -58,6 +58,11 @@ class Request(metaclass=ABCMeta):
         """Who the framework or the server says has logged in; None where nobody has."""
 
     @property
+    def query(self) -> str:
+        """What follows the question mark, as it was sent; empty where nothing does."""
+        return ""
+
+    @property
     def route(self) -> str:
         """The template of the route where the framework has found one already, else the path."""
         return self.path
@@ -100,6 +105,11 @@ class AsgiRequest(Request):
         """The other end of the connection."""
         client = self.raw.get("client")
         return client[0] if client else None
+
+    @property
+    def query(self) -> str:
+        """What follows the question mark."""
+        return bytes(self.raw.get("query_string", b"")).decode("latin-1")
 
     @property
     def user(self) -> object:
@@ -158,6 +168,11 @@ class WsgiRequest(Request):
     def peer(self) -> str | None:
         """The other end of the connection."""
         return self.raw.get("REMOTE_ADDR") or None
+
+    @property
+    def query(self) -> str:
+        """What follows the question mark."""
+        return self.raw.get("QUERY_STRING") or ""
 
     @property
     def user(self) -> object:

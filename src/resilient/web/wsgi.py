@@ -9,9 +9,10 @@ from http import HTTPStatus
 from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from ..health.wsgi import send_answer
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
-from .door import Block, Visit, Waits, outcome
+from .door import Block, Visit, Waits, asked_of, outcome
 from .guard import Guard
 from .problem import REFUSALS
 from .request import WsgiRequest
@@ -51,9 +52,9 @@ def at_once(coroutine: Coroutine[Any, Any, None]) -> None:
 class ResilienceMiddleware(Guard[WSGIApplication]):
     """Guard a WSGI app: rate limits, load shedding, deadlines, maintenance, and answers to refusals.
 
-    A request passes, in this order: *exempt* paths (which nothing here touches), *maintenance*, the deadline
-    the client sent, *rate_limit*, *shed*. Who is refused gets 429, 503 or 504 with a problem document and,
-    where it is known, a `Retry-After`. So does whoever's request ends in a `RejectedError` or
+    A request passes, in this order: *health*, *exempt* paths (which nothing here touches), *maintenance*, the
+    deadline the client sent, *rate_limit*, *shed*. Who is refused gets 429, 503 or 504 with a problem
+    document and, where it is known, a `Retry-After`. So does whoever's request ends in a `RejectedError` or
     `CallTimeoutError` that leaves the app, if no part of the body has been sent; otherwise that error is
     raised on.
 
@@ -82,6 +83,8 @@ class ResilienceMiddleware(Guard[WSGIApplication]):
         headers: "ietf" for `RateLimit` and `RateLimit-Policy`, "legacy" for `X-RateLimit-*`, "both", or None.
         trusted: the proxies and services whose `X-Forwarded-For` or `Forwarded`, and whose deadlines, are
             believed: networks, or `TrustedProxies`. None are by default.
+        health: a `Health`, or its `Endpoints` where they are not the usual ones. Requests for it are answered
+            before anything else happens, closed or overloaded as the service may be. None: by the app.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -104,7 +107,9 @@ class ResilienceMiddleware(Guard[WSGIApplication]):
         Returns:
             The body.
         """
-        request = WsgiRequest(environ, self._door.proxies)
+        request, health = WsgiRequest(environ, self._door.proxies), self._door.health
+        if health is not None and (place := health.find(request.path)) is not None:
+            return send_answer(health.respond(place, asked_of(request)), start_response)
         if self._door.exempts(request):
             return self.app(environ, start_response)
         exchange = _Exchange(Visit(self._door, request, WAITS), start_response)
