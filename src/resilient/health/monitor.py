@@ -113,7 +113,7 @@ class Monitor:
                 found[entry] = entry.result(now, at)
         results = dict(zip(entries, behind_failures([found[entry] for entry in entries]), strict=True))
         for entry, result in results.items():
-            self._announce(entry, result)
+            self._announce(entry, result, now)
         self._announcer.deliver()
         return results
 
@@ -158,19 +158,23 @@ class Monitor:
         entry: Checked = run.place
         found = None if finding is None else tidy(finding)
         with self.lock:
-            entry.end(run, found, self._clock())
+            now = self._clock()
+            entry.end(run, found, now)
             run.ended = True
             waiters, run.waiters = run.waiters, []
+            changed = entry.record.standing(now).status is not entry.told
         for waiter in waiters:
             waiter.wake()
-        self.results()  # for the listeners
+        if changed:
+            self.results()  # for the listeners
 
-    def _announce(self, entry: Entry, result: Result) -> None:
+    def _announce(self, entry: Entry, result: Result, now: float) -> None:
         with self.lock:
             previous = entry.told
-            if result.status is previous or result.at is None:
+            # Who has looked before somebody else may come after him.
+            if result.status is previous or result.at is None or now < entry.told_at:
                 return
-            entry.told = result.status
+            entry.told, entry.told_at = result.status, now
             # Under the lock, so that changes are told in order.
             self._announcer.post(HealthChanged(result.name, result.status, previous, result.output))
         level = logging.INFO if result.status is Status.PASS else logging.WARNING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __all__ = [
 _GATES: Final = frozenset({LIVE, READY, STARTUP})
 _GROUP: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _LONGEST_NAME: Final = 100
+_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,12 @@ class Facts:
 class Entry:
     """What is registered under a name and a kind."""
 
-    __slots__ = ("facts", "told")
+    __slots__ = ("facts", "told", "told_at")
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.told = Status.PASS  # what was announced last
+        self.told_at = -math.inf
 
     def result(self, now: float, at: datetime) -> Result:
         """Return how it stands; *now* and *at* are the same moment."""
@@ -258,7 +261,12 @@ def facts_of(
             "live_anyway='the reason'"
         )
     return Facts(
-        checked_name, kind, is_critical, is_external, chosen, tuple(_names("depends_on", depends_on))
+        checked_name,
+        _in_lower_case(kind),
+        is_critical,
+        is_external,
+        chosen,
+        tuple(_names("depends_on", depends_on)),
     )
 
 
@@ -320,6 +328,10 @@ def _group(name: str) -> str:
         rule = "must be of small letters, digits, '.', '_' and '-', and not 'all', which everything is in"
         params.refuse(ValueError, "a group", rule, name)
     return name
+
+
+def _in_lower_case(kind: str) -> str:
+    return _CAPITAL.sub("_", kind).lower()
 
 
 def _key(entry: Entry) -> tuple[str, str]:
