@@ -1,0 +1,1 @@
+"""What the command `resilient` does; one module for each subcommand, imported when it is used."""
