@@ -53,6 +53,13 @@ class Calls:
         found: dict[str, str] = await self._get("catalogue", f"/products/{product_id}")
         return found
 
+    async def recommendations(self, product_id: str) -> list[str]:
+        """List what else somebody may like who looks at a product; nothing if no service knows."""
+        if "recommendation" not in self._urls:
+            return []
+        listed: list[str] = await self._get("recommendation", f"/recommendations/{product_id}")
+        return listed
+
     async def view_cart(self, user: str, currency: str) -> dict[str, Any]:
         """Show what a user is about to buy, with prices."""
         cart: dict[str, Any] = await self._get(self._carts, f"/carts/{user}?currency={currency}")

@@ -61,6 +61,7 @@ def own_service(name: str) -> Pipeline:
 
 currency, catalogue = own_service("currency"), own_service("catalogue")
 checkout, order_book, cart = own_service("checkout"), own_service("orders"), own_service("cart")
+recommendation = own_service("recommendation")
 
 
 class ProtectedCalls(Calls):
@@ -71,6 +72,7 @@ class ProtectedCalls(Calls):
     convert = currency(Calls.convert)
     products = catalogue(Calls.products)
     product = catalogue(Calls.product)
+    recommendations = recommendation(Calls.recommendations)
     view_cart = checkout(Calls.view_cart)
     add_to_cart = checkout(Calls.add_to_cart)
     cart_entries = cart(Calls.cart_entries)

@@ -28,13 +28,14 @@ from starlette.types import ASGIApp
 from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.calls import Calls
 from examples.shop.journal import RAISED, Journal, Stopwatch, say, tell_limit
+from examples.shop.neighbours import Neighbours
 from resilient import events
 from resilient.errors import ConnectionReclaimedError, RejectedError
 
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
 # What only those incidents have that are about it.
-MORE = ("orders", "cart")
-PROTECTIONS = ("calls", "door", "shedding", "pool", "failover")
+MORE = ("orders", "cart", "recommendation")
+PROTECTIONS = ("calls", "door", "shedding", "pool", "failover", "model", "bounded", "static")
 _GRACE = 1
 # Longer than httpx keeps idle connections, or a call may meet one that is being closed.
 _KEEP_ALIVE = 30
@@ -54,14 +55,18 @@ def application(routes: Sequence[BaseRoute]) -> Starlette:
     )
 
 
-def calls_class(protections: Collection[str]) -> type[Calls]:
+def calls_class(name: str, protections: Collection[str]) -> type[Calls]:
     """Return the shop's calls as first written, or with policies on."""
-    if "calls" not in protections:
-        return Calls
     # Imported only here, as the door below: the bare shop builds no policy at all.
-    from examples.shop.protected import ProtectedCalls
+    if name == "frontend" and "static" in protections:
+        from examples.shop.static import StaticCalls
 
-    return ProtectedCalls
+        return StaticCalls
+    if "calls" in protections:
+        from examples.shop.protected import ProtectedCalls
+
+        return ProtectedCalls
+    return Calls
 
 
 def behind_door(app: ASGIApp, name: str, protections: Collection[str]) -> ASGIApp:
@@ -75,6 +80,23 @@ def behind_door(app: ASGIApp, name: str, protections: Collection[str]) -> ASGIAp
 
         app = shedding.guarded(app)
     return app
+
+
+@asynccontextmanager
+async def with_health(
+    app: ASGIApp, name: str, neighbours: Neighbours, protections: Collection[str]
+) -> AsyncIterator[ASGIApp]:
+    """Yield the application, behind what answers for its health while the context is open."""
+    if os.environ.get("SHOP_HEALTH") == "naive":
+        from examples.shop import naive
+
+        yield naive.told(app, neighbours)
+        return
+    from examples.shop.health import health_of
+    from resilient.health.asgi import asgi_app
+
+    with health_of(name, neighbours, protections) as health:
+        yield asgi_app(health, app)
 
 
 @asynccontextmanager
@@ -113,9 +135,14 @@ async def serve(name: str, protections: Collection[str], listener: socket.socket
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(client)
         await stack.enter_async_context(limit_told(name, protections))
-        calls = calls_class(protections)(http, urls)
+        calls = calls_class(name, protections)(http, urls)
         routes = await stack.enter_async_context(opened(name, calls, protections))
-        app = behind_door(application(routes), name, protections)
+        # Connections of its own: to ask how others are is no call that the shop makes.
+        asking = await stack.enter_async_context(httpx.AsyncClient(timeout=None))
+        neighbours = Neighbours(name, asking, urls)
+        guarded = behind_door(application(routes), name, protections)
+        # Before the door: who probes is not kept out, however full it is.
+        app = await stack.enter_async_context(with_health(guarded, name, neighbours, protections))
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=_GRACE, timeout_keep_alive=_KEEP_ALIVE
         )

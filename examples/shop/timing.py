@@ -1,6 +1,6 @@
 """How an incident's time is made short enough to watch, and its traffic small enough for two cores.
 
-Four factors, and no other. All are printed by the demo and in its report.
+Five factors, and no other. All are printed by the demo and in its report.
 
 - `scaled`: everything the incident measures in seconds (latencies, timeouts, the breaker's waits, the
   customers' patience) is divided by `SHOP_SCALE`, 5 unless told otherwise: every ratio between them is kept.
@@ -9,6 +9,8 @@ Four factors, and no other. All are printed by the demo and in its report.
   would be shown. Refreshing 180 times more often than the incident asks for makes it harder, not easier.
 - `session_time`: how long a session of the database may be idle, or held, is divided by 150: the 5 minutes of
   C2 become 2 seconds.
+- `lifetime`: how long a process lives before it has taken too much memory is divided by 400: the 10 MB a
+  minute of A5 become 67 MB a second. The megabytes are the incident's own.
 - `scaled_traffic`: in the flood of A7, requests per second and bursts are divided by `SHOP_TRAFFIC_SCALE`,
   which the demo measures first: on any machine, the flood is as many times more than can be answered.
 """
@@ -23,6 +25,7 @@ if not 0 < SCALE < math.inf:
     raise ValueError(f"SHOP_SCALE must be a number above 0, not {SCALE!r}")
 SHELF_LIFE_SCALE = 900.0
 SESSION_SCALE = 150.0
+LIFE_SCALE = 400.0
 TRAFFIC_SCALE = float(os.environ.get("SHOP_TRAFFIC_SCALE", "1"))
 
 HOUR = 3600.0
@@ -42,6 +45,11 @@ def shelf_life(seconds: float) -> float:
 def session_time(seconds: float) -> float:
     """Return how long the demo leaves a session of the database to whoever has it for *seconds*."""
     return seconds / SESSION_SCALE
+
+
+def lifetime(seconds: float) -> float:
+    """Return how long the demo takes over *seconds* of a process's life."""
+    return seconds / LIFE_SCALE
 
 
 def scaled_traffic(requests: float, scale: float = TRAFFIC_SCALE) -> int:

@@ -22,10 +22,11 @@ class Frontend:
         return JSONResponse({"products": await self._priced(products, request)})
 
     async def product(self, request: Request) -> Response:
-        """Show one product."""
+        """Show one product, and what else there is for somebody who likes it."""
         product = await self._calls.product(request.path_params["product_id"])
         [priced] = await self._priced([product], request)
-        return JSONResponse(priced)
+        also = await self._calls.recommendations(product["id"])
+        return JSONResponse({**priced, "also": also} if also else priced)
 
     async def set_currency(self, request: Request) -> Response:
         """Change what the customer pays in, if the shop knows it."""
