@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
 from examples.shop.crowds import CUSTOMERS, Crowd
 from examples.shop.figures import FAULT, ONSET, Run, Sample, Span, Summary
-from examples.shop.processes import Hear
+from examples.shop.processes import Hear, Shop, running_shop
 from examples.shop.service import NAMES
 from examples.shop.timing import scaled
 
@@ -183,6 +183,12 @@ class Incident(ABC):
             Variables by which the services find it.
         """
         yield {}
+
+    def shop(
+        self, version: Version, logs: Path, hear: Hear, environment: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[Shop]:
+        """Return a context in which one version of the shop runs."""
+        return running_shop(logs, version.protections, hear, environment, self.services)
 
     async def begin(self, span: Span, hear: Hear) -> None:  # noqa: B027 - in most incidents nothing does
         """Do to the surroundings what happens to them when a phase begins, and tell *hear* what is seen."""

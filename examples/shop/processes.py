@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -41,10 +42,12 @@ class Shop:
 
     Attributes:
         urls: Where each service listens, by its name.
+        entrance: Where customers come in.
     """
 
     def __init__(self, urls: dict[str, str], processes: dict[str, Process], logs: Path) -> None:
         self.urls = urls
+        self.entrance = urls["frontend"]
         self._processes = processes
         self._logs = logs
 
@@ -64,11 +67,11 @@ class Shop:
                 raise ServiceDiedError(self._obituary(name, "does not answer")) from None
 
     async def _wait_until_up(self, name: str, http: httpx.AsyncClient) -> None:
-        while not await _answers(http, self.urls[name]):
+        while not await answers(http, self.urls[name]):
             await self.check()
 
     def _obituary(self, name: str, end: str) -> str:
-        last_words = _log_file(self._logs, name).read_text(errors="replace").splitlines()[-20:]
+        last_words = log_file(self._logs, name).read_text(errors="replace").splitlines()[-20:]
         return "\n".join([f"{name} {end}", *last_words])
 
 
@@ -95,16 +98,18 @@ async def running_shop(
     async with AsyncExitStack() as stack:
         sockets = {name: stack.enter_context(listen()) for name in services}
         urls = {name: url_of(bound) for name, bound in sockets.items()}
-        variables = {**os.environ, **(environment or {}), "SHOP_URLS": json.dumps(urls)}
-        protecting = [word for protection in protections for word in ("--protect", protection)]
+        variables = {**(environment or {}), "SHOP_URLS": json.dumps(urls)}
         processes: dict[str, Process] = {}
         for name, bound in sockets.items():
-            arguments, log = [name, *protecting, "--fd", str(bound.fileno())], _log_file(logs, name)
-            child = spawned("examples.shop.service", arguments, log, env=variables, pass_fds=[bound.fileno()])
-            processes[name] = await stack.enter_async_context(child)
-            await stack.enter_async_context(heard(processes[name], _reader(name, hear)))
-            # From here on only the service listens: when it dies, its callers are refused and do not queue.
-            bound.close()
+            running = running_service(
+                name,
+                bound,
+                protections=protections,
+                log=log_file(logs, name),
+                hear=hear,
+                environment=variables,
+            )
+            processes[name] = await stack.enter_async_context(running)
         try:
             yield Shop(urls, processes, logs)
         finally:
@@ -114,13 +119,42 @@ async def running_shop(
 
 
 @asynccontextmanager
+async def running_service(
+    name: str,
+    listener: socket.socket,
+    *,
+    protections: Collection[str],
+    log: Path,
+    hear: Hear,
+    environment: Mapping[str, str],
+) -> AsyncIterator[Process]:
+    """Run one service while the context is open.
+
+    Args:
+        name: Which one.
+        listener: What it listens on, from now on alone: when it dies, its callers are refused.
+        protections: What is on of what protects the shop, see `service.PROTECTIONS`.
+        log: A file for what it prints.
+        hear: Is told what it tells of itself.
+        environment: Further variables for it.
+    """
+    protecting = [word for protection in protections for word in ("--protect", protection)]
+    arguments = [name, *protecting, "--fd", str(listener.fileno())]
+    variables, handed_over = {**os.environ, **environment}, [listener.fileno()]
+    child = spawned("examples.shop.service", arguments, log, env=variables, pass_fds=handed_over)
+    async with child as process, heard(process, _reader(name, hear)):
+        listener.close()
+        yield process
+
+
+@asynccontextmanager
 async def running_load(
     url: str, crowds: Sequence[Crowd], patience: float, logs: Path
 ) -> AsyncIterator[Process]:
     """Run the load generator while the context is open; its reports come on its standard output."""
     visitors = [word for crowd in crowds for word in ("--crowd", str(crowd))]
     arguments = ["--url", url, "--patience", str(patience), *visitors]
-    async with spawned("examples.shop.load", arguments, _log_file(logs, "load")) as process:
+    async with spawned("examples.shop.load", arguments, log_file(logs, "load")) as process:
         yield process
 
 
@@ -128,12 +162,14 @@ def _reader(name: str, hear: Hear) -> Callable[[bytes], None]:
     return lambda line: hear(name, json.loads(line))
 
 
-async def _answers(http: httpx.AsyncClient, url: str) -> bool:
+async def answers(http: httpx.AsyncClient, url: str) -> bool:
+    """Say whether a service gives a sign of life."""
     try:
         return (await http.get(f"{url}/healthz", timeout=0.5)).is_success
     except httpx.TransportError:
         return False
 
 
-def _log_file(logs: Path, name: str) -> Path:
+def log_file(logs: Path, name: str) -> Path:
+    """Return the file for what a process of the shop prints."""
     return logs / f"{name}.log"

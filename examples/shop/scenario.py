@@ -15,7 +15,7 @@ import httpx
 
 from examples.shop.figures import Call, Note, Run, Sample, Span, Transition
 from examples.shop.incident import Incident, Settings, Version
-from examples.shop.processes import ServiceDiedError, Shop, running_load, running_shop
+from examples.shop.processes import ServiceDiedError, Shop, running_load
 
 Tell: TypeAlias = Callable[[Run, Span, float], None]
 """Told a few times a second: the run so far, its present phase, and the time since the first request."""
@@ -46,11 +46,10 @@ async def play(incident: Incident, version: Version, settings: Settings, logs: P
     async with AsyncExitStack() as stack:
         found = await stack.enter_async_context(incident.surroundings(settings, logs, recorder.hear))
         environment = {**incident.environment(settings), **version.environment, **found}
-        shopping = running_shop(logs, version.protections, recorder.hear, environment, incident.services)
-        shop = await stack.enter_async_context(shopping)
+        shop = await stack.enter_async_context(incident.shop(version, logs, recorder.hear, environment))
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=5))
         await shop.wait_until_up(http)
-        visiting = running_load(shop.urls["frontend"], crowds, settings.patience, logs)
+        visiting = running_load(shop.entrance, crowds, settings.patience, logs)
         load = await stack.enter_async_context(visiting)
         assert load.stdout is not None
         if not await load.stdout.readline():
