@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from examples.shop.incident import Incident
+from examples.shop.incidents.cut_off import CutOff
 from examples.shop.incidents.flood import Flood
+from examples.shop.incidents.growing import GrowingService
 from examples.shop.incidents.held import HeldSessions
 from examples.shop.incidents.leak import Leak
 from examples.shop.incidents.lost_cart import LostCart
@@ -12,5 +14,14 @@ from examples.shop.incidents.slow_api import SlowApi
 
 INCIDENTS: dict[str, Incident] = {
     incident.key: incident
-    for incident in (SlowApi(), Leak(), HeldSessions(), LostCart(), Flood(), Overload())
+    for incident in (
+        SlowApi(),
+        Leak(),
+        HeldSessions(),
+        LostCart(),
+        GrowingService(),
+        CutOff(),
+        Flood(),
+        Overload(),
+    )
 }
