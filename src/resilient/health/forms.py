@@ -96,11 +96,11 @@ def _entries(result: Result) -> Iterable[tuple[str, _Members]]:
         | _true({"dependsOn": list(result.depends_on), "behind": list(result.behind)})
         | _true({"facts": _facts(result)}),
     )
-    took = _figure(result.took)
+    took = _milliseconds(result)
     if took is not None:
         yield (
             "responseTime",
-            common | {"observedValue": round(took * 1_000, 3), "observedUnit": "ms"} | status | time,
+            common | {"observedValue": took, "observedUnit": "ms"} | status | time,
         )
 
 
@@ -119,11 +119,19 @@ def _spring(report: Report, view: View) -> bytes:
         if report.group == "all":
             members["groups"] = sorted(view.groups)
         members["components"] = {
-            _line(result.name): {"status": _SPRING[result.status]}
-            | _true({"details": _spring_details(result)})
-            for result in report.results
+            name: {"status": _SPRING[result.status]} | _true({"details": _spring_details(result)})
+            for name, result in _by_name(report.results).items()
         }
     return _json(members)
+
+
+def _by_name(results: Iterable[Result]) -> dict[str, Result]:
+    """Return *results* by names that differ; a breaker and a limiter may share theirs, checks do not."""
+    named: dict[str, Result] = {}
+    for result in results:
+        name = _line(result.name)
+        named[name if name not in named else f"{name} ({result.kind})"] = result
+    return named
 
 
 _SPRING: Final = {Status.PASS: "UP", Status.WARN: "UP", Status.FAIL: "DOWN", Status.UNKNOWN: "UNKNOWN"}
@@ -152,7 +160,7 @@ def _plain(report: Report, _view: View) -> bytes:
 def _verbose(report: Report, view: View) -> bytes:
     """Tell *report* as Kubernetes' own servers do for `?verbose`."""
     lines = [_verbose_line(result) for result in (report.results if view.details else ())]
-    lines.append(f"{view.word} check {'passed' if report.ok else 'failed'}")
+    lines.append(f"{_line(view.word)} check {'passed' if report.ok else 'failed'}")
     if view.details and report.output:
         lines[-1] += f": {_line(report.output)}"
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
@@ -173,12 +181,12 @@ def _is_up(result: Result) -> bool:
 
 
 def _observed(result: Result) -> _Members:
-    value, took = _figure(result.value), _figure(result.took)
+    value, took = _figure(result.value), _milliseconds(result)
     return _without_none(
         {
             "value": value,
             "unit": None if value is None else result.unit,
-            "responseTime": None if took is None else f"{took * 1_000:.3f} ms",
+            "responseTime": None if took is None else f"{took} ms",
         }
     )
 
@@ -197,6 +205,11 @@ def _fact(fact: Any) -> Fact:
 
 def _figure(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _milliseconds(result: Result) -> float | None:
+    took = _figure(result.took)
+    return None if took is None else _figure(round(took * 1_000, 3))
 
 
 def _line(text: str) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
 
 from ..engine import params
-from ..engine.finding import Status
+from ..engine.finding import Status, worst
 from ..typing import Seconds
 from .asked import Answer, Asked
 from .details import Details, details_of, shows
@@ -175,7 +175,7 @@ class Endpoints:
         try:
             report = self.health.report(inquiry.group)
         except Exception:  # noqa: BLE001 - it is logged, and told as a failure
-            report = _no_report(inquiry.group)
+            return self._fail(inquiry, asked)
         return self._tell(inquiry, asked, report)
 
     async def arespond(self, place: Place | None, asked: Asked) -> Answer:
@@ -191,7 +191,7 @@ class Endpoints:
         try:
             report = await self.health.areport(inquiry.group)
         except Exception:  # noqa: BLE001 - it is logged, and told as a failure
-            report = _no_report(inquiry.group)
+            return self._fail(inquiry, asked)
         return self._tell(inquiry, asked, report)
 
     def _inquire(self, place: Place | None, asked: Asked) -> _Inquiry | Answer:
@@ -211,13 +211,24 @@ class Endpoints:
         word = PATHS.get(place.name, f"/{place.name}")[1:]
         return _Inquiry(group, check, form, View(details, word, tuple(groups)))
 
+    def _fail(self, inquiry: _Inquiry, asked: Asked) -> Answer:
+        """Answer where a report could not be made; called where the error is handled.
+
+        Who probes has to be told that something is wrong, in the form that it reads.
+        """
+        _log.exception("No report could be made on the health of group %r", inquiry.group)
+        report = Report(inquiry.group, Status.FAIL, "", None, datetime.now(UTC), 0.0)
+        status_only = inquiry._replace(check=None, view=inquiry.view._replace(details=False))
+        return self._tell(status_only, asked, report)
+
     def _tell(self, inquiry: _Inquiry, asked: Asked, report: Report) -> Answer:
         if inquiry.check is not None:
-            try:
-                result = report.result(inquiry.check)
-            except KeyError:
+            # Several policies, each of another kind, may share a name.
+            results = tuple(result for result in report.results if result.name == inquiry.check)
+            if not results:
                 return _short(404, "not found", asked)
-            report = replace(report, group=inquiry.check, status=result.status, results=(result,), output="")
+            status = worst(*(result.status for result in results))
+            report = replace(report, group=inquiry.check, status=status, results=results, output="")
         further = []
         # What drains says why; it will not pass again, so nobody is told when to come back.
         if self._retry_after is not None and not report.ok and not report.output:
@@ -245,15 +256,6 @@ def without_drain_delay(endpoints: Endpoints) -> Endpoints:
         rule = "must be None but for ASGI apps and middlewares: call drain_on_sigterm, or use gunicorn's hook"
         params.refuse(ValueError, "drain_delay", rule, endpoints.drain_delay)
     return endpoints
-
-
-def _no_report(group: str) -> Report:
-    """Return the report in place of one that could not be made; called where an error is handled.
-
-    Who probes has to be told that something is wrong, in the form it reads.
-    """
-    _log.exception("No report could be made on the health of group %r", group)
-    return Report(group, Status.FAIL, "", None, datetime.now(UTC), 0.0)
 
 
 def _answer(
