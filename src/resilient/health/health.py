@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
@@ -9,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from ..engine import params
 from ..engine.finding import Witness
 from ..typing import Seconds
+from .aggregation import ALL
 from .asgi import AsgiApp, AsgiHealth, asgi_app
+from .dependency_map import DependencyMap, map_of
 from .drain import drain_on_sigterm
 from .handler import EndpointWords
+from .heartbeat import Heartbeat
 from .record import Record
-from .registration import Checked, Watched, facts_of, witnesses_in
+from .registration import Checked, Watched, facts_of, kind_of, witnesses_in
 from .reporting import Reporting
 from .settings import CheckWords
+from .status_file import StatusFile
 from .wsgi import WsgiHealth, wsgi_app
 
 if TYPE_CHECKING:
@@ -96,7 +101,7 @@ class Health(Reporting):
         return a `Finding` and say more. An exception becomes a short reason, in which secrets are masked.
 
         Args:
-            name: of the check; it is in reports, and depends on by others.
+            name: of the check, in reports and for *depends_on* of others.
             critical: whether the groups it is in fail with it; otherwise they warn. None: where *groups*
                 names "live", "ready" or "startup".
             timeout: seconds that it may take; above 0. A coroutine function is cancelled then, a function
@@ -173,7 +178,7 @@ class Health(Reporting):
         external = words.get("external")
         facts = facts_of(
             getattr(check, "name", None) if name is None else name,
-            getattr(check, "kind", "check"),
+            kind_of(check, "check"),
             critical=words.get("critical"),
             external=getattr(check, "external", True) if external is None else external,
             groups=words.get("groups"),
@@ -201,6 +206,8 @@ class Health(Reporting):
     ) -> None:
         """Report what policies and pools see of the traffic through them; nobody is probed for it.
 
+        Of what is watched already the words given last hold.
+
         What cannot be used, such as what is behind an open circuit, is a warning, and no failure: the service
         has fallbacks for that, and does not get better by getting no requests.
 
@@ -218,7 +225,7 @@ class Health(Reporting):
         for witness in dict.fromkeys(one for part in parts for one in witnesses_in(part)):
             facts = facts_of(
                 witness.name,
-                getattr(witness, "kind", type(witness).__name__),
+                kind_of(witness, type(witness).__name__),
                 critical=critical,
                 external=True,
                 groups=groups,
@@ -226,11 +233,14 @@ class Health(Reporting):
                 live_anyway=None,
             )
             with self._monitor.lock:
-                if not any(
-                    isinstance(one, Watched) and one.witness is witness
-                    for one in self._monitor.registry.entries
-                ):
-                    self._monitor.registry.add(Watched(facts, witness))
+                registry = self._monitor.registry
+                known = [
+                    one for one in registry.entries if isinstance(one, Watched) and one.witness is witness
+                ]
+                if known:
+                    registry.change(known[0], facts)
+                else:
+                    registry.add(Watched(facts, witness))
 
     def remove(self, name: str) -> None:
         """Take out what was registered under *name*.
@@ -334,3 +344,35 @@ class Health(Reporting):
             RuntimeError: this is not the main thread, or SIGTERM cannot be put off.
         """
         drain_on_sigterm(self, delay)
+
+    def write(self, path: str | os.PathLike[str], *, group: str = ALL, every: Seconds = 5.0) -> Heartbeat:
+        """Write how the service stands to a file again and again, for a process that has no port.
+
+        `resilient health --file PATH --max-age SECONDS` reads it: an exec probe that fails when the file says
+        so, or is old, or is not there.
+
+        Args:
+            path: of the file; its directory has to be there, and it is for its owner only.
+            group: "live", "ready", "startup", "all", or one that checks name.
+            every: seconds between two of them; above 0.
+
+        Returns:
+            What ends it: `close()`, or a `with` block. It ends with the `Health`, too.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range.
+            KeyError: there is no such group.
+            OSError: the file cannot be written.
+            RuntimeError: an event loop runs in this thread: call it before, or in `asyncio.to_thread`.
+        """
+        seconds = params.seconds("every", every, above=True)
+        return Heartbeat(self, StatusFile(path), group, seconds)
+
+    def map(self) -> DependencyMap:
+        """Draw what this service stands on: checks and policies, how they are doing, what depends on what.
+
+        Returns:
+            The map, as of now: `to_mermaid()`, `to_dot()`, `to_json()`.
+        """
+        return map_of(self.latest())

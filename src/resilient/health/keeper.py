@@ -41,6 +41,10 @@ class Keeper:
                 self._own = own
             return self._own
 
+    def keeps(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether *loop* is this one, and has not been stopped."""
+        return self._own is loop
+
     def stop(self) -> None:
         """End the thread; what runs on the loop is cancelled."""
         with self._lock:

@@ -7,6 +7,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,6 +28,7 @@ _log = logging.getLogger("resilient")
 
 _LOOK_EVERY: Final = 1.0  # seconds, at least as often as which the background looks what is due
 _SPIN: Final = 0.01
+_PATIENCE: Final = 2  # runs in a row that were cancelled with their loops, before one of our own is used
 
 
 class Monitor:
@@ -47,10 +49,10 @@ class Monitor:
         self._service = service
         self._announcer = announcer
         self._clock = clock
-        self._runner = Runner(self, threads, self._ended)
+        self._runner = Runner(self, threads, self._begun, self._ended)
+        self._looks = 0  # how often all were looked at, so that nobody announces what is old news
         self._pulsing = False
         self._closed = False
-        weakref.finalize(self, self._runner.keeper.stop).atexit = False
         renew_after_fork(self)
 
     def start(self) -> None:
@@ -59,10 +61,16 @@ class Monitor:
         if self._pulsing or self._closed or not any(map(_is_background, self.registry.entries)):
             return
         with self.lock:
-            if not self._pulsing:
+            if self._pulsing:
+                return
+            try:
                 loop = self._runner.keeper.loop
-                loop.call_soon_threadsafe(loop.create_task, _pulse(weakref.ref(self)))
-                self._pulsing = True
+            except RuntimeError:  # no more threads, for now: the next question tries again
+                return
+            # Not in the context of whoever asks, which would be kept as long as the thread lives.
+            reference: weakref.ref[Monitor] = weakref.ref(self)
+            loop.call_soon_threadsafe(_begin_pulse, loop, reference, context=Context())
+            self._pulsing = True
 
     def close(self) -> None:
         """Run nothing any more."""
@@ -104,7 +112,8 @@ class Monitor:
         """Return how everything stands now, and announce what has changed."""
         entries = self.registry.entries
         with self.lock:
-            now, at = self._clock(), datetime.now(UTC)
+            self._looks += 1
+            look, now, at = self._looks, self._clock(), datetime.now(UTC)
             found: dict[Entry, Result] = {
                 entry: entry.result(now, at) for entry in entries if isinstance(entry, Checked)
             }
@@ -113,7 +122,7 @@ class Monitor:
                 found[entry] = entry.result(now, at)
         results = dict(zip(entries, behind_failures([found[entry] for entry in entries]), strict=True))
         for entry, result in results.items():
-            self._announce(entry, result, now)
+            self._announce(entry, result, look)
         self._announcer.deliver()
         return results
 
@@ -138,6 +147,7 @@ class Monitor:
     def after_fork(self) -> None:
         """Forget what belonged to the parent: its runs, its threads and what it has found."""
         self.lock = threading.RLock()
+        self._announcer.after_fork()
         self._pulsing = False
         for entry in self.registry.entries:
             if isinstance(entry, Checked):
@@ -147,38 +157,65 @@ class Monitor:
         if entry.judge is not None:
             testimony = testimony_of(entry.judge)
             if testimony.calls:
-                self._ended(run, testimony)
+                self._settle(run, testimony)
                 return
         try:
-            self._runner.start(run, entry.context, is_async=entry.is_async)
+            at_home = entry.abandoned < _PATIENCE
+            self._runner.start(run, entry.context, is_async=entry.is_async, at_home=at_home)
         except RuntimeError as error:  # no more threads: for now, or because the interpreter ends
-            self._ended(run, Finding(Status.UNKNOWN, f"it could not be run: {error}"))
+            self._settle(run, Finding(Status.UNKNOWN, f"it could not be run: {error}"))
+
+    def _settle(self, run: Run, finding: Finding) -> None:
+        if self._begun(run):
+            self._ended(run, finding)
+
+    def _begun(self, run: Run) -> bool:
+        entry: Checked = run.place
+        with self.lock:
+            return entry.begun(run, self._clock())
 
     def _ended(self, run: Run, finding: Finding | None) -> None:
         entry: Checked = run.place
         found = None if finding is None else tidy(finding)
         with self.lock:
-            now = self._clock()
-            entry.end(run, found, now)
+            entry.end(run, found, self._clock())
             run.ended = True
             waiters, run.waiters = run.waiters, []
-            changed = entry.record.standing(now).status is not entry.told
         for waiter in waiters:
             waiter.wake()
-        if changed:
-            self.results()  # for the listeners
+        self._tell_of(entry)
 
-    def _announce(self, entry: Entry, result: Result, now: float) -> None:
+    def _tell_of(self, entry: Checked) -> None:
+        """Announce what has become of *entry*, where it is news."""
+        if entry.facts.name in self.registry.linked:  # what is news depends on others, or others on it
+            self.results()
+            return
+        with self.lock:  # by itself: many may end at the same time
+            self._looks += 1
+            look, result = self._looks, entry.result(self._clock(), datetime.now(UTC))
+        self._announce(entry, result, look)
+        self._announcer.deliver()
+
+    def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:
             previous = entry.told
             # Who has looked before somebody else may come after him.
-            if result.status is previous or result.at is None or now < entry.told_at:
+            if result.status is previous or result.at is None or look < entry.told_at:
                 return
-            entry.told, entry.told_at = result.status, now
+            entry.told, entry.told_at = result.status, look
             # Under the lock, so that changes are told in order.
             self._announcer.post(HealthChanged(result.name, result.status, previous, result.output))
         level = logging.INFO if result.status is Status.PASS else logging.WARNING
         _log.log(level, "health of %s: %s %s: %s", self._service, result.name, result.status, result.output)
+
+
+def _begin_pulse(loop: asyncio.AbstractEventLoop, reference: weakref.ref[Monitor]) -> None:
+    task = loop.create_task(_pulse(reference))
+    _pulses.add(task)  # a loop refers to its tasks weakly
+    task.add_done_callback(_pulses.discard)
+
+
+_pulses: set[asyncio.Task[None]] = set()
 
 
 async def _pulse(reference: weakref.ref[Monitor]) -> None:

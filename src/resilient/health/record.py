@@ -64,6 +64,7 @@ class Record:
         "_passed",
         "_passes",
         "failures",
+        "queued",
         "rules",
         "since",
         "took",
@@ -71,6 +72,7 @@ class Record:
 
     def __init__(self, rules: Rules, born: float) -> None:
         self.rules = rules
+        self.queued: float | None = None  # since when a run waits to be begun
         self.since: float | None = None  # when the run that is under way began
         self.took: float | None = None
         self.failures = 0  # in a row
@@ -84,7 +86,7 @@ class Record:
 
     def is_due(self, now: float) -> bool:
         """Whether it is to be run now."""
-        return self.since is None and (self._finding is None or now >= self.due_at)
+        return self.since is None and self.queued is None and (self._finding is None or now >= self.due_at)
 
     @property
     def due_at(self) -> float:
@@ -98,10 +100,10 @@ class Record:
         failed = finding is not None and finding.status is Status.FAIL
         return self.rules.failed_ttl if failed else self.rules.ttl
 
-    @property
-    def is_overdue(self) -> bool:
-        """Whether the time of the run that is under way was up when somebody last looked."""
-        return self._overdue > 0
+    def is_stuck(self, now: float) -> bool:
+        """Whether the run that is under way should have ended by now, or the one that waits, have begun."""
+        self.look(now)
+        return self._overdue > 0 or (self.queued is not None and now - self.queued >= self.rules.timeout)
 
     def is_wanting(self, now: float) -> bool:
         """Whether what is known is so old, or so little, that a run is worth waiting for."""
@@ -110,22 +112,27 @@ class Record:
         # until then. It is older where nobody asked in the meantime.
         return self._finding is None or now > self.due_at + self.rules.timeout
 
+    def queue(self, now: float) -> None:
+        """Note that a run waits to be begun; there must be none yet. Its time does not run before it is."""
+        self.queued = now
+
     def begin(self, now: float) -> None:
         """Note that a run has begun; there must be none under way."""
+        self.queued = None
         self.since = now
         self._overdue = 0
 
     def end(self, finding: Finding, now: float) -> None:
         """Note what the run has found; nothing is, where its time was up before."""
         self.look(now)
-        since, overdue = self.since, self.is_overdue
+        since, overdue = self.since, self._overdue
         self.abandon()
         if since is not None and not overdue:
             self.note(finding, now, now - since)
 
     def abandon(self) -> None:
         """Note that the run has ended without a finding that says anything: it was cancelled from outside."""
-        self.since = None
+        self.queued = self.since = None
         self._overdue = 0
 
     def note(self, finding: Finding, at: float, took: float | None, times: int = 1) -> None:
@@ -166,14 +173,18 @@ class Record:
         self.look(now)
         finding = self._finding
         if finding is None:
-            output = "not looked at yet" if self.since is None else "the first run is under way"
-            return Standing(Status.UNKNOWN, output, None, None, stale=False)
+            return Standing(Status.UNKNOWN, self._nothing_yet(), None, None, stale=False)
         age = max(0.0, now - self._found_at)
         if age > self.rules.stale_after:
             output = f"not known since {age:.0f} s{_after(finding.output)}"
             return Standing(Status.UNKNOWN, output, finding, age, stale=True)
         status, output = self._damped(finding, now)
         return Standing(status, output, finding, age, stale=False)
+
+    def _nothing_yet(self) -> str:
+        if self.since is not None:
+            return "the first run is under way"
+        return "not looked at yet" if self.queued is None else "waiting for a free thread or its event loop"
 
     def _damped(self, finding: Finding, now: float) -> tuple[Status, str]:
         status, rules = finding.status, self.rules

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import math
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from ..engine import params
 from ..engine.finding import Finding, Status, Witness
 from ..engine.policy import policies_of
 from ..engine.shape import Shape, describe, shape_of
-from ..events import error_text
-from .aggregation import ALL, LIVE, READY, STARTUP
+from .aggregation import ALL, LIVE, READY, STARTUP, with_dependencies
 from .record import Record
 from .report import Result
 from .runs import Run
-from .tidy import tidy
+from .tidy import reason, tidy
 
 __all__ = [
     "Checked",
@@ -29,6 +27,7 @@ __all__ = [
     "Watched",
     "facts_of",
     "is_coroutine_check",
+    "kind_of",
     "testimony_of",
     "witnesses_in",
 ]
@@ -49,6 +48,7 @@ class Facts:
     external: bool
     groups: frozenset[str]
     depends_on: tuple[str, ...]
+    live_anyway: str | None
 
 
 class Entry:
@@ -59,7 +59,7 @@ class Entry:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.told = Status.PASS  # what was announced last
-        self.told_at = -math.inf
+        self.told_at = 0  # the number of the look at all of them that found it
 
     def result(self, now: float, at: datetime) -> Result:
         """Return how it stands; *now* and *at* are the same moment."""
@@ -69,7 +69,7 @@ class Entry:
 class Checked(Entry):
     """A check, and what it has found. All but *facts* is guarded by the lock of whoever made it."""
 
-    __slots__ = ("check", "context", "is_async", "judge", "lag", "record", "run")
+    __slots__ = ("abandoned", "check", "context", "is_async", "judge", "lag", "record", "run")
 
     def __init__(self, facts: Facts, check: Callable[[], Any], record: Record, judge: Witness | None) -> None:
         super().__init__(facts)
@@ -79,6 +79,7 @@ class Checked(Entry):
         self.judge = judge
         self.record = record
         self.run: Run | None = None  # that is under way
+        self.abandoned = 0  # runs in a row that were cancelled from outside
         self.lag = 0.0  # seconds by which background runs come late, so that the processes of a fleet differ
 
     def begin(self, now: float, lag: float = 0.0) -> Run | None:
@@ -87,16 +88,26 @@ class Checked(Entry):
         if self.run is not None or not self.record.is_due(now - lag):
             return None
         run = self.run = Run(self.check, self.record.rules.timeout, self)
-        self.record.begin(now)
+        self.record.queue(now)
         return run
+
+    def begun(self, run: Run, now: float) -> bool:
+        """Have the time of *run* run from now on; return False where it is not to begin any more."""
+        if self.run is not run:
+            return False
+        self.record.begin(now)
+        run.begin()
+        return True
 
     def end(self, run: Run, finding: Finding | None, now: float) -> None:
         """Take what *run* has found; None: nothing, it was cancelled."""
         if self.run is not run:  # given up, or made by the parent of this process
             return
         if finding is None:
+            self.abandoned += 1
             self.record.abandon()
         else:
+            self.abandoned = 0
             self.record.end(finding, now)
         self.run = None
 
@@ -106,11 +117,8 @@ class Checked(Entry):
         self.run = None
 
     def _drop_lost_run(self, now: float) -> None:
-        if self.run is None:
-            return
-        self.record.look(now)
         # Not before its time is up: whoever began it may be about to start it.
-        if self.record.is_overdue and self.run.is_lost():
+        if self.run is not None and self.record.is_stuck(now) and self.run.is_lost():
             self.record.abandon()
             self.run = None
 
@@ -178,7 +186,7 @@ def testimony_of(witness: Witness) -> Finding:
     try:
         return tidy(witness.finding())
     except Exception as error:  # noqa: BLE001 - of somebody else's; a report never fails
-        return tidy(Finding(Status.UNKNOWN, error_text(error)))
+        return tidy(Finding(Status.UNKNOWN, reason(error)))
 
 
 class Registry:
@@ -186,6 +194,9 @@ class Registry:
 
     def __init__(self) -> None:
         self.entries: tuple[Entry, ...] = ()
+        self.linked: frozenset[str] = frozenset()
+        """The names of those that depend on others, or that others depend on."""
+        self._named: dict[str, list[Entry]] = {}
 
     def add(self, entry: Entry) -> None:
         """Register *entry*.
@@ -195,15 +206,25 @@ class Registry:
                 for liveness and depends on what is outside.
         """
         facts = entry.facts
-        if any(_key(other) == _key(entry) for other in self.entries):
+        named = self._named.get(facts.name, [])
+        if any(other.facts.kind == facts.kind for other in named):
             raise ValueError(
                 f"a {facts.kind} named {facts.name!r} is registered already: give this one another name"
             )
-        for name in facts.depends_on:
-            if not any(other.facts.name == name for other in self.entries):
-                rule = "must be registered before what depends on it"
-                params.refuse(ValueError, "depends_on", rule, name)
+        self._check_dependencies(facts)
+        self._named[facts.name] = [*named, entry]
         self.entries = (*self.entries, entry)
+        self._link(facts)
+
+    def change(self, entry: Entry, facts: Facts) -> None:
+        """Register *entry*, which is there already, with other words.
+
+        Raises:
+            ValueError: as `add`, or it would depend on itself.
+        """
+        self._check_dependencies(facts)
+        entry.facts = facts
+        self._link(facts)
 
     def remove(self, name: str) -> None:
         """Take out everything named *name*.
@@ -212,18 +233,44 @@ class Registry:
             KeyError: there is nothing of this name.
             ValueError: something depends on it.
         """
-        staying = tuple(entry for entry in self.entries if entry.facts.name != name)
-        if len(staying) == len(self.entries):
+        if name not in self._named:
             raise KeyError(name)
-        for entry in staying:
+        for entry in self.entries:
             if name in entry.facts.depends_on:
                 raise ValueError(f"{entry.facts.name!r} depends on {name!r}: remove that first")
-        self.entries = staying
+        gone = self._named.pop(name)
+        self.entries = tuple(entry for entry in self.entries if entry not in gone)
 
     @property
     def groups(self) -> frozenset[str]:
         """The groups there are."""
         return frozenset({ALL, *_GATES}).union(*(entry.facts.groups for entry in self.entries))
+
+    def below(self, names: Iterable[str]) -> list[str]:
+        """Return *names* and all that they stand on, the nearest first."""
+        return with_dependencies(names, {name: self._needs(name) for name in self.linked})
+
+    def _needs(self, name: str) -> tuple[str, ...]:
+        return tuple(need for entry in self._named.get(name, ()) for need in entry.facts.depends_on)
+
+    def _link(self, facts: Facts) -> None:
+        if facts.depends_on:
+            self.linked |= {facts.name, *facts.depends_on}
+
+    def _check_dependencies(self, facts: Facts) -> None:
+        for name in facts.depends_on:
+            if name not in self._named:
+                rule = "must be registered before what depends on it"
+                params.refuse(ValueError, "depends_on", rule, name)
+        for name in self.below(facts.depends_on):
+            if name == facts.name:
+                params.refuse(ValueError, "depends_on", "must not lead back to the check itself", name)
+            for other in self._named[name]:
+                outside = other.facts.external and LIVE not in other.facts.groups
+                if outside and LIVE in facts.groups and facts.live_anyway is None:
+                    raise ValueError(
+                        _deadly(f"depends_on of {facts.name!r}, which is in 'live',", repr(name))
+                    )
 
 
 def facts_of(
@@ -246,28 +293,29 @@ def facts_of(
     chosen = None if groups is None else frozenset(_group(group) for group in _names("groups", groups))
     if critical is not None:
         params.flag("critical", critical)
-    if live_anyway is not None:
-        params.named("live_anyway", live_anyway)
+    forced = None if live_anyway is None else params.named("live_anyway", live_anyway)
     is_critical = (
         bool(critical) if critical is not None else chosen is not None and not _GATES.isdisjoint(chosen)
     )
     if chosen is None:
         chosen = _default_groups(is_external, is_critical)
-    if LIVE in chosen and is_external and live_anyway is None:
-        raise ValueError(
-            f"groups of the external check {checked_name!r} must not name 'live': when what it looks at "
-            "fails, every process that depends on it would be killed and started again, which helps none of "
-            "them; put it into 'ready', or say external=False if it looks at this process only, or "
-            "live_anyway='the reason'"
-        )
+    if LIVE in chosen and is_external and forced is None:
+        raise ValueError(_deadly(f"groups of the external check {checked_name!r}", "'live'"))
     return Facts(
         checked_name,
-        _in_lower_case(kind),
+        kind,
         is_critical,
         is_external,
         chosen,
         tuple(_names("depends_on", depends_on)),
+        forced,
     )
+
+
+def kind_of(thing: object, otherwise: str) -> str:
+    """Return what kind of check or witness *thing* is, as reports tell it: its own word, or *otherwise*."""
+    kind = getattr(thing, "kind", None)
+    return _CAPITAL.sub("_", kind if isinstance(kind, str) and kind.isidentifier() else otherwise).lower()
 
 
 def is_coroutine_check(check: Callable[[], Any]) -> bool:
@@ -276,6 +324,9 @@ def is_coroutine_check(check: Callable[[], Any]) -> bool:
     Raises:
         TypeError: it is no function or object that can be a check.
     """
+    if isinstance(check, type) or not callable(check):
+        rule = "must be a function, or an object that can be called, and no class"
+        params.refuse(TypeError, "check", rule, check)
     shape = shape_of(check)
     if shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}:
         raise TypeError(
@@ -330,9 +381,9 @@ def _group(name: str) -> str:
     return name
 
 
-def _in_lower_case(kind: str) -> str:
-    return _CAPITAL.sub("_", kind).lower()
-
-
-def _key(entry: Entry) -> tuple[str, str]:
-    return entry.facts.kind, entry.facts.name
+def _deadly(what: str, whom: str) -> str:
+    return (
+        f"{what} must not name {whom}: when something outside fails, every process that looks at it would be "
+        "killed and started again, which helps none of them; put the check into 'ready', or say "
+        "external=False if it looks at this process only, or live_anyway='the reason'"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -15,7 +16,7 @@ from ..engine.finding import Status
 from ..engine.waiting import TaskWaiter, ThreadWaiter, running_loop
 from ..events import Announcer, HealthChanged, Listener
 from ..typing import Clock, Seconds
-from .aggregation import ALL, LIVE, READY, STARTUP, overall, with_dependencies
+from .aggregation import ALL, LIVE, READY, STARTUP, overall
 from .details import NEVER, Details, details_of
 from .monitor import Monitor
 from .registration import Entry
@@ -67,6 +68,8 @@ class Reporting(Announcing):
             self.announcer.listeners.add(listener)
         threads = params.count("max_threads", max_threads)
         self._monitor = Monitor(self._service, threads, self.announcer, self._clock)
+        # A check that hangs keeps the monitor alive, which would go on without a Health.
+        weakref.finalize(self, self._monitor.close).atexit = False
         self._started = False  # whether "startup" has been passed
         self._draining: str | None = None
 
@@ -158,6 +161,7 @@ class Reporting(Announcing):
 
         Concurrency: never waits, and may be called anywhere.
         """
+        self._monitor.start()
         self._monitor.begin(self._members(group))
         return self._tell(group)
 
@@ -208,13 +212,10 @@ class Reporting(Announcing):
         if group not in self.groups:
             raise KeyError(group)
         wanted = {group, STARTUP} if group == READY and not self._started else {group}
-        edges: dict[str, tuple[str, ...]] = {}
-        for entry in entries:
-            name = entry.facts.name
-            edges[name] = (*edges.get(name, ()), *entry.facts.depends_on)
         chosen = [entry for entry in entries if not wanted.isdisjoint(entry.facts.groups)]
-        below = set(with_dependencies((need for one in chosen for need in one.facts.depends_on), edges))
-        return tuple(entry for entry in entries if entry in chosen or entry.facts.name in below)
+        below = {*self._monitor.registry.below(need for one in chosen for need in one.facts.depends_on)}
+        members = {*chosen}
+        return tuple(entry for entry in entries if entry in members or entry.facts.name in below)
 
     def _to_wait_for(self, group: str, within: Seconds | None) -> Generator[tuple[Run, float]]:
         """Begin what is due, and return what to wait for, and how long at most, one after the other."""
@@ -225,8 +226,8 @@ class Reporting(Announcing):
             return  # a check asks: to wait for itself would take long
         until = time.monotonic() + patience
         for run in runs:
-            # When its time is up, it has failed, whether it has ended or not.
-            if (left := min(until, run.until) - time.monotonic()) > 0.0:
+            # When its time is up, it has failed, whether it has ended or not; that runs when it has begun.
+            while not run.ended and (left := min(until, run.until) - time.monotonic()) > 0.0:
                 yield run, left
 
     def _tell(self, group: str) -> Report:

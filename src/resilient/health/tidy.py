@@ -11,10 +11,11 @@ from typing import Final
 from ..engine.finding import Fact, Finding, Status
 from .secrets import masked
 
-__all__ = ["tidy"]
+__all__ = ["reason", "tidy"]
 
 _LONGEST: Final = 300  # characters of a text in a report
-_LOOKED_AT: Final = 4096  # of a text, beyond which nothing of it is looked at
+_LOOKED_AT: Final = 16_384  # of a text, beyond which nothing of it is looked at
+_LARGEST: Final = 2**63  # of a whole number; there are readers of JSON that take no larger one
 _MOST_FACTS: Final = 32
 
 
@@ -32,8 +33,16 @@ def tidy(finding: Finding) -> Finding:
             unit=None if finding.unit is None else _text(finding.unit),
             facts=_facts(finding.facts),
         )
-    except Exception:  # noqa: BLE001 - a word that fails when it is read
+    except (Exception, SystemExit):  # noqa: BLE001 - a word that fails when it is read
         return Finding(Status.FAIL, f"a {type(finding).__name__} of the check cannot be read")
+
+
+def reason(error: BaseException) -> str:
+    """Return *error* as a text for `Finding.output`, which is not masked yet."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit):  # noqa: BLE001 - a __str__ of somebody else's
+        return type(error).__name__
 
 
 def _facts(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
@@ -51,13 +60,22 @@ def _fact(value: object) -> Fact:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if isinstance(value, int) or math.isfinite(value) else None
+    if isinstance(value, int) and -_LARGEST < value < _LARGEST:
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _text(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
-    # Cut before anything else looks at it, as it may be long; and masked before it is cut short, as half a
-    # password would not be recognised.
-    line = " ".join(masked(text[:_LOOKED_AT]).split())
+    words = text[:_LOOKED_AT].split()
+    if len(text) > _LOOKED_AT and not text[_LOOKED_AT - 1].isspace():
+        # Cut before anything else looks at it, as it may be long. Half a password would not be recognised as
+        # one: so the word that was cut through goes, and the rest is masked before it is cut short.
+        del words[-1:]
+    line = masked(" ".join(words))
     line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
