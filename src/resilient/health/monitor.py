@@ -198,11 +198,12 @@ class Monitor:
 
     def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:
-            previous = entry.told
             # Who has looked before somebody else may come after him.
-            if result.status is previous or result.at is None or look < entry.told_at:
+            if result.at is None or look < entry.told_at:
                 return
-            entry.told, entry.told_at = result.status, look
+            previous, entry.told, entry.told_at = entry.told, result.status, look
+            if result.status is previous:
+                return
             # Under the lock, so that changes are told in order.
             self._announcer.post(HealthChanged(result.name, result.status, previous, result.output))
         level = logging.INFO if result.status is Status.PASS else logging.WARNING

@@ -228,7 +228,7 @@ class Reporting(Announcing):
         for run in runs:
             # When its time is up, it has failed, whether it has ended or not; that runs when it has begun.
             while not run.ended and (left := min(until, run.until) - time.monotonic()) > 0.0:
-                yield run, left
+                yield run, min(left, run.timeout)  # and look again: it may have begun meanwhile
 
     def _tell(self, group: str) -> Report:
         results = self._monitor.results()
