@@ -3,6 +3,7 @@
 from .event_loop import EventLoopLag
 from .memory import ContainerMemory, MemoryGrowth
 from .process import CPU, DiskSpace, FileDescriptors, Threads
+from .redis import RedisServer
 
 __all__ = [
     "CPU",
@@ -11,5 +12,6 @@ __all__ = [
     "EventLoopLag",
     "FileDescriptors",
     "MemoryGrowth",
+    "RedisServer",
     "Threads",
 ]

@@ -50,7 +50,8 @@ class Check:
 
     def __repr__(self) -> str:
         subject = self._subject()
-        return f"<{type(self).__name__} {self._name!r}{' of ' + masked(subject) if subject else ''}>"
+        kind = next(kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
+        return f"<{kind} {self._name!r}{' of ' + masked(subject) if subject else ''}>"
 
     def _subject(self) -> str:
         """Return what it looks at, in a word; nothing, where its name says so."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from ...engine import params
 from ...engine.finding import Finding, Status
@@ -159,13 +160,13 @@ class _Pulse:
         return max(0.0, self._clock() - self._due), self._last, max(worst, before)
 
 
-def _begin(reference: weakref.ref[_Pulse]) -> None:
+def _begin(reference: Callable[[], _Pulse | None]) -> None:
     pulse, loop = reference(), asyncio.get_running_loop()
     if pulse is not None:
         pulse.begin(loop)
 
 
-def _beat(reference: weakref.ref[_Pulse]) -> None:
+def _beat(reference: Callable[[], _Pulse | None]) -> None:
     pulse, loop = reference(), asyncio.get_running_loop()
     if pulse is not None:
         pulse.beat(loop)
