@@ -104,6 +104,21 @@ def test_clock_that_goes_back_makes_no_negative_age() -> None:
     assert odd.standing(9.0).age == 0.0
 
 
+def test_time_of_a_run_begins_with_it_and_not_while_it_waits_for_a_thread() -> None:
+    """It is under way, and not due again; that it waits is no failure, however long."""
+    waiting = record()
+    waiting.queue(0.0)
+    assert not waiting.is_due(0.0)
+    assert waiting.standing(3.0).output == "waiting for a free thread or its event loop"
+    assert (waiting.is_stuck(0.99), waiting.is_stuck(1.0)) == (False, True)
+    assert waiting.failures == 0
+    waiting.begin(3.0)
+    assert not waiting.is_stuck(3.99)
+    waiting.end(GOOD, 3.5)
+    assert waiting.standing(3.5).status is Status.PASS
+    assert waiting.took == 0.5
+
+
 # Hysteresis
 
 
@@ -198,7 +213,7 @@ def test_run_fails_the_moment_its_time_is_up_though_it_goes_on() -> None:
     assert slow.standing(10.99).status is Status.PASS
     standing = slow.standing(11.0)
     assert (standing.status, standing.output, standing.age) == (Status.FAIL, "no answer within 1 s", 0.0)
-    assert slow.is_overdue
+    assert slow.is_stuck(11.0)
     assert slow.took is None
 
 
@@ -261,7 +276,7 @@ def test_abandoned_after_its_time_it_stays_failed() -> None:
     cut.look(1.5)
     cut.abandon()
     assert cut.standing(1.5).status is Status.FAIL
-    assert not cut.is_overdue
+    assert not cut.is_stuck(1.5)
     cut.begin(3.0)
-    assert not cut.is_overdue
+    assert not cut.is_stuck(3.0)
     assert cut.failures == 1

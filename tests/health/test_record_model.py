@@ -31,6 +31,7 @@ class Model:
         self.rules = rules
         self.found: list[Found] = []
         self.since: float | None = None
+        self.queued: float | None = None
 
     @property
     def row(self) -> list[Found]:
@@ -73,6 +74,11 @@ class Model:
     def is_overdue(self, now: float) -> bool:
         """Whether the time of the run that is under way is up."""
         return self.since is not None and now - self.since >= self.rules.timeout
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether it, or its beginning, is late."""
+        waited = 0.0 if self.queued is None else now - self.queued
+        return self.is_overdue(now) or waited >= self.rules.timeout
 
     def due_at(self) -> float:
         """When it is to be run again."""
@@ -136,11 +142,17 @@ class RecordMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: self.model.since is None)
+    @precondition(lambda self: self.model.since is self.model.queued is None)
+    @rule()
+    def queue(self) -> None:
+        self.record.queue(self.now)
+        self.model.queued = self.now
+
+    @precondition(lambda self: self.model.queued is not None)
     @rule()
     def begin(self) -> None:
         self.record.begin(self.now)
-        self.model.since = self.now
+        self.model.since, self.model.queued = self.now, None
 
     @precondition(lambda self: self.model.since is not None)
     @rule(status=st.sampled_from(Status))
@@ -151,13 +163,13 @@ class RecordMachine(RuleBasedStateMachine):
         self.model.since = None
         self.record.end(Finding(status), self.now)
 
-    @precondition(lambda self: self.model.since is not None)
+    @precondition(lambda self: self.model.since is not self.model.queued)
     @rule(looks=st.booleans())
     def abandon(self, looks: bool) -> None:
         if looks:  # what nobody has looked at before is not counted
             self.model.look(self.now)
             self.record.look(self.now)
-        self.model.since = None
+        self.model.since = self.model.queued = None
         self.record.abandon()
 
     @rule()
@@ -170,7 +182,7 @@ class RecordMachine(RuleBasedStateMachine):
         assert standing.status is self.model.status(self.now), (standing, found)
         assert self.record.failures == self.model.failures
         assert self.record.since == self.model.since
-        assert self.record.is_overdue is self.model.is_overdue(self.now)
+        assert self.record.is_stuck(self.now) is self.model.is_stuck(self.now)
         assert (standing.finding is None) is (not found)
         if found:
             assert standing.age == self.now - found[-1].at
@@ -178,7 +190,8 @@ class RecordMachine(RuleBasedStateMachine):
             assert wanting is (self.now > self.model.due_at() + rules.timeout)
         else:
             assert wanting
-        due = self.model.since is None and (not found or self.now >= self.model.due_at())
+        busy = self.model.since is not self.model.queued
+        due = not busy and (not found or self.now >= self.model.due_at())
         assert self.record.is_due(self.now) is due
 
     @invariant()
