@@ -29,7 +29,9 @@ SERVICE: Final = "t.Service"
 WITHIN: Final = 20.0  # seconds that a call of a test may take, which takes a few milliseconds
 
 
-def _behaviours(act: Act) -> dict[str, Callable[..., Any]]:
+def plain_behaviours(act: Act) -> dict[str, Callable[..., Any]]:
+    """Return the methods as plain functions and generators."""
+
     def unary_unary(request: bytes, context: Any) -> bytes:
         act(context)
         return request
@@ -45,11 +47,12 @@ def _behaviours(act: Act) -> dict[str, Callable[..., Any]]:
         return answer
 
     def stream_stream(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        for request in requests:
-            yield request
+        yield from requests
         act(context)
 
-    return {"unary_unary": unary_unary, "unary_stream": unary_stream} | {
+    return {
+        "unary_unary": unary_unary,
+        "unary_stream": unary_stream,
         "stream_unary": stream_unary,
         "stream_stream": stream_stream,
     }
@@ -80,7 +83,9 @@ def _aio_behaviours(act: Act) -> dict[str, Callable[..., Any]]:
             yield request
         await do(context)
 
-    return {"unary_unary": unary_unary, "unary_stream": unary_stream} | {
+    return {
+        "unary_unary": unary_unary,
+        "unary_stream": unary_stream,
         "stream_unary": stream_unary,
         "stream_stream": stream_stream,
     }
@@ -152,7 +157,7 @@ class Host:
         if colour == "threads":
             guard = [] if words is None else [ResilienceServerInterceptor(**words)]
             self.server = grpc.server(self.executor, interceptors=[*interceptors, *guard])
-            self._prepare(prepare, handlers(behaviours or _behaviours(act)))
+            self._prepare(prepare, handlers(behaviours or plain_behaviours(act)))
             self.server.start()
         else:
             self.loop = Loop()
@@ -268,7 +273,7 @@ class Hold:
         self.left = 0
 
     def __call__(self, context: Any) -> Any:
-        if isinstance(context, grpc.aio.ServicerContext) or _is_of_tasks(context):
+        if is_of_tasks(context):
             return self._hold_task()
         self.entered += 1
         try:
@@ -293,5 +298,6 @@ class Hold:
         self._let_go.set()
 
 
-def _is_of_tasks(context: Any) -> bool:
+def is_of_tasks(context: Any) -> bool:
+    """Tell whether a handler that has *context* runs in a task."""
     return type(context).__name__ == "_ServicerContext"

@@ -151,8 +151,10 @@ class _InTask(Served):
 
     def is_gone(self, error: BaseException | None) -> bool:
         """Tell whether the client has left."""
-        # What is left of gRPC's own errors says that a message could not be sent or received any more.
-        return isinstance(error, BaseError) and not isinstance(error, AbortError | InternalError | UsageError)
+        # Of gRPC's own errors these say that a message could not be sent or received any more.
+        return isinstance(error, BaseError) and not (
+            isinstance(error, AbortError | UsageError) or type(error) is InternalError
+        )
 
     async def _end(self, error: BaseException | None) -> None:
         refusal = self.end(error)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any, ClassVar, Final, TypedDict, TypeVar
 from urllib.parse import unquote
 
 from ...engine import params
+from ...engine.waiting import running_loop
 from ...typing import Seconds
 from ...web.addresses import Trusted, TrustedProxies
 from ...web.deadlines import TimeLimits
@@ -37,21 +39,34 @@ _MOST: Final = 99_999_999  # it has eight digits
 class CallRequest(Request):
     """A call told by gRPC: its path is the full name of the method, its header the metadata.
 
+    While the call is served, `raw` has the context as "grpc.context"; afterwards nobody is known any more.
+
     Concurrency: belongs to its call.
     """
 
-    __slots__ = ("_believed", "_metadata", "_timeout")
+    __slots__ = ("_believed", "_metadata", "_task", "_timeout")
 
     def __init__(self, method: str, metadata: Any, proxies: TrustedProxies, *, believed: bool) -> None:
         self._metadata: tuple[tuple[str, str | bytes], ...] = tuple(metadata or ())
         self._believed = believed
         self._timeout: str | None = None
+        # The task that gRPC serves the call in, on a server of such.
+        self._task = None if running_loop() is None else asyncio.current_task()
         super().__init__({"grpc.method": method}, proxies)
 
     def arrived(self, context: Any) -> None:
-        """Take over what is known when the call is served: *context*, which is in `raw` as "grpc.context"."""
+        """Note that the call is served from now on."""
         self.raw["grpc.context"] = context
         self._timeout = _written(context.time_remaining())
+
+    def departed(self) -> None:
+        """Note that it is not any more."""
+        self.raw.pop("grpc.context", None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether gRPC has done with the call, though a thread may still serve it."""
+        return self._task is not None and self._task.done()
 
     @property
     def method(self) -> str:
@@ -61,16 +76,20 @@ class CallRequest(Request):
     @property
     def peer(self) -> str | None:
         """The other end of the connection; None for a Unix socket."""
-        context = self.raw.get("grpc.context")
+        context = self._context()
         kind, _, address = ("" if context is None else context.peer()).partition(":")
         return unquote(address) if kind in _ADDRESSED else None
 
     @property
     def user(self) -> object:
         """Whose certificate the client has shown; None where it has not."""
-        context = self.raw.get("grpc.context")
+        context = self._context()
         identities = None if context is None else context.peer_identities()
         return b",".join(identities).decode("latin-1") if identities else None
+
+    def _context(self) -> Any:
+        # To ask who calls when gRPC has done with a call would end the process: it looks at freed memory.
+        return None if self.is_over else self.raw.get("grpc.context")
 
     @property
     def is_from_proxy(self) -> bool:
@@ -194,7 +213,7 @@ class Served:
     Concurrency: belongs to its call.
     """
 
-    __slots__ = ("_around", "_begun", "context", "visit")
+    __slots__ = ("_around", "_begun", "context", "request", "visit")
 
     in_tasks: ClassVar[bool]
     """Whether it is served in a task, and else in a thread."""
@@ -204,6 +223,7 @@ class Served:
 
     def __init__(self, door: Door, request: CallRequest, context: Any) -> None:
         self.context = context
+        self.request = request
         self.visit = Visit(door, request, self.waits)
         self._begun = False
         self._around = surroundings()
@@ -226,6 +246,7 @@ class Served:
         except REFUSALS as late:
             error = late
         finally:
+            self.request.departed()
             if not dropped:  # then it may be another context that this runs in
                 restore(self._around)
         if isinstance(error, REFUSALS):

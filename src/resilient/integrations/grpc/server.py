@@ -136,18 +136,22 @@ class InThread(Served):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end(error)
+    ) -> bool:
+        return self._end(error)
 
     def is_gone(self, _error: BaseException | None) -> bool:
         """Tell whether the client has left."""
+        # A thread of a server of tasks has a context that cannot be asked.
         is_active = getattr(self.context, "is_active", None)
-        return is_active is not None and not is_active()  # in threads of a server of tasks nobody can ask
+        return self.request.is_over if is_active is None else not is_active()
 
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None) -> bool:
         refusal = self.end(error)
-        if refusal is not None:
+        if refusal is None:
+            return False
+        if not self.request.is_over:
             self.context.abort(refusal.code, refusal.details)  # raises, in place of *error*
+        return True  # nobody is there to be told
 
 
 def wrap_in_threads(
