@@ -200,7 +200,7 @@ def test_token_of_the_environment_is_sent_and_told_to_nobody(serve: Serve) -> No
 def test_fleet_is_drawn(serve: Serve) -> None:
     """Three services, one of which is away; and a pipe into `head`, which reads one line."""
     checkout = serve(
-        told(report_of(Status.WARN, Result("payments", "CircuitBreaker", Status.WARN, "open for 3 s")))
+        told(report_of(Status.WARN, Result("payments", "circuit_breaker", Status.WARN, "open for 3 s")))
     )
     payments = serve(told(report_of(Status.PASS, Result("bank", "check", Status.PASS), service="payments")))
     nobody = f"127.0.0.1:{free_port()}"

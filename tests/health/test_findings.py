@@ -374,13 +374,17 @@ def test_probe_in_the_reserve_does_not_make_a_bulkhead_full() -> None:
 def test_bulkhead_by_key_warns_only_of_calls_that_wait() -> None:
     """Each key is full now and then; of none, nothing is known."""
     bulkhead = Bulkhead("tenants", 1, key="{}".format, max_wait=60.0)
-    assert (bulkhead.finding().status, bulkhead.finding().value) == (Status.PASS, None)
+    assert bulkhead.finding() == Finding(Status.PASS, facts={"keys": 0, "waiting": 0, "rejected": 0})
     with bulkhead.calling(key="a"), bulkhead.calling(key="b"):
         assert bulkhead.finding().status is Status.PASS
         other = threading.Thread(target=bulkhead("{}!".format), args=("a",))
         other.start()
         wait_until(lambda: bulkhead.stats().waiting == 1, "a call waits")
-        assert bulkhead.finding().output == "2 of 2 slots of their keys, and 1 waiting"
+        assert bulkhead.finding() == Finding(
+            Status.WARN,
+            "calls that wait for a slot of their key: 1",
+            facts={"keys": 2, "waiting": 1, "rejected": 0},
+        )
     other.join()
 
 

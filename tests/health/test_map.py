@@ -24,7 +24,6 @@ from resilient.health.dependency_map import (
     Evidence,
     Node,
     NodeKind,
-    kind_of,
     map_of,
     merge,
 )
@@ -90,8 +89,8 @@ def test_checks_and_policies_of_one_name_are_one_node() -> None:
     """A breaker, a pool and a check of the payments are three witnesses, and the worst counts."""
     found = map_of(
         report_of(
-            result("payments", "CircuitBreaker", Status.WARN, output="open for 3 s"),
-            result("payments", "ConnectionPool"),
+            result("payments", "circuit_breaker", Status.WARN, output="open for 3 s"),
+            result("payments", "connection_pool"),
             result("payments", critical=True),
             result("postgres"),
         )
@@ -129,12 +128,12 @@ def test_service_is_a_node_with_its_own_account_of_itself() -> None:
     ("results", "kind"),
     [
         ([result("x", external=False)], NodeKind.OWN),
-        ([result("x", "Maintenance")], NodeKind.OWN),
-        ([result("x", "RateLimiter")], NodeKind.OWN),
-        ([result("x", "RetryBudget"), result("x", "retry")], NodeKind.OWN),
-        ([result("x", "RateLimiter"), result("x", "CircuitBreaker")], NodeKind.DEPENDENCY),
+        ([result("x", "maintenance")], NodeKind.OWN),
+        ([result("x", "rate_limiter")], NodeKind.OWN),
+        ([result("x", "retry_budget"), result("x", "retry")], NodeKind.OWN),
+        ([result("x", "rate_limiter"), result("x", "circuit_breaker")], NodeKind.DEPENDENCY),
         ([result("x")], NodeKind.DEPENDENCY),
-        ([result("x", "Bulkhead")], NodeKind.DEPENDENCY),
+        ([result("x", "bulkhead")], NodeKind.DEPENDENCY),
     ],
 )
 def test_what_is_of_the_service_itself_is_no_dependency(results: list[Result], kind: NodeKind) -> None:
@@ -163,21 +162,12 @@ def test_checks_that_stand_on_others_have_edges_to_them() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [("CircuitBreaker", "circuit_breaker"), ("pool", "pool"), ("AsyncReplicaSet", "async_replica_set")],
-)
-def test_kinds_are_written_in_one_way(given: str, expected: str) -> None:
-    """Whoever reads the JSON finds one word for one thing."""
-    assert kind_of(given) == expected
-
-
 # Of a fleet.
 
 
 def test_dependency_that_is_a_service_becomes_it() -> None:
     """Its node tells what it says of itself; the edge, what those say that use it."""
-    checkout = map_of(report_of(result("payments", "CircuitBreaker", Status.FAIL, output="open")))
+    checkout = map_of(report_of(result("payments", "circuit_breaker", Status.FAIL, output="open")))
     payments = map_of(report_of(result("bank"), service="payments"))
     found = merge([checkout, payments])
 
@@ -266,7 +256,7 @@ def test_json_says_everything_by_the_schema_of_the_documentation() -> None:
     found = map_of(
         report_of(
             result("network"),
-            result("postgres", "ConnectionPool", Status.WARN, output="9 of 10 lent", critical=True),
+            result("postgres", "connection_pool", Status.WARN, output="9 of 10 lent", critical=True),
             result("memory", external=False, status=Status.UNKNOWN, depends_on=("network",)),
         )
     )
@@ -370,7 +360,7 @@ def test_flowchart_shows_state_criticality_and_reason() -> None:
     found = map_of(
         report_of(
             result("network"),
-            result("payments", "CircuitBreaker", Status.WARN, output="open for 3 s", critical=True),
+            result("payments", "circuit_breaker", Status.WARN, output="open for 3 s", critical=True),
             result("memory", external=False, status=Status.FAIL),
             result("postgres", depends_on=("network",)),
         )

@@ -27,7 +27,7 @@ OURS = Report(
     uptime=7.0,
     results=(
         Result("postgres", "check", Status.FAIL, "away", critical=True, at=NOW, age=1.0, took=0.25),
-        Result("payments", "CircuitBreaker", Status.WARN, "open for 3 s", value=0.5, unit="ratio"),
+        Result("payments", "circuit_breaker", Status.WARN, "open for 3 s", value=0.5, unit="ratio"),
         Result("payments", "check", Status.PASS, at=NOW, age=1.0, took=0.1, depends_on=("network",)),
         Result("network", "check", Status.UNKNOWN, at=NOW, age=1.0, took=0.1),
         Result("memory", "check", Status.PASS, external=False, value=7.0, unit="bytes"),

@@ -6,7 +6,6 @@ Pure functions of reports: nothing here asks anybody.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,14 +16,12 @@ from ..engine.finding import Status, worst
 from . import drawing
 from .report import Report, Result
 
-__all__ = ["DependencyMap", "Edge", "EdgeKind", "Evidence", "Node", "NodeKind", "kind_of", "map_of", "merge"]
+__all__ = ["DependencyMap", "Edge", "EdgeKind", "Evidence", "Node", "NodeKind", "map_of", "merge"]
 
 _VERSION: Final = 1  # of the JSON form
 
 # What is about the service itself, unless something that looks elsewhere has the same name.
 _OWN_KINDS: Final = frozenset({"maintenance", "rate_limiter", "retry", "retry_budget"})
-
-_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 class NodeKind(StrEnum):
@@ -208,7 +205,7 @@ def map_of(report: Report) -> DependencyMap:
             EdgeKind.USES,
             nodes[name].status,
             any(result.critical for result in results),
-            tuple(Evidence(kind_of(result.kind), result.status, result.output) for result in results),
+            tuple(Evidence(result.kind, result.status, result.output) for result in results),
         )
         for name, results in groups.items()
     ]
@@ -259,13 +256,8 @@ def merge(maps: Iterable[DependencyMap]) -> DependencyMap:
     return DependencyMap(tuple(nodes.values()), tuple(edges.values()), max(times, default=None))
 
 
-def kind_of(kind: str) -> str:
-    """Return *kind* as it is written here: of "CircuitBreaker", "circuit_breaker"."""
-    return _CAPITAL.sub("_", kind).lower()
-
-
 def _node(service: str, name: str, results: list[Result]) -> Node:
-    own = all(not result.external or kind_of(result.kind) in _OWN_KINDS for result in results)
+    own = all(not result.external or result.kind in _OWN_KINDS for result in results)
     kind = NodeKind.OWN if own else NodeKind.DEPENDENCY
     # What is a service's own is not that of another one which has the same.
     place = _id(kind, f"{service}/{name}" if own else name)

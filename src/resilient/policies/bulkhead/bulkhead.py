@@ -248,11 +248,15 @@ class Bulkhead(Policy):
             )
 
     def finding(self) -> Finding:
-        """Return how it stands, for health. A warning: it is full, and calls wait or would be refused."""
+        """Return how it stands, for health. A warning: it is full, and calls wait or would be refused.
+
+        One that goes by key warns of calls that wait only: each key is full now and then.
+        """
+        if self._is_keyed:
+            return self._finding_by_key()
         stats, desk = self.stats(), self._desk
         with desk.books.lock:
-            # Of a bulkhead by key there are too many to look into each; and each is full now and then.
-            is_full = not self._is_keyed and any(slots.is_full for slots in desk.all())
+            is_full = any(slots.is_full for slots in desk.all())  # a probe in the reserve fills nothing
         facts: dict[str, Fact] = {
             "limit": stats.limit,
             "in_use": stats.in_use,
@@ -266,14 +270,19 @@ class Bulkhead(Policy):
         status, output = Status.PASS, ""
         if stats.waiting or (is_full and not self.max_wait):
             what = f"{stats.waiting} waiting" if stats.waiting else "the next call is refused"
-            whose = "of their keys" if self._is_keyed else "taken"
-            status, output = Status.WARN, f"{stats.in_use} of {stats.limit} slots {whose}, and {what}"
+            status, output = Status.WARN, f"{stats.in_use} of {stats.limit} slots taken, and {what}"
+        return Finding(status, output, value=stats.in_use / stats.limit, unit="ratio", facts=facts)
+
+    def _finding_by_key(self) -> Finding:
+        books = self._desk.books
+        with books.lock:
+            everyone, rejected = self._desk.all(), books.rejected
+        # Without the lock, as there may be many; and one by one, not as of one moment.
+        waiting = sum(slots.waiting for slots in everyone)
         return Finding(
-            status,
-            output,
-            value=stats.in_use / stats.limit if stats.limit else None,
-            unit="ratio" if stats.limit else None,
-            facts=facts,
+            Status.WARN if waiting else Status.PASS,
+            f"calls that wait for a slot of their key: {waiting}" if waiting else "",
+            facts={"keys": len(everyone), "waiting": waiting, "rejected": rejected},
         )
 
     def after_fork(self) -> None:
