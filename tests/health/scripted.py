@@ -89,6 +89,15 @@ class AScripted:
             raise self.answer
         return self.answer
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have it hang for as long as the block lasts."""
+        self.is_held = True
+        try:
+            yield
+        finally:
+            self.is_held = False
+
 
 @contextmanager
 def a_health(**words: Any) -> Iterator[Health]:
