@@ -60,14 +60,15 @@ def drain_on_sigterm(health: Drained, delay: Seconds = 5.0) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(getattr(handler, "__self__", None), _Draining):
         draining: _Draining = handler.__self__  # type: ignore[union-attr]
+        draining.add(health, seconds)
     elif handler is None:
         raise RuntimeError("SIGTERM is handled by something other than Python, which cannot be put off")
     elif getattr(handler, "__module__", None) == "asyncio.unix_events":
-        draining = _before_loop()
+        _put_before_loop(health, seconds)
     else:
-        draining = _Draining(_passing_to(handler), _is_handler)
+        draining = _Draining(health, seconds, _passing_to(handler))
+        draining.installed = draining.signalled
         signal.signal(signal.SIGTERM, draining.signalled)
-    draining.add(health, seconds)
 
 
 def drain_in_loop(
@@ -81,24 +82,23 @@ def drain_in_loop(
         loop: whose handler takes the place of its former one.
         pass_on: what that one did.
     """
-    draining = _Draining(lambda _frame: pass_on(), lambda _draining: not loop.is_closed())
-    loop.add_signal_handler(signal.SIGTERM, draining.signalled)
-    draining.add(health, params.seconds("delay", delay))
+    _give_to(_Draining(health, params.seconds("delay", delay), lambda _frame: pass_on()), loop)
 
 
 class _Draining:
     """A handler of SIGTERM before another one: the first signal is put off, and each further one is not.
 
+    Attributes:
+        installed: what `signal.getsignal` returns for as long as this is the handler.
+
     Concurrency: it is called in the main thread only, between any two steps of what that does. So it takes no
     lock, and does in a thread of its own what may take one.
     """
 
-    def __init__(
-        self, pass_on: Callable[[FrameType | None], object], in_force: Callable[[_Draining], bool]
-    ) -> None:
+    def __init__(self, health: Drained, delay: float, pass_on: Callable[[FrameType | None], object]) -> None:
+        self._delays = {health: delay}
         self._pass_on = pass_on
-        self._in_force = in_force
-        self._delays: dict[Drained, float] = {}
+        self.installed: Any = None
         self._begun = False
         self._passed = False
 
@@ -124,28 +124,23 @@ class _Draining:
         time.sleep(max(self._delays.values()))
         # Where the server has ended meanwhile, as at SIGINT, the handler is not ours any more: the signal
         # would break off what the process still does.
-        if not self._passed and self._in_force(self):
+        if not self._passed and signal.getsignal(signal.SIGTERM) == self.installed:
             # To the thread that has to wake up for it.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
-def _is_handler(draining: _Draining) -> bool:
-    return signal.getsignal(signal.SIGTERM) == draining.signalled
-
-
 def _passing_to(handler: Any) -> Callable[[FrameType | None], object]:
     def pass_on(frame: FrameType | None) -> None:
-        if callable(handler):
+        if callable(handler):  # the two of the system's are numbers
             handler(signal.SIGTERM, frame)
         elif handler == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
 
-    # `signal.Handlers.SIG_DFL` is a number, and no function.
     return pass_on
 
 
-def _before_loop() -> _Draining:
+def _put_before_loop(health: Drained, delay: float) -> None:
     """Put a handler before the one of the running loop, to which signals go whatever `signal.signal` says."""
     try:
         loop = asyncio.get_running_loop()
@@ -157,11 +152,15 @@ def _before_loop() -> _Draining:
         ) from None
     owner = getattr(former._callback, "__self__", None)  # noqa: SLF001
     if isinstance(owner, _Draining):
-        return owner
+        owner.add(health, delay)
+        return
 
     def pass_on(_frame: FrameType | None) -> None:
         former._run()  # noqa: SLF001
 
-    draining = _Draining(pass_on, lambda _draining: not loop.is_closed())
+    _give_to(_Draining(health, delay, pass_on), loop)
+
+
+def _give_to(draining: _Draining, loop: asyncio.AbstractEventLoop) -> None:
     loop.add_signal_handler(signal.SIGTERM, draining.signalled)
-    return draining
+    draining.installed = signal.getsignal(signal.SIGTERM)

@@ -63,7 +63,7 @@ def _drain(worker: Any, health: Drained, delay: float) -> None:
     if handler is signal.SIG_DFL:
         # A worker of uvicorn's: its server is yet to install its handlers, and then starts the app.
         worker.wsgi = DrainingAsgi(worker.wsgi, health, delay)
-    elif getattr(handler, "__module__", None) == "asyncio.unix_events":
+    elif hasattr(worker, "handle_exit_signal"):  # the ASGI worker, whose loop gets the signals
         drain_in_loop(health, delay, worker.loop, worker.handle_exit_signal)
     else:
         drain_on_sigterm(health, delay)
