@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from resilient import CircuitBreaker
 from resilient.cli import main
-from resilient.health import Report, Result, Status
+from resilient.health import Health, Report, Result, Status, bearer
 from resilient.health.forms import View, chosen
 from resilient.health.status_file import StatusFile
 from tests.support.ports import free_port
@@ -320,6 +321,27 @@ def test_redirect_is_followed_nowhere(serve: Serve, run: Run) -> None:
 
     assert run("health", "--url", server.url(), "--token", TOKEN)[0] == 2
     assert elsewhere.requests == []
+
+
+def test_service_of_ours_tells_those_who_know_the_token(run: Run) -> None:
+    """With all of it real: the checks, the server, the details; others see the status."""
+    health = Health("checkout", details=bearer(TOKEN))
+    breaker = CircuitBreaker("payments", fail_max=1)
+    health.check("network")(lambda: None)
+    health.watch(breaker, depends_on=["network"])
+    breaker.force_open(reason="INC-7")
+    with health.serve(port=0) as server:
+        url = f"{server.url}/health"
+        assert run("health", "--url", url, "--token", TOKEN) == (
+            0,
+            "warn checkout: payments: forced open (INC-7)\n",
+            "",
+        )
+        assert "INC-7" not in run("health", "--url", url)[1]
+        _, drawn, _ = run("map", server.url, "--token", TOKEN)
+
+    assert drawn == health.map().to_mermaid()
+    health.close()
 
 
 def test_json_tells_the_checks(serve: Serve, run: Run) -> None:

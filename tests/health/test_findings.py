@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -675,6 +676,17 @@ def test_watched_pool_says_what_ours_say(engine: sqlalchemy.Engine, clock: FakeC
         for conn in lent:
             conn.close()
         assert watching.finding().status is Status.PASS
+
+
+def test_pool_that_is_gone_is_unknown() -> None:
+    """Nobody can tell; the watch keeps no pool alive."""
+    pool = sqlalchemy.QueuePool(lambda: sqlite3.connect(":memory:"))
+    watching = watch(pool)
+    assert watching.finding().status is Status.PASS
+    del pool
+    gc.collect()
+
+    assert watching.finding() == Finding(Status.UNKNOWN, "the pool is gone")
 
 
 # The maintenance switch.

@@ -105,16 +105,16 @@ def test_what_is_no_report_fails(path: Path, content: bytes, clock: FakeClock) -
 
     assert (read_status(path, 30.0, clock).status, read_status(path, 30.0, clock).output) == (
         Status.FAIL,
-        f"{path} holds no report",
+        "the file holds no report",
     )
 
 
 def test_missing_file_fails_and_so_does_what_is_no_file(path: Path, clock: FakeClock) -> None:
     """Before the worker has started; and a pipe is not waited for."""
-    assert read_status(path, 30.0, clock).output == f"{path} cannot be read: No such file or directory"
-    assert read_status(path.parent, 30.0, clock).output == f"{path.parent} cannot be read: it is no file"
+    assert read_status(path, 30.0, clock).output == "the file cannot be read: No such file or directory"
+    assert read_status(path.parent, 30.0, clock).output == "the file cannot be read: it is no file"
     os.mkfifo(path)
-    assert read_status(path, 30.0, clock).output == f"{path} cannot be read: it is no file"
+    assert read_status(path, 30.0, clock).output == "the file cannot be read: it is no file"
 
 
 def test_file_is_for_its_owner_only(path: Path, clock: FakeClock) -> None:

@@ -91,11 +91,11 @@ def read_status(
     try:
         body = _body_of(path)
     except OSError as exc:
-        return Written(Status.FAIL, f"{os.fspath(path)} cannot be read: {exc.strerror or exc}")
+        return Written(Status.FAIL, f"the file cannot be read: {exc.strerror or exc}")
     report = report_in(body, "worker")
     written = _written(body)
     if report is None or written is None:
-        return Written(Status.FAIL, f"{os.fspath(path)} holds no report")
+        return Written(Status.FAIL, "the file holds no report")
     age = clock() - written
     if age < 0.0:
         return Written(Status.FAIL, "the report was written before this machine was started", report)

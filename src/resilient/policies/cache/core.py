@@ -155,7 +155,8 @@ class CacheCore:
             if flight.keep and self.enabled and flight.outcome is Outcome.PENDING:
                 self._keep(flight, entry)
             flight.entry = entry
-            self.failing = None
+            if self.failing is not None:
+                self.failing = None
             self._end(flight, Outcome.LANDED)
         return entry
 
