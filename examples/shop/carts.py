@@ -19,6 +19,7 @@ from redis.asyncio import Connection, Redis
 
 from examples.shop.journal import say
 from examples.shop.store import Address
+from resilient.health import Health, RedisServer
 
 # Seconds. Customers do come back for what they left in their carts.
 KEPT_FOR = 7 * 86_400
@@ -76,8 +77,13 @@ class Carts:
     """
 
     def __init__(self, address: Address) -> None:
-        host, port = address.primary
-        self._redis = client(host, port, max_connections=10)
+        self._place = address.primary
+        self._redis = client(*self._place, max_connections=10)
+
+    def observe(self, health: Health) -> None:
+        """Have the store asked how it is; without it there are no carts."""
+        host, port = self._place
+        health.add(RedisServer(Redis(host=host, port=port), name="store"), critical=True)
 
     async def read(self, user: str) -> Cart:
         """Return what is in a cart, to look at it."""

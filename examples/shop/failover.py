@@ -34,6 +34,7 @@ from resilient import (
     wait_full_jitter,
 )
 from resilient.errors import CircuitOpenError, PoolTimeoutError, PoolUnavailableError, RejectedError
+from resilient.health import Health, RedisServer
 
 # Seconds. Who fills a cart or looks at it does not wait for a server; who is about to buy does, for a while.
 LOOK_WITHIN, BUY_WITHIN = 1.0, 8.0
@@ -184,6 +185,12 @@ class ProtectedCarts(Carts):
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._courier: asyncio.Task[None] | None = None
         self._met = ""
+
+    def observe(self, health: Health) -> None:
+        """Have the primary asked, as long as nobody else does; there are carts without it, too."""
+        health.watch(self._primary, self._replica)
+        primary = self._sentinels.master_for(SERVICE)
+        health.add(RedisServer(primary, role="master", name="store"), judged_by=self._primary)
 
     async def read(self, user: str) -> Cart:
         """Return what is in a cart, to look at it: at worst what was last seen, and what is to be stored."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from importlib import import_module
 
 from examples.shop.neighbours import DEPENDENCIES, Neighbours
 from examples.shop.timing import scaled
-from resilient.health import Health
+from resilient.health import Health, Witness
 
 VERSION = "1.0"
 # What is known of others is looked up again after 5 seconds; who does not answer within 2.5 is not there.
@@ -25,18 +24,31 @@ SPARED: Mapping[str, Mapping[str, Collection[str]]] = {
 
 
 def health_of(name: str, neighbours: Neighbours, protections: Collection[str]) -> Health:
-    """Return what knows how a service is doing: by those whom it depends on, and what it observes itself.
+    """Return what knows how a service is doing, so far by those whom it depends on.
 
-    The former are asked for a sign of life, and not whether they are ready: or one that cannot work would
+    They are asked for a sign of life, and not whether they are ready: or one that cannot work would
     make all the others unready.
     """
     # The frontend's is open to everybody, who need not know what is behind it.
     details = "never" if name == "frontend" else "always"
     health = Health(name, VERSION, timeout=TIMEOUT, ttl=TTL, details=details)
     spared = {other for protection in protections for other in SPARED.get(protection, {}).get(name, ())}
+    judges = _judges(name, protections)
     for other in neighbours.names:
-        health.add(partial(neighbours.ask, other, "/livez"), other, critical=other not in spared)
-    service = import_module(f"{__package__}.services.{name}")
-    if hasattr(service, "observe"):
-        service.observe(health, protections)
+        ask = partial(neighbours.ask, other, "/livez")
+        health.add(ask, other, critical=other not in spared, judged_by=judges.get(other))
     return health
+
+
+def _judges(name: str, protections: Collection[str]) -> Mapping[str, Witness]:
+    """Return who sees the traffic to those whom a service depends on; while there is some, nobody asks."""
+    # Imported only here: the bare shop builds no policy at all.
+    if name == "currency" and "calls" in protections:
+        from examples.shop import protected
+
+        return {"rates": protected.rates_breaker}
+    if name == "frontend" and "static" in protections:
+        from examples.shop import static
+
+        return {"catalogue": static.catalogue, "currency": static.currency, "checkout": static.checkout}
+    return {}

@@ -12,8 +12,9 @@ from examples.shop.services import recommendation
 from examples.shop.services.recommendation import MB, Answer
 from examples.shop.timing import DAY, lifetime, shelf_life
 from resilient import Cache
+from resilient.health import MemoryGrowth
 from resilient.health.checks.cgroups import Memory
-from resilient.health.checks.memory import MemoryGrowth, resident_memory
+from resilient.health.checks.memory import resident_memory
 
 ANSWERS = 3
 # What a container may take says its control group; where there is none, we do.

@@ -27,10 +27,12 @@ from starlette.types import ASGIApp
 
 from examples.children import allow_many_connections, when_parent_leaves
 from examples.shop.calls import Calls
+from examples.shop.health import health_of
 from examples.shop.journal import RAISED, Journal, Stopwatch, say, tell_limit
 from examples.shop.neighbours import Neighbours
 from resilient import events
 from resilient.errors import ConnectionReclaimedError, RejectedError
+from resilient.health import Health
 
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
 # What only those incidents have that are about it.
@@ -82,21 +84,13 @@ def behind_door(app: ASGIApp, name: str, protections: Collection[str]) -> ASGIAp
     return app
 
 
-@asynccontextmanager
-async def with_health(
-    app: ASGIApp, name: str, neighbours: Neighbours, protections: Collection[str]
-) -> AsyncIterator[ASGIApp]:
-    """Yield the application, behind what answers for its health while the context is open."""
-    if os.environ.get("SHOP_HEALTH") == "naive":
-        from examples.shop import naive
+def with_health(app: ASGIApp, health: Health, neighbours: Neighbours) -> ASGIApp:
+    """Return the application, behind what answers for its health."""
+    if os.environ.get("SHOP_HEALTH") != "naive":
+        return health.asgi(app)
+    from examples.shop import naive
 
-        yield naive.told(app, neighbours)
-        return
-    from examples.shop.health import health_of
-    from resilient.health.asgi import asgi_app
-
-    with health_of(name, neighbours, protections) as health:
-        yield asgi_app(health, app)
+    return naive.told(app, neighbours)
 
 
 @asynccontextmanager
@@ -115,13 +109,15 @@ async def limit_told(name: str, protections: Collection[str]) -> AsyncIterator[N
 
 
 @asynccontextmanager
-async def opened(name: str, calls: Calls, protections: Collection[str]) -> AsyncIterator[Sequence[BaseRoute]]:
+async def opened(
+    name: str, calls: Calls, protections: Collection[str], health: Health
+) -> AsyncIterator[Sequence[BaseRoute]]:
     """Yield the routes of a service; what it keeps open for them, say a database, is closed afterwards."""
     module = importlib.import_module(f"{__package__}.services.{name}")
     if not hasattr(module, "opened"):
         yield module.routes(calls)
         return
-    async with module.opened(calls, protections) as routes:
+    async with module.opened(calls, protections, health) as routes:
         yield routes
 
 
@@ -136,13 +132,14 @@ async def serve(name: str, protections: Collection[str], listener: socket.socket
         http = await stack.enter_async_context(client)
         await stack.enter_async_context(limit_told(name, protections))
         calls = calls_class(name, protections)(http, urls)
-        routes = await stack.enter_async_context(opened(name, calls, protections))
         # Connections of its own: to ask how others are is no call that the shop makes.
         asking = await stack.enter_async_context(httpx.AsyncClient(timeout=None))
         neighbours = Neighbours(name, asking, urls)
+        health = stack.enter_context(health_of(name, neighbours, protections))
+        routes = await stack.enter_async_context(opened(name, calls, protections, health))
         guarded = behind_door(application(routes), name, protections)
         # Before the door: who probes is not kept out, however full it is.
-        app = await stack.enter_async_context(with_health(guarded, name, neighbours, protections))
+        app = with_health(guarded, health, neighbours)
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=_GRACE, timeout_keep_alive=_KEEP_ALIVE
         )

@@ -105,7 +105,7 @@ class GrowingService(Incident):
             care=Care(memory={SERVICE: LIMIT * MB}),
         )
         async with running as shop, httpx.AsyncClient(timeout=1) as http:
-            looking = asyncio.create_task(_look_at_health(shop.urls[SERVICE], http, partial(hear, SERVICE)))
+            looking = asyncio.create_task(look_at_health(shop.urls[SERVICE], http, partial(hear, SERVICE)))
             try:
                 yield shop
             finally:
@@ -200,18 +200,18 @@ class GrowingService(Incident):
         return [*describe(recommending.load), watch]
 
 
-async def _look_at_health(url: str, http: httpx.AsyncClient, tell: Any) -> None:
+async def look_at_health(url: str, http: httpx.AsyncClient, tell: Any) -> None:
     """Write down what the service says of its health, again and again, until cancelled."""
     while True:
         try:
             answer = await http.get(f"{url}/health")
-            tell({"note": HEALTH, **_read(answer)})
+            tell({"note": HEALTH, **read_health(answer)})
         except httpx.TransportError:
             pass  # it was killed, and is not back yet
         await asyncio.sleep(_LOOK_EVERY)
 
 
-def _read(answer: httpx.Response) -> dict[str, Any]:
+def read_health(answer: httpx.Response) -> dict[str, Any]:
     """Return what matters of an answer: how the service is, and what is said of its growth, if anything."""
     told = answer.json()
     found = [

@@ -17,6 +17,7 @@ from examples.shop.calls import Calls
 from examples.shop.carts import Cart, Carts, is_of, new_entry, note
 from examples.shop.pricing import price_of
 from examples.shop.store import Address
+from resilient.health import Health
 
 T = TypeVar("T")
 
@@ -75,9 +76,12 @@ async def _noted(did: str, user: str, doing: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def opened(calls: Calls, protections: Collection[str]) -> AsyncIterator[list[BaseRoute]]:
+async def opened(
+    calls: Calls, protections: Collection[str], health: Health
+) -> AsyncIterator[list[BaseRoute]]:
     """Yield the routes of a service that looks up and converts through *calls*."""
     async with aclosing(_carts(Address.parse(os.environ["SHOP_STORE"]), protections)) as carts:
+        carts.observe(health)
         yield routes(calls, carts)
 
 

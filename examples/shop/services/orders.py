@@ -25,6 +25,7 @@ from starlette.routing import BaseRoute, Route
 from examples.shop.calls import Calls
 from examples.shop.journal import say
 from examples.shop.timing import scaled, session_time
+from resilient.health import Health
 
 MIN_SIZE, MAX_SIZE = 2, 6
 # What a transaction takes in a database that has other things to do as well.
@@ -170,7 +171,9 @@ def lender(
 
 
 @asynccontextmanager
-async def opened(calls: Calls, protections: Collection[str]) -> AsyncIterator[list[BaseRoute]]:
+async def opened(
+    calls: Calls, protections: Collection[str], health: Health
+) -> AsyncIterator[list[BaseRoute]]:
     """Yield the routes of a service with a pool of connections, which is closed afterwards."""
     make, use = lender(protections)
     async with make(os.environ["SHOP_DATABASE"]) as pool:

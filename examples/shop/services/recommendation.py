@@ -85,7 +85,9 @@ async def load() -> Model:
 
 
 @asynccontextmanager
-async def opened(calls: Calls, protections: Collection[str]) -> AsyncIterator[list[BaseRoute]]:
+async def opened(
+    calls: Calls, protections: Collection[str], health: Health
+) -> AsyncIterator[list[BaseRoute]]:
     """Yield the routes of a service that looks products up through *calls*."""
     model: Loaded = load
     answers: MutableSequence[Answer] = []
@@ -95,19 +97,13 @@ async def opened(calls: Calls, protections: Collection[str]) -> AsyncIterator[li
 
         model = recommending.load
         await model()
+        # From now on: the model is no growth.
+        health.add(recommending.growth(), interval=recommending.LOOK_EVERY)
     if "bounded" in protections:
         from examples.shop import recommending
 
         answers = recommending.latest()
     yield routes(calls, model, answers)
-
-
-def observe(health: Health, protections: Collection[str]) -> None:
-    """Have the memory of this process watched, if that is on."""
-    if "model" in protections:
-        from examples.shop import recommending
-
-        health.add(recommending.growth(), interval=recommending.LOOK_EVERY)
 
 
 def routes(
