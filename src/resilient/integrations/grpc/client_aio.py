@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -25,7 +26,7 @@ from ...typing import Seconds
 from .. import needing
 from .client_errors import FAILURES, AbandonedError, rpc_error
 from .client_guards import BEGUN, Attempts, Guard, Guards
-from .client_replay import AsyncReplay
+from .client_replay import AsyncReplay, Once
 from .client_rpc import ClientStats, Counts, Rpc
 from .statuses import REFUSALS
 
@@ -126,8 +127,8 @@ class _Client:
             method = method.decode("latin-1")
         guard = self.guards.of(method)
         rpc = Rpc(method, details, request, continuation, name=self._name, counts=self.counts)
-        if streams and guard.replays and not _is_written(request):
-            rpc.replay = AsyncReplay(request)
+        if streams and guard.replays:
+            rpc.replay = Once(request) if _is_written(request) else AsyncReplay(request)
         rpc.within(self.guards.timeout_of(method))
         return rpc, guard
 
@@ -340,11 +341,24 @@ class _Stream(_Call):
         self._is_over = False
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
+        self._ahead: deque[Any] = deque()  # messages nobody had asked for when the call ended
+        self._reading = asyncio.Lock()
+        self._watched: Any = None
+        self._draining: asyncio.Task[None] | None = None
+        self._watch()
 
     def __aiter__(self) -> Any:
         return self
 
     async def __anext__(self) -> Any:
+        async with self._reading:
+            if self._ahead:
+                return self._ahead.popleft()
+            item = await self._next()
+            self._watch()
+            return item
+
+    async def _next(self) -> Any:
         if self._error is not None:
             raise self._error
         rpc = self._rpc
@@ -367,6 +381,32 @@ class _Stream(_Call):
             raise
         finally:
             innermost.set(before)
+
+    # A call may end, by its deadline, while nobody reads, and somebody may have gone without reading to the
+    # end: gRPC does not tell. What the call held for its policies is given back all the same.
+
+    def _watch(self) -> None:
+        call = self._rpc.call
+        if call is not None and call is not self._watched:
+            self._watched = call
+            call.add_done_callback(self._drain_soon)
+
+    def _drain_soon(self, _call: Any) -> None:
+        if self._draining is None and not self._reading.locked() and not self._rpc.is_cancelled:
+            self._draining = self._loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            async with self._reading:
+                self._rpc.is_unread = True
+                while self._rpc.call.done():
+                    self._ahead.append(await self._next())
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is kept for who reads
+            self._is_over = True
+        finally:
+            self._draining = None
+            self._rpc.is_unread = False
+        self._watch()
 
     async def read(self) -> Any:
         try:

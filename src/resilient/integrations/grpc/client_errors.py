@@ -153,12 +153,8 @@ class _EndedError(AioRpcError, grpc.Call, grpc.Future):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         kind, state = self._plain
-        return _restored, (
-            kind,
-            self.args,
-            state,
-            (self._code, self._details, tuple(self._trailing_metadata)),
-        )
+        said = Refusal(self._code, self._details or "", tuple(self._trailing_metadata))
+        return _restored, (kind, self.args, state, said)
 
     def cancel(self) -> bool:
         return False

@@ -7,9 +7,22 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
-__all__ = ["AsyncReplay", "Replay"]
+__all__ = ["AsyncReplay", "Once", "Replay"]
 
 _MOST: Final = 100  # requests that are kept of one call
+
+
+class Once:
+    """Requests that nobody keeps: they are sent with one attempt, and with no other."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.is_lost = False
+
+    def again(self) -> Any:
+        """Return the requests, for the only attempt."""
+        self.is_lost = True
+        return self._source
 
 
 class Replay:

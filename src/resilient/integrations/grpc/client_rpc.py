@@ -155,6 +155,7 @@ class Rpc:
         "call",
         "instant",
         "is_cancelled",
+        "is_unread",
         "limit",
         "metadata",
         "method",
@@ -198,6 +199,7 @@ class Rpc:
         self.response: Any = self  # nothing that a call could have answered
         self.told: Exception | None = None  # an error on its way past a policy to which it is an answer
         self.is_cancelled = False
+        self.is_unread = False  # a stream whose messages nobody waits for
         next(counts.calls.ticker)
 
     def within(self, default: float | None) -> Instant | None:
@@ -254,15 +256,21 @@ class Rpc:
             self._counts.cancelled()
             return AbandonedError(error)
         self._counts.failed(error)
-        if code is StatusCode.DEADLINE_EXCEEDED and self._ours is not None:
-            late = f"{self._name}: no answer from {self.method} in {self._ours:.3g} s"
-            said = Refusal(code, _details(error) or late, tuple(_trailing(error)))
-            return rpc_error(CallTimeoutError(late, policy=self._name, seconds=self._ours), said)
+        if code is StatusCode.DEADLINE_EXCEEDED:
+            if self._ours is not None:
+                error = self._late(error, code, self._ours)
+            # Whether the server was slow, or whoever should have read, nobody knows.
+            return AbandonedError(error) if self.is_unread else error
         pushback = pushback_of(error)
         if pushback is not None and pushback >= 0.0:
             with contextlib.suppress(Exception):  # somebody else's class may not take it
                 error.retry_after = pushback  # type: ignore[attr-defined]
         return error
+
+    def _late(self, error: Exception, code: StatusCode, seconds: float) -> Exception:
+        late = f"{self._name}: no answer from {self.method} in {seconds:.3g} s"
+        said = Refusal(code, _details(error) or late, tuple(_trailing(error)))
+        return rpc_error(CallTimeoutError(late, policy=self._name, seconds=seconds), said)
 
     def lost(self) -> None:
         """Note that the attempt under way was given up."""

@@ -222,8 +222,16 @@ def _made(guard: Guard, rpc: Rpc) -> Any:
     return rpc.call if rpc.response is response else Answer(response)
 
 
-def _attempt(rpc: Rpc) -> Any:
+def _sent(rpc: Rpc) -> Any:
+    """Begin an attempt; return its call."""
     call = rpc.call = rpc.send()
+    if rpc.is_cancelled:  # by another thread, which did not see the call yet
+        call.cancel()
+    return call
+
+
+def _attempt(rpc: Rpc) -> Any:
+    call = _sent(rpc)
     try:
         response = call.result()
     except (grpc.RpcError, grpc.FutureCancelledError) as error:
@@ -241,7 +249,7 @@ def _attempt(rpc: Rpc) -> Any:
 
 
 def _stream_attempt(rpc: Rpc) -> Generator[Any, Any, None]:
-    call = rpc.call = rpc.send()
+    call = _sent(rpc)
     try:
         yield BEGUN
         while True:
