@@ -243,6 +243,14 @@ def test_report_that_cannot_be_made_is_a_failure(error: Exception, caplog: pytes
     assert caplog.records[0].exc_info[1] is error
 
 
+async def test_loop_is_not_held_up() -> None:
+    """An app for threads that is called on a loop tells what is known, at once."""
+    health = StandIn()
+
+    assert Endpoints(health).respond(Place("ready"), Asked("GET", "/readyz")).status == 200
+    assert health.knew == ["ready"]
+
+
 def test_cancelled_task_is_cancelled() -> None:
     """It is no failure of the service's that the client has left."""
     endpoints = Endpoints(StandIn(error=asyncio.CancelledError()))

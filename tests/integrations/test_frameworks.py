@@ -12,7 +12,7 @@ import pytest
 from resilient import asgi, wsgi
 from resilient.web.door import Door, Words
 
-FRAMEWORKS = ("fastapi", "flask", "django")
+FRAMEWORKS = ("fastapi", "flask", "django", "starlette")
 
 
 def python(code: str) -> str:
@@ -49,6 +49,8 @@ def test_missing_framework_is_named_with_its_extra(framework: str) -> None:
         ("integrations", []),
         ("integrations.fastapi", ["fastapi", "starlette"]),
         ("integrations.flask", ["flask"]),
+        ("integrations.starlette", ["starlette"]),
+        ("integrations.gunicorn", []),
         ("integrations.django", ["django"]),
     ],
 )
@@ -57,7 +59,7 @@ def test_each_imports_its_own_framework_only(module: str, expected: list[str]) -
     code = f"""
     import sys
     import resilient.{module}
-    print(*sorted({{*{FRAMEWORKS!r}, "starlette"}} & set(sys.modules)))
+    print(*sorted({{*{FRAMEWORKS!r}, "gunicorn", "uvicorn"}} & set(sys.modules)))
     """
     assert python(code).split() == expected
 

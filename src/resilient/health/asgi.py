@@ -180,7 +180,7 @@ def asked_of(scope: _Scope) -> Asked:
     if root and f"{path}/".startswith(f"{root}/"):
         path = path.removeprefix(root) or "/"
     client = scope.get("client")
-    query = bytes(scope.get("query_string", b"")).decode("latin-1")
+    query = bytes(scope.get("query_string") or b"").decode("latin-1")
     return Asked(str(scope.get("method", "GET")), path, query, header, str(client[0]) if client else None)
 
 

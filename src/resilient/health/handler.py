@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
 
 from ..engine import params
 from ..engine.finding import Status, worst
+from ..engine.waiting import running_loop
 from ..typing import Seconds
 from .asked import Answer, Asked
 from .details import Details, details_of, shows
@@ -56,6 +57,10 @@ class Reporter(Protocol):
 
     def areport(self, group: str = "all") -> Awaitable[Report]:
         """Report on a group, in a task."""
+        ...
+
+    def latest(self, group: str = "all") -> Report:
+        """Report what is known of a group, at once."""
         ...
 
     def drain(self, reason: str = "") -> None:
@@ -173,7 +178,9 @@ class Endpoints:
         if isinstance(inquiry, Answer):
             return inquiry
         try:
-            report = self.health.report(inquiry.group)
+            # What answers for threads may be called on a loop, as in tests of an app: it must not hold that up.
+            known = self.health.report if running_loop() is None else self.health.latest
+            report = known(inquiry.group)
         except Exception:  # noqa: BLE001 - it is logged, and told as a failure
             return self._fail(inquiry, asked)
         return self._tell(inquiry, asked, report)

@@ -103,7 +103,8 @@ def health_blueprint(health: Reporter, *, name: str = "health", **words: Unpack[
 
     def answer(place: Place) -> Response:
         answer = endpoints.respond(place, asked_of(request.environ))
-        return Response(answer.body, answer.status, answer.headers)
+        # In a list, or Flask would tell the length of the body that HEAD does not get.
+        return Response([answer.body], answer.status, answer.headers)
 
     def by_name(name: str) -> Response:
         return answer(Place(name, free=True))

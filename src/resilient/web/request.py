@@ -109,7 +109,10 @@ class AsgiRequest(Request):
     @property
     def query(self) -> str:
         """What follows the question mark."""
-        return bytes(self.raw.get("query_string", b"")).decode("latin-1")
+        query = self.raw.get("query_string", b"")
+        return (
+            query if isinstance(query, str) else bytes(query).decode("latin-1")
+        )  # text: Django's test client
 
     @property
     def user(self) -> object:
