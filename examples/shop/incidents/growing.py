@@ -212,7 +212,7 @@ async def look_at_health(url: str, http: httpx.AsyncClient, tell: Any) -> None:
 
 
 def read_health(answer: httpx.Response) -> dict[str, Any]:
-    """Return what matters of an answer: how the service is, and what is said of its growth, if anything."""
+    """Return what matters of an answer: what is said of the growth, or else of the whole service."""
     told = answer.json()
     found = [
         one for name, checks in told.get("checks", {}).items() if name.startswith(CHECK) for one in checks
@@ -221,7 +221,7 @@ def read_health(answer: httpx.Response) -> dict[str, Any]:
     facts = said.get("facts", {})
     return {
         "http": answer.status_code,
-        "status": told["status"].lower(),
+        "status": said.get("status", told["status"]).lower(),
         "says": said.get("output", ""),
         "mb_per_minute": facts.get("bytes_per_minute", 0) / MB / LIFE_SCALE,
     }

@@ -1,0 +1,110 @@
+"""Incident A6, for real: the network between the services is cut, and the protected shop goes on.
+
+In a hurry that one alone; `make soak` has the demo play both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples.children import ROOT
+from examples.shop.figures import FAULT, Run, summarise
+from examples.shop.incident import Check, Outcome
+from examples.shop.incidents.cut_off import DEPENDENT, OUR_OWN, PAGES, CutOff
+from examples.shop.orchestrator import ENDED, KILLED, LIVE, PROBE, READY
+from examples.shop.scenario import play
+
+# Twice as long as it takes, and more: the machine may have other things to do.
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(120)]
+
+in_full = pytest.mark.skipif(not os.environ.get("RESILIENT_SOAK"), reason="most of a minute: make soak")
+CUT_OFF = CutOff()
+SETTINGS = replace(CUT_OFF.defaults, warm_up=0.3, calm=0.7, fault=3.7, recovery=2.6)
+PROMISES = ("stays alive", "tells the truth", "pages are served", "the rest is told soon", "soon back")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The protected shop, in a hurry."""
+    [_, protected] = CUT_OFF.versions
+    logs = tmp_path_factory.mktemp("logs")
+    return asyncio.run(play(CUT_OFF, protected, SETTINGS, logs, lambda *_: None))
+
+
+@pytest.fixture(scope="module")
+def checks(run: Run) -> dict[str, Check]:
+    """What came of the promises about it."""
+    phases = {span.name: summarise(run, span, SETTINGS.good_within) for span in run.spans}
+    _, _, *promised = CUT_OFF.checks(SETTINGS, *[Outcome(run, phases)] * 2)
+    return dict(zip(PROMISES, promised, strict=True))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """The demo, over."""
+    out = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "examples.shop", "--incident", "a6", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
+    done.args = out
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(demo: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    """What it measured, by the version of the shop."""
+    read = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
+    return {run["version"]: run for run in read["incidents"]["a6"]["runs"]}
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_promise_is_kept(checks: dict[str, Check], promise: str) -> None:
+    """Under load, from the cut to the end."""
+    check = checks[promise]
+    assert check.held, f"{check.promise}: {check.measured}"
+
+
+def test_network_was_cut(run: Run) -> None:
+    """Or the promises would be easy to keep: nobody got through to the checkout, and its breaker opened."""
+    span = run.span(FAULT)
+    served = Counter(sample.action for sample in run.sent_in(span) if sample.ok)
+
+    assert set(served) == set(PAGES)
+    assert run.events["frontend: checkout CircuitOpened"] >= 1
+
+
+def test_only_who_cannot_work_is_not_ready(run: Run) -> None:
+    """The rest have what they need, or a fallback."""
+    unready = {note.told["of"] for note in run.noted(PROBE) if note.told["answer"] == "503"}
+    probed = {(note.told["of"], note.told["kind"]) for note in run.noted(PROBE)}
+
+    assert unready == {DEPENDENT}
+    assert probed == {(name, kind) for name in OUR_OWN for kind in (LIVE, READY)}
+
+
+@in_full
+def test_demo_ends_well_and_says_so(demo: subprocess.CompletedProcess[str]) -> None:
+    """On a terminal, in the exit code and in the report."""
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "Incident prevented." in demo.stdout
+    assert demo.stderr == ""
+    assert "Incident prevented" in (Path(demo.args) / "report.html").read_text(encoding="utf-8")
+
+
+@in_full
+def test_bare_services_are_ended_by_who_probes(runs: dict[str, dict[str, Any]]) -> None:
+    """With SIGTERM, and for their signs of life; nothing else was wrong with them."""
+    notes = runs["bare"]["notes"]
+    ended = {note["told"]["code"] for note in notes if note["what"] == ENDED}
+    why = {note["told"]["why"] for note in notes if note["what"] == KILLED}
+
+    assert (ended, why) == ({-15}, {LIVE})
+    assert not [note for note in runs["protected"]["notes"] if note["what"] in {ENDED, KILLED}]
