@@ -30,6 +30,7 @@ __all__ = ["Health"]
 
 C = TypeVar("C", bound=Callable[[], Any])
 
+_WORDS: Final = ", ".join(CheckWords.__annotations__)
 _LAG: Final = 0.1  # of an interval
 
 
@@ -175,6 +176,9 @@ class Health(Reporting):
             ValueError: an argument is out of range; there is a check of this name; or an external check is to
                 decide about liveness.
         """
+        for word in words:
+            if word not in CheckWords.__annotations__:
+                params.refuse(TypeError, "a word of a check", f"must be one of {_WORDS}", word)
         external = words.get("external")
         facts = facts_of(
             getattr(check, "name", None) if name is None else name,
@@ -222,6 +226,7 @@ class Health(Reporting):
             TypeError: an argument has the wrong type.
             ValueError: another one of the same kind has the same name; or liveness is to depend on it.
         """
+        params.flag("critical", critical)
         for witness in dict.fromkeys(one for part in parts for one in witnesses_in(part)):
             facts = facts_of(
                 witness.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import Context
 
 from ..engine.fork import renew_after_fork
 
@@ -31,10 +32,12 @@ class Keeper:
         """
         with self._lock:
             if self._own is None:
-                own = asyncio.new_event_loop()
+                # Not in the context of whoever asks first, which both would keep.
+                nobody = Context()
+                own = nobody.run(asyncio.new_event_loop)
                 thread = threading.Thread(target=_keep, args=(own,), name=self._name, daemon=True)
                 try:
-                    thread.start()
+                    nobody.run(thread.start)
                 except RuntimeError:
                     own.close()
                     raise

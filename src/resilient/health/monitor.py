@@ -198,8 +198,10 @@ class Monitor:
 
     def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:
-            # Who has looked before somebody else may come after him.
-            if result.at is None or look < entry.told_at:
+            # Who has looked before somebody else may come after him. And that something is old is no news
+            # while it is being looked at: it may have been nobody's concern before.
+            is_news = not (result.stale and result.running_for is not None)
+            if result.at is None or look < entry.told_at or not is_news:
                 return
             previous, entry.told, entry.told_at = entry.told, result.status, look
             if result.status is previous:
