@@ -293,6 +293,32 @@ def test_draining_is_told_to_all_who_watch(colour: str) -> None:
             watch.cancel()
 
 
+def test_many_who_watch_look_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when something has changed."""
+    health = Health("shop")
+    looks: list[str] = []
+    latest = health.latest
+
+    def look(group: str) -> Any:
+        looks.append(group)
+        return latest(group)
+
+    monkeypatch.setattr(health, "latest", look)
+    servicer = HealthServicer(health, every=1_000.0)
+    for status in (SERVING, NOT_SERVING):
+        assert {servicer._serving(name) for name in ("", "readiness") for _ in range(50)} == {status}
+        health.drain()
+    assert looks == ["ready"] * 2
+
+
+def test_invented_names_are_not_kept() -> None:
+    """Anybody may ask for anything, for years."""
+    servicer = HealthServicer(Health("shop"))
+    for number in range(100):
+        servicer._serving(f"shop.{number}")
+    assert len(servicer._looked) == 0
+
+
 @colours
 def test_watchers_that_leave_are_forgotten(colour: str) -> None:
     """Whatever they were waiting for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -161,7 +162,7 @@ class _InTask(Served):
         if refusal is not None:
             await self.context.abort(refusal.code, refusal.details)  # raises, in place of *error*
 
-    def dropped(self, _context: Any) -> None:
+    def dropped(self, _task: object) -> None:
         """Give back what the call still holds when it is over."""
         self.end(GeneratorExit())
 
@@ -182,8 +183,10 @@ def _many(
     async def many(request: Any, context: Any) -> AsyncGenerator[Any, None]:
         served = serve(context)
         # A stream whose client leaves while gRPC sends a part of it is dropped, and closed when the garbage
-        # collector comes to it: that may take long.
-        context.add_done_callback(served.dropped)
+        # collector comes to it: that may take long. A callback of the context's would make a circle.
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(served.dropped)
         async with served, aclosing(behaviour(request, context)) as messages:
             async for message in messages:
                 served.begun()
