@@ -100,6 +100,10 @@ class Record:
         failed = finding is not None and finding.status is Status.FAIL
         return self.rules.failed_ttl if failed else self.rules.ttl
 
+    def running_for(self, now: float) -> float:
+        """Return how long the run that is under way has lasted; 0 while it waits to be begun."""
+        return 0.0 if self.since is None else max(0.0, now - self.since)
+
     def is_stuck(self, now: float) -> bool:
         """Whether the run that is under way should have ended by now, or the one that waits, have begun."""
         self.look(now)

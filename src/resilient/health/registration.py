@@ -142,7 +142,7 @@ class Checked(Entry):
             at=None if age is None else at - timedelta(seconds=age),
             age=age,
             took=record.took,
-            running_for=None if self.run is None else max(0.0, now - (record.since or now)),
+            running_for=None if self.run is None else record.running_for(now),
             failures_in_a_row=record.failures,
             stale=standing.stale,
         )

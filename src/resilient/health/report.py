@@ -33,7 +33,8 @@ class Result:
         at: when it was found; None while nothing has been.
         age: how many seconds ago that was; None while nothing has been.
         took: how many seconds the check took; None while nothing was found, and for what is watched.
-        running_for: how many seconds the run that is under way has lasted; None where there is none.
+        running_for: how many seconds the run that is under way has lasted, 0 while it waits to begin; None
+            where there is none.
         failures_in_a_row: how often it has failed since it last passed.
         stale: whether it is too old to be believed.
     """
