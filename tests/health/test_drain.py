@@ -150,6 +150,21 @@ def test_what_ignored_it_goes_on_ignoring_it(former: Former) -> None:
     told_to_end()
 
 
+def test_first_process_of_a_container_ends_all_the_same(
+    former: Former, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel does not do the default to it, so Python has to end it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    drain_on_sigterm(StandIn(), NEVER)
+    handler: Any = signal.getsignal(signal.SIGTERM)
+    told_to_end()
+    monkeypatch.setattr(signal, "raise_signal", lambda _number: None)
+
+    with pytest.raises(SystemExit) as ended:
+        handler(signal.SIGTERM, None)
+    assert ended.value.code == 143
+
+
 def test_drain_that_raises_keeps_nobody_alive(former: Former) -> None:
     """The process has been told to end."""
 

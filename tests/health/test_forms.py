@@ -234,7 +234,9 @@ def test_long_output_is_cut() -> None:
 
 
 ODD = st.text(max_size=20) | st.sampled_from(["\ud800", "\x00", "\u202e", "a:b", '"', "</script>"])
-NUMBER = st.floats() | st.integers() | st.sampled_from([math.nan, math.inf, -math.inf, 1e308])
+NUMBER = (
+    st.floats() | st.integers() | st.sampled_from([math.nan, math.inf, -math.inf, 1e308, 10**400, 10**5_000])
+)
 RESULTS = st.builds(
     Result,
     ODD.map(lambda name: f"x{name}"),

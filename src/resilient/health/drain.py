@@ -6,6 +6,7 @@ import _thread
 import asyncio
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -125,8 +126,10 @@ class _Draining:
         # Where the server has ended meanwhile, as at SIGINT, the handler is not ours any more: the signal
         # would break off what the process still does.
         if not self._passed and signal.getsignal(signal.SIGTERM) == self.installed:
-            # To the thread that has to wake up for it.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            if sys.platform == "win32":
+                signal.raise_signal(signal.SIGTERM)
+            else:  # to the thread that has to wake up for it
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _passing_to(handler: Any) -> Callable[[FrameType | None], object]:
@@ -136,6 +139,8 @@ def _passing_to(handler: Any) -> Callable[[FrameType | None], object]:
         elif handler == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
+            # Only the first process of a container is still there: the kernel spares it the default.
+            raise SystemExit(128 + signal.SIGTERM)
 
     return pass_on
 

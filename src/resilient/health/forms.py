@@ -20,6 +20,7 @@ __all__ = ["DEFAULT", "Form", "View", "chosen"]
 
 _LONGEST_HEADER: Final = 2_000  # what clients write is shorter; the rest is not looked at
 _LONGEST_LINE: Final = 500
+_LONGEST_NUMBER: Final = 64  # in bits
 # What ends a line somewhere, and what a terminal would obey.
 _NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -200,11 +201,16 @@ def _fact(fact: Any) -> Fact:
         return _line(fact)
     if isinstance(fact, float) and not math.isfinite(fact):
         return str(fact)  # JSON has no such numbers
-    return fact if fact is None or isinstance(fact, bool | int | float) else _line(str(fact))
+    if isinstance(fact, int) and fact.bit_length() > _LONGEST_NUMBER:
+        return "out of range"
+    return fact if fact is None or isinstance(fact, int | float) else _line(str(fact))
 
 
 def _figure(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    try:
+        return value if value is not None and math.isfinite(value) else None
+    except (TypeError, OverflowError):  # what a check says is no number, or beyond all floats
+        return None
 
 
 def _milliseconds(result: Result) -> float | None:

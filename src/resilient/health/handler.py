@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
@@ -102,7 +102,7 @@ class Endpoints:
 
     `/livez`, `/readyz`, `/startupz` and `/health` tell the groups "live", "ready", "startup" and "all";
     `/health/<name>` any other group, or a check for those who may see details. The answer is 200 for pass and
-    warn, and 503 for fail.
+    warn, and 503 for fail; below `/health`, 404 for a name that is none.
 
     Args:
         health: the `Health` that is reported.
@@ -148,9 +148,9 @@ class Endpoints:
         self._below = tuple(f"{path}/" for path, group in self._places.items() if group == _ALL)
 
     @property
-    def places(self) -> Iterator[tuple[str, Place]]:
+    def places(self) -> tuple[tuple[str, Place], ...]:
         """Each path with what it leads to; for frameworks with routes of their own."""
-        return ((path, Place(group)) for path, group in self._places.items())
+        return tuple((path, Place(group)) for path, group in self._places.items())
 
     @property
     def below(self) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ class Endpoints:
         if isinstance(inquiry, Answer):
             return inquiry
         try:
-            # What answers for threads may be called on a loop, as in tests of an app: it must not hold that up.
+            # What answers for threads may be called on a loop, as in tests of an app; it is not held up.
             known = self.health.report if running_loop() is None else self.health.latest
             report = known(inquiry.group)
         except Exception:  # noqa: BLE001 - it is logged, and told as a failure

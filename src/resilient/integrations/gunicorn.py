@@ -24,7 +24,8 @@ def draining(health: Drained | str, delay: Seconds = 5.0) -> Callable[[Any], Non
 
     For example: `post_worker_init = draining("shop.app:health", delay=10)`. It works for gunicorn's own
     workers, sync, threads and ASGI, and for those of uvicorn. `graceful_timeout` has to exceed *delay* by
-    what the slowest request takes.
+    what the slowest request takes. Where gunicorn reloads (SIGHUP), the old workers drain beside the new
+    ones: until they have ended, readiness fails at some of the requests for it.
 
     Args:
         health: the `Health` of the app; or where it is, as "module:name", which is imported by the worker and
