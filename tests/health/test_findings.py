@@ -31,6 +31,7 @@ from resilient import (
     ReplicaSet,
     Retry,
     RetryBudget,
+    deadline,
 )
 from resilient.engine.finding import Finding, Status, Witness
 from resilient.pool import watch
@@ -266,6 +267,19 @@ def test_cache_whose_loader_hangs_warns() -> None:
     assert "what was kept answers instead: CallTimeoutError" in cache.finding().output
 
 
+def test_load_that_ran_out_of_its_callers_time_says_nothing_of_the_loader(clock: FakeClock) -> None:
+    """It might have succeeded for somebody more patient."""
+    cache = Cache("rates", ttl=10.0, clock=clock)
+
+    def late() -> float:
+        clock.advance(2.0)
+        raise LostError("it is down")
+
+    with pytest.raises(LostError), deadline(1.0, clock=clock):
+        cache.get("EUR", late)
+    assert cache.finding().status is Status.PASS
+
+
 def test_cache_that_is_switched_off_warns(clock: FakeClock) -> None:
     """C3: who switched it off may have forgotten it."""
     cache = Cache("rates", ttl=10.0, clock=clock)
@@ -427,7 +441,9 @@ def test_budget_that_is_spent_warns_and_so_do_those_who_share_it(clock: FakeCloc
     assert (budget.finding().status, budget.finding().value) == (Status.PASS, 2.0)
     assert retry.finding().status is Status.PASS
 
-    fail(retry, 3)
+    fail(retry)
+    assert (budget.finding().status, budget.finding().value) == (Status.PASS, 1.0)
+    fail(retry, 2)
     found = budget.finding()
     assert found.status is Status.WARN
     assert found.output == "spent: 2 retries of 3 calls in the last 10 s; further failures are not retried"

@@ -223,6 +223,14 @@ def test_instances_of_a_service_are_one_with_the_worst_of_all() -> None:
     assert found.at == NOW + timedelta(seconds=3)
 
 
+def test_edge_is_critical_if_it_is_to_any_instance() -> None:
+    """Two versions may run side by side."""
+    parts = [map_of(report_of(result("db", critical=critical))) for critical in (True, False)]
+
+    assert [edge.critical for edge in merge(parts).edges] == [True]
+    assert [edge.critical for edge in merge(parts[::-1]).edges] == [True]
+
+
 def test_service_that_checks_itself_has_no_edge_to_itself() -> None:
     """Its own name is not a dependency of it."""
     found = merge([map_of(report_of(result("checkout"), result("db", depends_on=("checkout",))))])
@@ -388,6 +396,39 @@ def test_text_comes_back_from_its_entities() -> None:
     (label,) = re.findall(r'n0\(\["(.*?)"\]\)', drawn)
 
     assert re.sub(r"#(\d+);", lambda found: chr(int(found[1])), label) == '50 % of "a" <b>'
+
+
+def test_digraph_shows_state_criticality_and_reason() -> None:
+    """What passes has nothing to say, nor what fails without a reason."""
+    found = map_of(
+        replace(
+            report_of(
+                result("a", status=Status.FAIL, output="away", critical=True),
+                result("b", output="all is well", depends_on=("a",)),
+                result("c", status=Status.FAIL),
+            ),
+            output="draining",
+        )
+    )
+    lines = found.to_dot().split("\n")
+
+    assert lines[4].endswith('tooltip="pass: draining"];')
+    assert lines[5].endswith('tooltip="fail"];')
+    assert lines[8:13] == [
+        '    n0 -> n1 [color="#c62828", penwidth=2, label="away", tooltip="away"];',
+        '    n0 -> n2 [color="#2e7d32"];',
+        '    n0 -> n3 [color="#c62828"];',
+        '    n2 -> n1 [color="#c62828", style=dashed];',
+        "}",
+    ]
+
+
+def test_long_reason_is_cut_in_the_picture() -> None:
+    """At 80 characters; the rest is in the tooltip and in the JSON."""
+    for length, shown in ((80, "x" * 80), (81, "x" * 79 + "…")):
+        found = map_of(report_of(result("a", status=Status.FAIL, output="x" * length)))
+
+        assert f'label="{shown}", tooltip="{"x" * length}"' in found.to_dot()
 
 
 def test_edge_to_a_node_that_is_not_there_is_not_drawn() -> None:

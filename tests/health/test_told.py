@@ -138,6 +138,24 @@ def test_the_example_of_the_draft_is_understood() -> None:
     assert found.service.startswith("f03e522f")
 
 
+def test_measurement_without_a_status_is_nothing_to_complain_of() -> None:
+    """The draft does not ask for one; what is critical in one of two entries is."""
+    found = told(
+        {
+            "status": "pass",
+            "uptime": 7,
+            "checks": {
+                "disk:free": [{"observedValue": 7}],
+                "db:a": [{"status": "pass", "critical": True}],
+                "db:b": [{"status": "pass"}],
+            },
+        }
+    )
+
+    assert brief(found) == {"disk": "pass", "db": "pass"}
+    assert (found.uptime, found.result("db").critical) == (7.0, True)
+
+
 def test_actuator_is_understood() -> None:
     """Components within components, each by its whole name."""
     found = told(
@@ -268,7 +286,7 @@ STRANGE = {
         "": [{"status": "fail", "output": "a\nb\x00\u202e" + "y" * 5_000, "kind": 7}],
         "a:b:c": [{"status": "warn", "dependsOn": ["b", 3, None], "critical": "yes"}],
         "n": [None, 3, "x", [], {"nothing": 1}],
-        "m": {"status": "WARN", "unknown": True},
+        "m": {"status": "WARN", "unknown": True, "output": 7},
     },
 }
 
@@ -281,6 +299,7 @@ def test_strange_members_are_left_out_or_cut() -> None:
     assert (found.version, found.uptime, found.output) == (None, 0.0, "")
     assert found.result("a").depends_on == ("b",)
     assert not found.result("a").critical
+    assert found.result("m").output == ""
     for text in (found.service, found.result("?").output):
         assert text.isprintable()
         assert len(text) <= 300
@@ -349,4 +368,5 @@ def test_a_line_is_one_line() -> None:
     """Short, and all of it can be seen."""
     assert line("a\n b\t\x1b[0m\u2028c") == "a b \N{REPLACEMENT CHARACTER}[0m c"
     assert len(line("x" * 10_000)) == 300
+    assert line("x" * 300) == "x" * 300
     assert line(None) == "None"
