@@ -1,0 +1,229 @@
+"""Where a check of a database has its connection from: a function that connects, or one of many pools."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import Any, Final
+
+from ...engine import params
+from ...engine.shape import Shape, shape_of
+from ...pool.drivers import driver_of
+from ...pool.watching.disguise import mark_of
+
+__all__ = ["AsyncSource", "Source", "Watch", "cut", "source_of"]
+
+_RULE: Final = (
+    "must be a function that connects, a pool of resilient, psycopg_pool or asyncpg, an Engine or AsyncEngine"
+    " of SQLAlchemy, or what `watch` returned"
+)
+
+
+class _Pool:
+    """What is known of a pool, whatever its colour."""
+
+    exhausted: frozenset[str] = frozenset({"PoolTimeoutError", "PoolTimeout"})
+    """The names of errors that say that no connection came free."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def raw(self, conn: Any) -> Any:
+        """Return the connection itself that *conn* stands for; for whoever cuts it."""
+        return conn
+
+    def watched(self) -> Any:
+        """Return who knows the borrowers, if the pool is watched."""
+        return mark_of(self.pool)
+
+
+class Source(_Pool):
+    """A function that connects, as PEP 249 has it: each connection is closed after its use."""
+
+    def borrow(self, _seconds: float, /) -> AbstractContextManager[Any]:
+        """Return a block with a connection, for which it waits for at most so long where it can."""
+        return self._connected()
+
+    def ask(self, conn: Any, query: str, /) -> Any:
+        """Return the first row of what *query* finds; None where it finds nothing."""
+        cursor = conn.cursor()
+        try:
+            cursor.execute(query)
+            return cursor.fetchone() if cursor.description else None
+        finally:
+            cursor.close()
+
+    @contextmanager
+    def _connected(self) -> Generator[Any]:
+        conn = self.pool()
+        try:
+            yield conn
+        finally:
+            conn.close()
+
+
+class _OurPool(Source):
+    def borrow(self, seconds: float, /) -> AbstractContextManager[Any]:
+        block: AbstractContextManager[Any] = self.pool.connection(seconds)
+        return block
+
+    def raw(self, conn: Any) -> Any:
+        return self.pool.unwrap(conn)
+
+
+class _PsycopgPool(Source):
+    def borrow(self, seconds: float, /) -> AbstractContextManager[Any]:
+        block: AbstractContextManager[Any] = self.pool.connection(timeout=seconds)
+        return block
+
+
+class _Engine(Source):
+    exhausted = frozenset({"TimeoutError"})
+
+    def borrow(self, _seconds: float, /) -> AbstractContextManager[Any]:
+        # It waits for as long as the engine's `pool_timeout` says: nobody can tell it otherwise.
+        block: AbstractContextManager[Any] = self.pool.connect()
+        return block
+
+    def raw(self, conn: Any) -> Any:
+        return conn.connection.driver_connection
+
+    def watched(self) -> Any:
+        return mark_of(self.pool.pool)
+
+    def ask(self, conn: Any, query: str, /) -> Any:
+        return conn.exec_driver_sql(query).first()
+
+
+class AsyncSource(_Pool):
+    """A coroutine function that connects: each connection is closed after its use."""
+
+    def borrow(self, _seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        """Return a block with a connection, for which it waits for at most so long where it can."""
+        return self._connected()
+
+    async def ask(self, conn: Any, query: str, /) -> Any:
+        """Return the first row of what *query* finds; None where it finds nothing."""
+        if callable(getattr(conn, "fetchrow", None)):  # asyncpg's way
+            return await conn.fetchrow(query)
+        cursor = await _awaited(conn.cursor())
+        try:
+            await _awaited(cursor.execute(query))
+            return await _awaited(cursor.fetchone()) if cursor.description else None
+        finally:
+            await _awaited(cursor.close())
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[Any]:
+        conn = await self.pool()
+        try:
+            yield conn
+        except BaseException:
+            # Without a word to the server, which may not answer.
+            cut(conn)
+            if callable(getattr(conn, "terminate", None)):
+                conn.terminate()
+            else:
+                await _awaited(conn.close())
+            raise
+        await _awaited(conn.close())
+
+
+class _OurAsyncPool(AsyncSource):
+    def borrow(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        block: AbstractAsyncContextManager[Any] = self.pool.connection(seconds)
+        return block
+
+    def raw(self, conn: Any) -> Any:
+        return self.pool.unwrap(conn)
+
+
+class _AsyncPsycopgPool(AsyncSource):
+    def borrow(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        block: AbstractAsyncContextManager[Any] = self.pool.connection(timeout=seconds)
+        return block
+
+
+class _AsyncpgPool(AsyncSource):
+    exhausted = frozenset({"TimeoutError"})
+
+    def borrow(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        block: AbstractAsyncContextManager[Any] = self.pool.acquire(timeout=seconds)
+        return block
+
+    def raw(self, conn: Any) -> Any:
+        return getattr(conn, "_con", conn)  # it lends proxies
+
+
+class _AsyncEngine(AsyncSource):
+    exhausted = frozenset({"TimeoutError"})
+
+    def borrow(self, _seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        block: AbstractAsyncContextManager[Any] = self.pool.connect()
+        return block
+
+    def raw(self, conn: Any) -> Any:
+        return conn.sync_connection.connection.driver_connection
+
+    def watched(self) -> Any:
+        return mark_of(self.pool.sync_engine.pool)
+
+    async def ask(self, conn: Any, query: str, /) -> Any:
+        return (await conn.exec_driver_sql(query)).first()
+
+
+class Watch:
+    """A pool that is watched, which has a check of its own."""
+
+    def __init__(self, watched: Any) -> None:
+        self.watched = watched
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether its connections are awaited."""
+        return bool(self.watched._adapter.asynchronous)  # noqa: SLF001 - it is ours
+
+
+_KNOWN: Final[dict[tuple[str, str], Callable[[Any], Source | AsyncSource | Watch]]] = {
+    ("resilient", "Watched"): Watch,
+    ("resilient", "ConnectionPool"): _OurPool,
+    ("resilient", "AsyncConnectionPool"): _OurAsyncPool,
+    ("psycopg_pool", "ConnectionPool"): _PsycopgPool,
+    ("psycopg_pool", "AsyncConnectionPool"): _AsyncPsycopgPool,
+    ("sqlalchemy", "Engine"): _Engine,
+    ("sqlalchemy", "AsyncEngine"): _AsyncEngine,
+    ("asyncpg", "Pool"): _AsyncpgPool,
+}
+
+
+def source_of(source: Any) -> Source | AsyncSource | Watch:
+    """Return how *source* is asked for a connection. It is known by name: no library is imported.
+
+    Raises:
+        TypeError: nobody knows how.
+    """
+    for base in type(source).__mro__:
+        known = _KNOWN.get((base.__module__.partition(".")[0], base.__name__))
+        if known is not None:
+            return known(source)
+    if not callable(source):
+        # Not as it is: an address may have a password in it.
+        params.refuse(TypeError, "source", _RULE, type(source))
+    if isinstance(source, type):  # a class of connections
+        return Source(source)
+    return AsyncSource(source) if shape_of(source) is Shape.COROUTINE else Source(source)
+
+
+async def _awaited(made: Any) -> Any:
+    return await made if inspect.isawaitable(made) else made
+
+
+def cut(conn: Any) -> None:
+    """Cut a connection: whoever waits for an answer gets an error. Safe from any thread."""
+    driver_of(conn).abort(conn)
