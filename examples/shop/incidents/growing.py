@@ -146,7 +146,7 @@ class GrowingService(Incident):
         """Return what became of the service, and of the customers."""
         return [
             Tile.of("killed", outcomes, lambda each: str(len(each.run.noted(KILLED)))),
-            Tile.of("most memory", outcomes, lambda each: f"{max(_taken(each.run)):.0f} MB"),
+            Tile.of("most memory, MB", outcomes, lambda each: f"{max(_taken(each.run)):.0f}"),
             Tile.of("told before the kill", outcomes[1:], lambda each: _minutes(_lead(each.run))),
             Tile.of("failed requests", outcomes, lambda each: share(each.fault.errors, each.fault.requests)),
         ]
@@ -338,6 +338,8 @@ def _sayings(run: Run) -> str:
         if note.told["says"] and note.told["status"] != last:
             last = note.told["status"]
             left = (killed[0].at - note.at) / lifetime(MINUTE) if killed else math.nan
-            rows.append(drawings.row([f"{note.at:.1f} s", last, note.told["says"], _minutes(left)]))
-    table = drawings.table(["at", "status", "said", "before the kill"], rows)
-    return drawings.titled(f"The {run.version} run, in seconds of the demo", table)
+            rows.append(drawings.row([f"{note.at:.1f} s", last, _minutes(left), note.told["says"]]))
+    table = drawings.table(["at", "status", "before the kill", "said, in seconds of the demo"], rows)
+    return drawings.titled(
+        f"The {run.version} run", table if rows else "<p>Nothing but that all is well.</p>"
+    )
