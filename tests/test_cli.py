@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -235,6 +236,22 @@ def test_reader_that_goes_away_is_no_error(serve: Serve) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_told_in_one_line(serve: Serve) -> None:
+    """A full disk; and a closed one is nobody's fault, there is still the exit code."""
+    server = serve(UP)
+    line = f"{shlex.quote(sys.executable)} -m resilient.cli health --url {server.url()}"
+    full = subprocess.run(
+        ["sh", "-c", f"{line} >/dev/full; echo $? >&2; {line} >&-; echo $? >&2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert full.stderr == f"resilient: cannot write: {os.strerror(errno.ENOSPC)}\n2\n0\n"
 
 
 # In this process.

@@ -11,6 +11,7 @@ from typing import Final
 
 __all__ = ["main"]
 
+_UNKNOWN: Final = 2
 _INTERRUPTED: Final = 130
 _SIGPIPE: Final = 141
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     dependency_map.add(subparsers)
     arguments = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
+    if sys.stdout is None:  # closed by whoever wants the exit code only
+        sys.stdout = io.StringIO()
     # A name may hold what this terminal cannot show.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -48,9 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # nobody reads it any more, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return _SIGPIPE
+    except OSError as exc:  # the disk is full that it was to be written to
+        _silence()
+        print(f"resilient: cannot write: {exc.strerror or exc}", file=sys.stderr)  # noqa: T201
+        return _UNKNOWN
     return code
+
+
+def _silence() -> None:
+    """Have what is still to be written go nowhere; or Python would try again at its end, and complain."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - it is no path, but a place
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
