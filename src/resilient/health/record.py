@@ -86,7 +86,12 @@ class Record:
 
     def is_due(self, now: float) -> bool:
         """Whether it is to be run now."""
-        return self.since is None and self.queued is None and (self._finding is None or now >= self.due_at)
+        return not self.is_busy and (self._finding is None or now >= self.due_at)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is under way, or waits to be begun."""
+        return self.since is not None or self.queued is not None
 
     @property
     def due_at(self) -> float:

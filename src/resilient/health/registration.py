@@ -117,10 +117,15 @@ class Checked(Entry):
         self.run = None
 
     def _drop_lost_run(self, now: float) -> None:
+        if (self.run is not None) is not self.record.is_busy:  # whoever was about to note it was interrupted
+            self._drop_run()
         # Not before its time is up: whoever began it may be about to start it.
-        if self.run is not None and self.record.is_stuck(now) and self.run.is_lost():
-            self.record.abandon()
-            self.run = None
+        elif self.run is not None and self.record.is_stuck(now) and self.run.is_lost():
+            self._drop_run()
+
+    def _drop_run(self) -> None:
+        self.record.abandon()
+        self.run = None
 
     def result(self, now: float, at: datetime) -> Result:
         """Return what counts of what it has found."""

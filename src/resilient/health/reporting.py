@@ -228,7 +228,9 @@ class Reporting(Announcing):
         for run in runs:
             # When its time is up, it has failed, whether it has ended or not; that runs when it has begun.
             while not run.ended and (left := min(until, run.until) - time.monotonic()) > 0.0:
-                yield run, min(left, run.timeout)  # and look again: it may have begun meanwhile
+                yield run, min(left, run.timeout)
+                if not run.has_begun:  # for want of a thread, or somebody was interrupted who was to start it
+                    run = (*self._monitor.begin((run.place,)), run)[0]  # noqa: PLW2901 - it, or in its place
 
     def _tell(self, group: str) -> Report:
         results = self._monitor.results()

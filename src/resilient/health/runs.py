@@ -50,6 +50,11 @@ class Run:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether its time runs."""
+        return self.until < math.inf
+
     def begin(self) -> None:
         """Have its time run from now on."""
         self.until = time.monotonic() + self.timeout + _JUST_AFTER
