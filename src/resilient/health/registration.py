@@ -117,15 +117,13 @@ class Checked(Entry):
         self.run = None
 
     def _drop_lost_run(self, now: float) -> None:
-        if (self.run is not None) is not self.record.is_busy:  # whoever was about to note it was interrupted
-            self._drop_run()
+        # Where only one of the two knows of it, an interrupt has struck whoever was about to note it.
+        half_noted = (self.run is not None) is not self.record.is_busy
         # Not before its time is up: whoever began it may be about to start it.
-        elif self.run is not None and self.record.is_stuck(now) and self.run.is_lost():
-            self._drop_run()
-
-    def _drop_run(self) -> None:
-        self.record.abandon()
-        self.run = None
+        lost = self.run is not None and self.record.is_stuck(now) and self.run.is_lost()
+        if half_noted or lost:
+            self.record.abandon()
+            self.run = None
 
     def result(self, now: float, at: datetime) -> Result:
         """Return what counts of what it has found."""
