@@ -510,4 +510,4 @@ def test_all_services_are_asked_at_once(serve: Serve, run: Run) -> None:
     code, _, err = run("map", *[f"n{n}={hanging.url()}" for n in range(20)], "--timeout", "0.5")
 
     assert (code, err.count("no answer within 0.5 s")) == (2, 20)
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 8.0  # one after the other, it would be 10
