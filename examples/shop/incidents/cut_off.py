@@ -26,16 +26,19 @@ from examples.shop.incident import (
 from examples.shop.neighbours import DEPENDENCIES
 from examples.shop.network import Network
 from examples.shop.orchestrator import (
+    ENDED,
     KILLED,
     LIVE,
     PROBE,
     READY,
+    UP,
     Care,
     Probes,
     orchestrated_shop,
 )
 from examples.shop.processes import Hear, Shop
 from examples.shop.report import drawings
+from examples.shop.report.plots import Points, line_plot, linear_axis
 from examples.shop.service import NAMES
 from examples.shop.timing import SCALE, scaled
 from examples.shop.words import seconds, share
@@ -163,9 +166,8 @@ class CutOff(Incident):
         """Return what the customers got, and what who probes was told."""
         runs = [outcome.run for outcome in outcomes]
         legend = drawings.legend([run.version for run in runs], "packets between the services are dropped")
-        customers = drawings.goodput(settings, runs) + drawings.latency(settings, runs, 0.95)
         return [
-            Exhibit("What the customers saw", legend + customers),
+            Exhibit("What became of it", legend + drawings.goodput(settings, runs) + _up_plot(runs)),
             Exhibit("What who probes was told while it was cut", _probes_table(runs)),
             Exhibit("Who left whom alone", drawings.breakers(runs)),
         ]
@@ -311,6 +313,22 @@ def _soon_back(bare: Outcome, protected: Outcome) -> Check:
         f"{_or_never(ours)} (bare: {_or_never(theirs)})",
         ours <= BACK_WITHIN,
     )
+
+
+def _up_plot(runs: Sequence[Run]) -> str:
+    """Draw how many of the services are up."""
+    title, axis = "Services that are up, of the shop's own", linear_axis("services", len(OUR_OWN))
+    series = {run.version: _up_over_time(run) for run in runs}
+    return drawings.titled(title, line_plot(title, axis, drawings.lines(series), runs[0].spans))
+
+
+def _up_over_time(run: Run) -> Points:
+    up, points = len(OUR_OWN), [(0.0, float(len(OUR_OWN)))]
+    for note in sorted((*run.noted(UP), *run.noted(ENDED)), key=lambda note: note.at):
+        points.append((note.at, float(up)))
+        up += 1 if note.what == UP else -1
+        points.append((note.at, float(up)))
+    return [*points, (run.spans[-1].end, float(up))]
 
 
 def _probes_table(runs: Sequence[Run]) -> str:
