@@ -40,7 +40,7 @@ class Scripted:
         with self._lock:
             self.at_once -= 1
         if isinstance(self.answer, BaseException):
-            raise self.answer
+            raise self.answer.with_traceback(None)  # or that would grow with each run
         return self.answer
 
     @contextmanager
@@ -86,7 +86,7 @@ class AScripted:
         finally:
             self.at_once -= 1
         if isinstance(self.answer, BaseException):
-            raise self.answer
+            raise self.answer.with_traceback(None)  # or that would grow with each run
         return self.answer
 
     @contextmanager
