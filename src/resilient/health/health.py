@@ -210,7 +210,8 @@ class Health(Reporting):
     ) -> None:
         """Report what policies and pools see of the traffic through them; nobody is probed for it.
 
-        Of what is watched already the words given last hold.
+        Of what is watched already the words given last hold. Where two of one kind have the same name, as
+        retries without one have, the second gets a number: "retry 2".
 
         What cannot be used, such as what is behind an open circuit, is a warning, and no failure: the service
         has fallbacks for that, and does not get better by getting no requests.
@@ -224,24 +225,25 @@ class Health(Reporting):
 
         Raises:
             TypeError: an argument has the wrong type.
-            ValueError: another one of the same kind has the same name; or liveness is to depend on it.
+            ValueError: an argument is out of range; or liveness is to depend on it.
         """
         params.flag("critical", critical)
         for witness in dict.fromkeys(one for part in parts for one in witnesses_in(part)):
-            facts = facts_of(
-                witness.name,
-                kind_of(witness, type(witness).__name__),
-                critical=critical,
-                external=True,
-                groups=groups,
-                depends_on=depends_on,
-                live_anyway=None,
-            )
+            kind = kind_of(witness, type(witness).__name__)
             with self._monitor.lock:
                 registry = self._monitor.registry
                 known = [
                     one for one in registry.entries if isinstance(one, Watched) and one.witness is witness
                 ]
+                facts = facts_of(
+                    known[0].facts.name if known else registry.free_name(witness.name, kind),
+                    kind,
+                    critical=critical,
+                    external=True,
+                    groups=groups,
+                    depends_on=depends_on,
+                    live_anyway=None,
+                )
                 if known:
                     registry.change(known[0], facts)
                 else:

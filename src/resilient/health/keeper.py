@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from contextvars import Context
+from typing import Final
 
 from ..engine.fork import renew_after_fork
 
@@ -32,16 +34,8 @@ class Keeper:
         """
         with self._lock:
             if self._own is None:
-                # Not in the context of whoever asks first, which both would keep.
-                nobody = Context()
-                own = nobody.run(asyncio.new_event_loop)
-                thread = threading.Thread(target=_keep, args=(own,), name=self._name, daemon=True)
-                try:
-                    nobody.run(thread.start)
-                except RuntimeError:
-                    own.close()
-                    raise
-                self._own = own
+                self._begin()
+            assert self._own is not None  # noqa: S101 - by now
             return self._own
 
     def keeps(self, loop: asyncio.AbstractEventLoop) -> bool:
@@ -53,7 +47,8 @@ class Keeper:
         with self._lock:
             own, self._own = self._own, None
         if own is not None:
-            own.call_soon_threadsafe(own.stop)
+            with contextlib.suppress(RuntimeError):  # it has come to its end by itself
+                own.call_soon_threadsafe(own.stop)
 
     def after_fork(self) -> None:
         """Forget the loop: its thread was not copied."""
@@ -63,16 +58,40 @@ class Keeper:
             # Not `close()`: that would take the parent's sockets out of a selector that both share.
             _inherited.append(inherited)
 
+    def _begin(self) -> None:
+        """Start the thread; requires the lock."""
+        # Not in the context of whoever asks first, which both would keep.
+        nobody = Context()
+        # Noted before it runs: an interrupt must not leave a thread that nobody stops.
+        own = self._own = nobody.run(asyncio.new_event_loop)
+        thread = threading.Thread(target=self._keep, args=(own,), name=self._name, daemon=True)
+        try:
+            nobody.run(thread.start)
+        except BaseException:
+            if not thread.is_alive():
+                self._own = None
+                own.close()
+            raise
+
+    def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            with self._lock:
+                if self._own is loop:  # a check has stopped it
+                    self._own = None
+            _wind_up(loop)
+
 
 _inherited: list[
     asyncio.AbstractEventLoop
 ] = []  # never collected, or they would complain of not being closed
+_PATIENCE: Final = 1.0
 
 
-def _keep(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
+def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
     try:
-        loop.run_forever()
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()
@@ -82,6 +101,3 @@ def _keep(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
-
-
-_PATIENCE = 1.0

@@ -51,26 +51,26 @@ class Monitor:
         self._clock = clock
         self._runner = Runner(self, threads, self._begun, self._ended)
         self._looks = 0  # how often all were looked at, so that nobody announces what is old news
-        self._pulsing = False
+        self._pulsing_on: asyncio.AbstractEventLoop | None = None
         self._closed = False
         renew_after_fork(self)
 
     def start(self) -> None:
         """Begin with what runs in the background; let the loop of this thread be the one for coroutines."""
         self._runner.settle_here()
-        if self._pulsing or self._closed or not any(map(_is_background, self.registry.entries)):
+        if self._closed or not any(map(_is_background, self.registry.entries)):
             return
         with self.lock:
-            if self._pulsing:
-                return
             try:
                 loop = self._runner.keeper.loop
             except RuntimeError:  # no more threads, for now: the next question tries again
                 return
+            if loop is self._pulsing_on:
+                return
             # Not in the context of whoever asks, which would be kept as long as the thread lives.
             reference: weakref.ref[Monitor] = weakref.ref(self)
             loop.call_soon_threadsafe(_begin_pulse, loop, reference, context=Context())
-            self._pulsing = True
+            self._pulsing_on = loop
 
     def close(self) -> None:
         """Run nothing any more."""
@@ -148,7 +148,7 @@ class Monitor:
         """Forget what belonged to the parent: its runs, its threads and what it has found."""
         self.lock = threading.RLock()
         self._announcer.after_fork()
-        self._pulsing = False
+        self._pulsing_on = None
         for entry in self.registry.entries:
             if isinstance(entry, Checked):
                 entry.renew(self._clock())

@@ -219,6 +219,14 @@ class Registry:
         self.entries = (*self.entries, entry)
         self._link(facts)
 
+    def free_name(self, name: str, kind: str) -> str:
+        """Return *name*, with a number where there is one of this kind and name already."""
+        number, free = 1, name
+        while any(entry.facts.kind == kind for entry in self._named.get(free, ())):
+            number += 1
+            free = f"{name} {number}"
+        return free
+
     def change(self, entry: Entry, facts: Facts) -> None:
         """Register *entry*, which is there already, with other words.
 

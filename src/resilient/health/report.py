@@ -18,7 +18,7 @@ class Result:
 
     Attributes:
         name: of the check.
-        kind: "check", or what is watched: "circuit_breaker", "pool" and so on.
+        kind: "check", or what is watched: "circuit_breaker", "connection_pool" and so on.
         status: as it counts: with hysteresis, grace, age and what it depends on taken into account.
         output: why, in one line for people, secrets masked; empty where there is nothing to say.
         value: the one figure that says most; None where there is none.
