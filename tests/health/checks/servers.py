@@ -7,19 +7,74 @@ import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
-# Certificates of a CA of their own (ca.pem), for 127.0.0.1: good.pem from 2020 to 2120, expired.pem until
-# 2020-06-15 12:00; and selfsigned.pem, until 2121. Each with its key.
-TLS = Path(__file__).parents[2] / "data" / "tls"
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+_BEGIN = datetime(2019, 1, 1, tzinfo=UTC)
+# When the certificates end: "good" and "expired" are by an authority of their own, "selfsigned" is by itself,
+# and all are for 127.0.0.1.
+_ENDS = {
+    "ca": datetime(2125, 1, 1, tzinfo=UTC),
+    "good": datetime(2120, 1, 1, tzinfo=UTC),
+    "expired": datetime(2020, 6, 15, 12, tzinfo=UTC),
+    "selfsigned": datetime(2121, 1, 1, tzinfo=UTC),
+}
+
+
+class Certificates:
+    """Certificates with their keys, each in a file of *folder*: `good.pem` and so on; `ca.pem` is trusted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in _ENDS}
+        for name, ends in _ENDS.items():
+            issuer = "ca" if name in {"good", "expired"} else name
+            builder = (
+                x509.CertificateBuilder()
+                .subject_name(_named(name))
+                .issuer_name(_named(issuer))
+                .public_key(keys[name].public_key())
+                .serial_number(x509.random_serial_number())
+                .not_valid_before(_BEGIN)
+                .not_valid_after(ends)
+                .add_extension(x509.BasicConstraints(ca=issuer == name, path_length=None), critical=True)
+                .add_extension(_address(), critical=False)
+            )
+            certificate = builder.sign(keys[issuer], hashes.SHA256())
+            key = keys[name].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            self.path(name).write_bytes(key + certificate.public_bytes(Encoding.PEM))
+
+    def path(self, name: str) -> Path:
+        """Return the file of one."""
+        return self.folder / f"{name}.pem"
+
+    def der(self, name: str) -> bytes:
+        """Return one as a server sends it."""
+        text = self.path(name).read_text()
+        return ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE") :])
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"resilient test {name}")])
+
+
+def _address() -> x509.SubjectAlternativeName:
+    return x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
 
 
 class Answering:
     """Listen on a port of its own, and have *answer* deal with each connection."""
 
     def __init__(
-        self, answer: Callable[[socket.socket], object] = lambda _: None, *, certificate: str | None = None
+        self, answer: Callable[[socket.socket], object] = lambda _: None, *, certificate: Path | None = None
     ) -> None:
         self._answer = answer
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -27,8 +82,8 @@ class Answering:
         self.connections = 0
         self._over = threading.Event()
         self._context = None if certificate is None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        if self._context is not None:
-            self._context.load_cert_chain(TLS / f"{certificate}.pem")
+        if self._context is not None and certificate is not None:
+            self._context.load_cert_chain(certificate)
         self._thread = threading.Thread(target=self._serve)
 
     @property

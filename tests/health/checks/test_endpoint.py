@@ -6,10 +6,11 @@ import json
 import socket
 import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.health.checks.servers import TLS, Answering, request_of
+from tests.health.checks.servers import Answering, Certificates, request_of
 from tests.support.ports import free_port
 from tests.support.tcp_proxy import TcpProxy
 
@@ -35,7 +36,7 @@ def told(data: object, status: str = "200 OK", kind: str = "application/health+j
 class Endpoint(Answering):
     """Answers each request with *answer*, and keeps the requests."""
 
-    def __init__(self, answer: bytes, certificate: str | None = None) -> None:
+    def __init__(self, answer: bytes, certificate: Path | None = None) -> None:
         super().__init__(self._reply, certificate=certificate)
         self.requests: list[bytes] = []
         self._bytes = answer
@@ -287,15 +288,20 @@ def check_unasked(**options: Any) -> Finding:
 class TestTLS:
     """HTTPS, trusted and not."""
 
-    def test_trusted(self) -> None:
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Certificates:
+        """Certificates of all kinds."""
+        return Certificates(tmp_path)
+
+    def test_trusted(self, made: Certificates) -> None:
         """By a context of the user's."""
-        context = ssl.create_default_context(cafile=str(TLS / "ca.pem"))
-        with Endpoint(response(), certificate="good") as endpoint:
+        context = ssl.create_default_context(cafile=made.path("ca"))
+        with Endpoint(response(), certificate=made.path("good")) as endpoint:
             assert endpoint.check(scheme="https", context=context).status is Status.PASS
 
-    def test_not_trusted(self) -> None:
+    def test_not_trusted(self, made: Certificates) -> None:
         """It says why."""
-        with Endpoint(response(), certificate="selfsigned") as endpoint:
+        with Endpoint(response(), certificate=made.path("selfsigned")) as endpoint:
             finding = endpoint.check(scheme="https")
         assert finding.status is Status.FAIL
         assert "SSLCertVerificationError" in finding.output

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.health.checks.servers import TLS, Answering
+from tests.health.checks.servers import Answering, Certificates
 from tests.support.ports import free_port
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_until
 
 from resilient.health import Finding, Status
 from resilient.health.checks import DNSName, TCPPort, TLSCertificate
@@ -45,6 +46,7 @@ class TestTCPPort:
         closed: list[bytes] = []
         with Answering(lambda conn: closed.append(conn.recv(1))) as server:
             finding = TCPPort("127.0.0.1", server.port, timeout=PATIENT)()
+            wait_until(lambda: bool(closed), "the server sees it")
         assert (finding.status, finding.output, finding.unit) == (Status.PASS, "", "s")
         assert finding.value is not None
         assert finding.value >= 0.0
@@ -155,9 +157,15 @@ class TestDNSName:
         assert repr(DNSName("db")) == "<DNSName 'dns:db' of db>"
 
 
-def certificate(server: Answering, **options: Any) -> Finding:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates of all kinds."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def certificate(server: Answering, cafile: Path | None, **options: Any) -> Finding:
     options.setdefault("timeout", PATIENT)
-    options.setdefault("cafile", str(TLS / "ca.pem"))
+    options["cafile"] = None if cafile is None else str(cafile)
     return TLSCertificate(options.pop("host", "127.0.0.1"), server.port, **options)()
 
 
@@ -168,80 +176,80 @@ class TestTLSCertificate:
         ("days", "status"),
         [(22, Status.PASS), (21, Status.WARN), (4, Status.WARN), (3, Status.FAIL), (0.5, Status.FAIL)],
     )
-    def test_days_left(self, days: float, status: Status) -> None:
+    def test_days_left(self, made: Certificates, days: float, status: Status) -> None:
         """It warns 21 days before the end, and fails 3 days before."""
-        with Answering(certificate="good") as server:
-            finding = certificate(server, clock=lambda: ENDS - days * DAY)
+        with Answering(certificate=made.path("good")) as server:
+            finding = certificate(server, made.path("ca"), clock=lambda: ENDS - days * DAY)
         assert finding.status is status
         assert finding.output == f"it ends in {int(days)} days, 2120-01-01 00:00 UTC"
         assert (finding.value, finding.unit) == (days, "days")
         assert finding.facts == {"ends": "2120-01-01T00:00:00+00:00", "trusted": True}
 
-    def test_ended_by_this_clock(self) -> None:
+    def test_ended_by_this_clock(self, made: Certificates) -> None:
         """A second too late is too late."""
-        with Answering(certificate="good") as server:
-            finding = certificate(server, clock=lambda: ENDS + 1.0)
+        with Answering(certificate=made.path("good")) as server:
+            finding = certificate(server, made.path("ca"), clock=lambda: ENDS + 1.0)
         assert (finding.status, finding.output) == (
             Status.FAIL,
             "it ended 1 day ago, 2120-01-01 00:00 UTC",
         )
 
-    def test_expired(self) -> None:
+    def test_expired(self, made: Certificates) -> None:
         """Clients refuse it, and it is told since when."""
         now = datetime(2020, 6, 17, 12, tzinfo=UTC).timestamp()
-        with Answering(certificate="expired") as server:
-            finding = certificate(server, clock=lambda: now)
+        with Answering(certificate=made.path("expired")) as server:
+            finding = certificate(server, made.path("ca"), clock=lambda: now)
         assert (finding.status, finding.output) == (
             Status.FAIL,
             "clients do not trust it: certificate has expired; it ended 2 days ago, 2020-06-15 12:00 UTC",
         )
         assert finding.facts["trusted"] is False
 
-    def test_self_signed(self) -> None:
+    def test_self_signed(self, made: Certificates) -> None:
         """Not trusted, and its end is told nevertheless."""
-        with Answering(certificate="selfsigned") as server:
-            finding = certificate(server)
+        with Answering(certificate=made.path("selfsigned")) as server:
+            finding = certificate(server, made.path("ca"))
         assert finding.status is Status.FAIL
         assert finding.output.startswith("clients do not trust it: self")
         assert finding.output.endswith(", 2121-01-01 00:00 UTC")
         assert server.connections == 2
 
-    def test_self_signed_and_trusted(self) -> None:
+    def test_self_signed_and_trusted(self, made: Certificates) -> None:
         """By who says so."""
-        with Answering(certificate="selfsigned") as server:
-            assert certificate(server, cafile=str(TLS / "selfsigned.pem")).status is Status.PASS
+        with Answering(certificate=made.path("selfsigned")) as server:
+            assert certificate(server, made.path("selfsigned")).status is Status.PASS
 
-    def test_unknown_authority(self) -> None:
+    def test_unknown_authority(self, made: Certificates) -> None:
         """The system does not know ours."""
-        with Answering(certificate="good") as server:
-            finding = certificate(server, cafile=None)
+        with Answering(certificate=made.path("good")) as server:
+            finding = certificate(server, None)
         assert finding.status is Status.FAIL
         assert "unable to get local issuer certificate" in finding.output
 
-    def test_for_another_name(self) -> None:
+    def test_for_another_name(self, made: Certificates) -> None:
         """It is good, and for somebody else."""
-        with Answering(certificate="good") as server:
-            finding = certificate(server, host="localhost")
+        with Answering(certificate=made.path("good")) as server:
+            finding = certificate(server, made.path("ca"), host="localhost")
         assert finding.status is Status.FAIL
         assert finding.output.startswith("clients do not trust it: Hostname mismatch")
 
-    def test_no_tls_on_the_port(self) -> None:
+    def test_no_tls_on_the_port(self, made: Certificates) -> None:
         """Somebody says hello in plain text."""
         with Answering(lambda conn: conn.sendall(b"220 mail.example.com ESMTP\r\n")) as server:
-            finding = certificate(server)
+            finding = certificate(server, made.path("ca"))
         assert finding.status is Status.FAIL
         assert finding.output.startswith("no handshake: SSLError")
 
-    def test_nobody_says_anything(self) -> None:
+    def test_nobody_says_anything(self, made: Certificates) -> None:
         """The port is open, and there it ends: it costs the timeout."""
         with Answering(lambda _: server.over.wait(20.0)) as server:
             begun = time.monotonic()
-            finding = certificate(server, timeout=BRIEF)
+            finding = certificate(server, made.path("ca"), timeout=BRIEF)
             assert time.monotonic() - begun < 5.0
         assert finding.status is Status.FAIL
         assert finding.output == f"127.0.0.1:{server.port} does not answer within 0.1 s"
 
-    def test_handshake_in_small_pieces(self) -> None:
+    def test_handshake_in_small_pieces(self, made: Certificates) -> None:
         """Each of them comes in time; all of them do not."""
 
         def drip(conn: socket.socket) -> None:
@@ -251,7 +259,7 @@ class TestTLSCertificate:
 
         with Answering(drip) as server:
             begun = time.monotonic()
-            finding = certificate(server, timeout=0.3)
+            finding = certificate(server, made.path("ca"), timeout=0.3)
             assert time.monotonic() - begun < 5.0
         assert (finding.status, finding.output) == (
             Status.FAIL,
@@ -287,25 +295,20 @@ class TestTLSCertificate:
 class TestReading:
     """A certificate as it is sent."""
 
-    @staticmethod
-    def der(name: str) -> bytes:
-        text = (TLS / name).read_text()
-        return ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE") :])
-
-    def test_both_forms_of_time(self) -> None:
+    def test_both_forms_of_time(self, made: Certificates) -> None:
         """Two digits of the year until 2049, and four from then on."""
-        assert expiry_of(self.der("expired.pem")) == datetime(2020, 6, 15, 12, tzinfo=UTC)
-        assert expiry_of(self.der("good.pem")) == datetime(2120, 1, 1, tzinfo=UTC)
+        assert expiry_of(made.der("expired")) == datetime(2020, 6, 15, 12, tzinfo=UTC)
+        assert expiry_of(made.der("good")) == datetime(2120, 1, 1, tzinfo=UTC)
 
-    def test_last_century(self) -> None:
+    def test_last_century(self, made: Certificates) -> None:
         """50 and more are 1950 and more."""
-        old = self.der("expired.pem").replace(b"200615120000Z", b"990615120000Z")
+        old = made.der("expired").replace(b"200615120000Z", b"990615120000Z")
         assert expiry_of(old) == datetime(1999, 6, 15, 12, tzinfo=UTC)
 
     @given(st.data())
-    def test_anything_else_is_refused(self, data: st.DataObject) -> None:
+    def test_anything_else_is_refused(self, made: Certificates, data: st.DataObject) -> None:
         """A server may send what it likes: there is no other error."""
-        whole = self.der(data.draw(st.sampled_from(["good.pem", "expired.pem"])))
+        whole = made.der(data.draw(st.sampled_from(["good", "expired"])))
         cut = whole[: data.draw(st.integers(0, len(whole)))]
         broken = bytearray(cut)
         for at in data.draw(st.lists(st.integers(0, max(0, len(cut) - 1)), max_size=3)):
