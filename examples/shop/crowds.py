@@ -20,9 +20,10 @@ PROBES = "probes"
 REGULARS = "regulars"
 NEWCOMERS = "newcomers"
 EXPORTS = "exports"
+BUYERS = "buyers"
 
 # Whom the shop is there for.
-WANTED = {CUSTOMERS, PREFETCH, REGULARS, NEWCOMERS}
+WANTED = {CUSTOMERS, PREFETCH, REGULARS, NEWCOMERS, BUYERS}
 
 # How often a customer does what, of 19 requests: the mix of Online Boutique's own load generator.
 MIX = {"home": 1, "set currency": 2, "browse": 10, "add to cart": 2, "view cart": 3, "checkout": 1}
@@ -45,7 +46,7 @@ class Crowd:
     later, it does just that. `probes` ask for a sign of life as an orchestrator does.
 
     `regulars` look at their orders, and `newcomers` at theirs, of which there are none yet. `exports` have
-    the orders handed to the bookkeepers.
+    the orders handed to the bookkeepers. `buyers` put something in their cart, and check out soon.
 
     They come at even distances, or at random ones, as people do who do not know of each other.
     """
@@ -138,6 +139,18 @@ def _exports(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
         yield Due(at, "export", "POST", "/export", EXPORTS, "198.19.0.4")
 
 
+def _buyers(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
+    """Yield what they do: a cart is filled, and one that was filled a little before is bought."""
+    for number, at in enumerate(times):
+        buyer, buys = divmod(number, 2)
+        user = buyer - _CARTS_AGO if buys and buyer >= _CARTS_AGO else buyer
+        query = {"user": f"buyer-{user}", "currency": dice.choice(_CURRENCIES)}
+        if user == buyer:
+            query["product"] = dice.choice(_PRODUCTS)
+        action, path = ("add to cart", "/cart") if user == buyer else ("checkout", "/checkout")
+        yield Due(at, action, "POST", f"{path}?{urlencode(query)}", BUYERS, _address(user % _USERS))
+
+
 def _product_page(dice: random.Random) -> str:
     return f"/product/{dice.choice(_PRODUCTS)}?currency={dice.choice(_CURRENCIES)}"
 
@@ -196,4 +209,5 @@ _PLANS: dict[str, Callable[[Iterator[float], random.Random], Iterator[Due]]] = {
     REGULARS: _regulars,
     NEWCOMERS: _newcomers,
     EXPORTS: _exports,
+    BUYERS: _buyers,
 }

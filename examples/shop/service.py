@@ -37,7 +37,7 @@ from resilient.health import Health
 NAMES = ("rates", "catalogue", "currency", "checkout", "frontend")
 # What only those incidents have that are about it.
 MORE = ("orders", "cart", "recommendation")
-PROTECTIONS = ("calls", "door", "shedding", "pool", "failover", "model", "bounded", "static")
+PROTECTIONS = ("calls", "door", "shedding", "pool", "failover", "model", "bounded", "static", "payments")
 _GRACE = 1
 # Longer than httpx keeps idle connections, or a call may meet one that is being closed.
 _KEEP_ALIVE = 30

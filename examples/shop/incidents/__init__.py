@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from examples.shop.incident import Incident
 from examples.shop.incidents.cut_off import CutOff
+from examples.shop.incidents.failing_grpc import FailingGrpc
 from examples.shop.incidents.flood import Flood
 from examples.shop.incidents.growing import GrowingService
 from examples.shop.incidents.held import HeldSessions
@@ -21,6 +22,7 @@ INCIDENTS: dict[str, Incident] = {
         LostCart(),
         GrowingService(),
         CutOff(),
+        FailingGrpc(),
         Flood(),
         Overload(),
     )

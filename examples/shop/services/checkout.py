@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
@@ -15,17 +18,22 @@ from starlette.routing import BaseRoute, Route
 from examples.shop.calls import Calls
 from examples.shop.pricing import price_of
 from examples.shop.timing import scaled
+from resilient.health import Health
 
 SHIPPING_USD = "8.99"
 CHARGE_TIME = float(os.environ.get("SHOP_CHARGE_TIME") or scaled(1.0))
 MAX_CARTS = 10_000
 
+Charge: TypeAlias = Callable[[str, str], Awaitable[None]]
+"""Has a card charged: for which order, and how much."""
+
 
 class Checkout:
     """The carts of the moment, and what is done with them."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, charge: Charge) -> None:
         self._calls = calls
+        self._charge = charge
         self._carts: OrderedDict[str, Counter[str]] = OrderedDict()
 
     async def add(self, request: Request) -> Response:
@@ -53,8 +61,9 @@ class Checkout:
             raise HTTPException(409, "the cart is empty")
         goods = await price_of(cart, currency, self._calls)
         [shipping] = await self._calls.convert([SHIPPING_USD], currency)
-        await charge()
-        order = {"order": str(uuid4()), "goods": goods, "shipping": shipping, "currency": currency}
+        number = str(uuid4())
+        await self._charge(number, f"{goods} + {shipping} {currency}")
+        order = {"order": number, "goods": goods, "shipping": shipping, "currency": currency}
         await self._calls.store_order({**order, "user": user, "items": dict(cart)})
         if entries:
             await self._calls.take_from_cart(user, list(entries))
@@ -68,14 +77,29 @@ class Checkout:
         return cart
 
 
-async def charge() -> None:
+async def wait(order: str, amount: str) -> None:
     """Wait as long as a payment provider takes."""
     await asyncio.sleep(CHARGE_TIME)
 
 
-def routes(calls: Calls) -> list[BaseRoute]:
+@asynccontextmanager
+async def opened(
+    calls: Calls, protections: Collection[str], health: Health
+) -> AsyncIterator[Sequence[BaseRoute]]:
+    """Yield the routes of a service that charges cards at payment services, if this shop has any."""
+    if "SHOP_PAYMENTS" not in os.environ:
+        yield routes(calls)
+        return
+    # Imported only here: in the other incidents nobody speaks gRPC.
+    from examples.shop.till import opened_till
+
+    async with opened_till("payments" in protections, health) as charge:
+        yield routes(calls, charge)
+
+
+def routes(calls: Calls, charge: Charge = wait) -> list[BaseRoute]:
     """Return the routes of a service that looks up and converts through *calls*."""
-    checkout = Checkout(calls)
+    checkout = Checkout(calls, charge)
     return [
         Route("/carts/{user}", checkout.view, methods=["GET"]),
         Route("/carts/{user}", checkout.add, methods=["POST"]),

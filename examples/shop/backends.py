@@ -1,0 +1,129 @@
+"""The payment services of A8: two processes with one book, which are killed, frozen, and taken for others."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import socket
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from examples.children import heard, spawned
+from examples.shop.services.payment import Book
+
+NAMES = ("payment-1", "payment-2")
+HOST = "127.0.0.1"
+_STARTUP = 30.0
+_PORTS = range(15_000, 32_000)
+
+
+class Backends:
+    """Two payment services, each on a port of its own, which it has again when it is back.
+
+    Args:
+        folder: A directory for the book and for what they print.
+        tell: Is told what they say.
+        environment: Further variables for them.
+    """
+
+    def __init__(
+        self, folder: Path, tell: Callable[[str, dict[str, Any]], None], environment: Mapping[str, str]
+    ) -> None:
+        self._folder = folder
+        self._tell = tell
+        self._environment = {**os.environ, **environment}
+        self._ports = dict(zip(NAMES, _free_ports(len(NAMES)), strict=True))
+        self._running: dict[str, tuple[Process, AsyncExitStack]] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where they are."""
+        return [f"{HOST}:{port}" for port in self._ports.values()]
+
+    async def start(self, name: str, certificate: str = "payment") -> None:
+        """Start one, and return when it is up."""
+        up = asyncio.Event()
+
+        def hear(line: bytes) -> None:
+            said = json.loads(line)
+            if "up" in said:
+                up.set()
+            else:
+                self._tell(name, said)
+
+        arguments = (name, "--port", str(self._ports[name]), "--book", str(self._book))
+        log = self._folder / f"{name}.log"
+        async with AsyncExitStack() as stack:
+            child = spawned(
+                "examples.shop.services.payment",
+                (*arguments, "--certificate", certificate),
+                log,
+                env=self._environment,
+            )
+            process = await stack.enter_async_context(child)
+            await stack.enter_async_context(heard(process, hear))
+            async with asyncio.timeout(_STARTUP):
+                await up.wait()
+            self._running[name] = process, stack.pop_all()
+
+    async def kill(self, name: str) -> None:
+        """Kill one, as the out-of-memory killer does."""
+        process, stack = self._running.pop(name)
+        process.kill()
+        await stack.aclose()
+
+    def turn(self, name: str, **knobs: float) -> None:
+        """Turn the knobs of one; `freeze` is for how many seconds it does nothing at all."""
+        process, _ = self._running[name]
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(knobs).encode() + b"\n")
+
+    async def close(self) -> None:
+        """Stop them all."""
+        while self._running:
+            _, (_, stack) = self._running.popitem()
+            await stack.aclose()
+
+    def charged(self) -> list[str]:
+        """Return the order of each charge in the book."""
+        book = Book(self._book)
+        try:
+            return book.orders()
+        finally:
+            book.close()
+
+    @property
+    def _book(self) -> Path:
+        return self._folder / "charges.sqlite"
+
+
+@asynccontextmanager
+async def running_backends(
+    folder: Path, tell: Callable[[str, dict[str, Any]], None], environment: Mapping[str, str]
+) -> AsyncIterator[Backends]:
+    """Run the payment services while the context is open."""
+    backends = Backends(folder, tell, environment)
+    try:
+        await asyncio.gather(*map(backends.start, NAMES))
+        yield backends
+    finally:
+        await backends.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that no outgoing connection is given while their server is away."""
+    return list(itertools.islice(filter(_is_free, random.sample(_PORTS, len(_PORTS))), count))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        return False
+    return True
