@@ -18,6 +18,7 @@ PACKAGES = ("cachetools", "limits", "opentelemetry-api", "pybreaker", "redis", "
 STATEMENTS: Mapping[str, str] = MappingProxyType(
     {
         f"{FAMILY}/resilient": "import resilient",
+        f"{FAMILY}/all of resilient": "from resilient import *",
         f"{FAMILY}/its five dependencies": f"import {', '.join(DEPENDENCIES)}",
     }
 )

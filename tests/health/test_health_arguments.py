@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.health.scripted import Scripted
 
-from resilient import CircuitBreaker
+from resilient import CircuitBreaker, Pipeline, Retry
 from resilient.health import Finding, Health, Status
 
 ABOVE = "must be greater than 0, got 0"
@@ -129,7 +129,7 @@ def test_function_needs_a_name() -> None:
         Health("shop").add(lambda: None)
 
 
-def test_name_is_taken_once_for_each_kind() -> None:
+def test_name_of_a_check_is_taken_once() -> None:
     """The message says what to do; a breaker may be called like the check of what it guards."""
     health = Health("shop")
     health.add(Scripted(), "postgres")
@@ -138,9 +138,23 @@ def test_name_is_taken_once_for_each_kind() -> None:
     ):
         health.add(Scripted(), "postgres")
     health.watch(CircuitBreaker("postgres"))
-    with pytest.raises(ValueError, match="a circuit_breaker named 'postgres' is registered already"):
-        health.watch(CircuitBreaker("postgres"))
     assert [one.kind for one in health.latest().results] == ["check", "circuit_breaker"]
+
+
+def test_watched_policies_of_one_name_are_numbered() -> None:
+    """Two pipelines with a retry each, which nobody has named, are the usual case."""
+    health = Health("shop")
+    first, second = (Pipeline(Retry(on=OSError), CircuitBreaker(name)) for name in ("rates", "mails"))
+    health.watch(first, second)
+    health.watch(first, CircuitBreaker("rates"))
+    names = [(one.kind, one.name) for one in health.latest().results]
+    assert names == [
+        ("retry", "retry"),
+        ("circuit_breaker", "rates"),
+        ("retry", "retry 2"),
+        ("circuit_breaker", "mails"),
+        ("circuit_breaker", "rates 2"),
+    ]
 
 
 def test_nothing_is_taken_out_on_which_something_stands() -> None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from ..engine.finding import Finding, Status, Witness
 from .asked import Asked
 from .details import bearer, from_networks
-from .handler import Endpoints
-from .health import Health
 from .report import Report, Result
 
 if TYPE_CHECKING:
@@ -28,6 +26,9 @@ if TYPE_CHECKING:
         Threads,
         TLSCertificate,
     )
+    from .dependency_map import DependencyMap
+    from .handler import Endpoints
+    from .health import Health
 
 __all__ = [
     "CPU",
@@ -35,6 +36,7 @@ __all__ = [
     "ContainerMemory",
     "DNSName",
     "Database",
+    "DependencyMap",
     "DiskSpace",
     "Endpoints",
     "EventLoopLag",
@@ -55,16 +57,20 @@ __all__ = [
     "from_networks",
 ]
 
-# The ready-made checks, each loaded with the others when the first is asked for.
-_CHECKS = frozenset(__all__) - globals().keys()
+# Loaded when first asked for; the ready-made checks together.
+_HOME_OF = dict.fromkeys({*__all__} - {*globals()}, "checks") | {
+    "DependencyMap": "dependency_map",
+    "Endpoints": "handler",
+    "Health": "health",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _CHECKS:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.checks"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(globals().keys() | _CHECKS)
+    return sorted({*globals(), *__all__})
