@@ -52,6 +52,8 @@ def drain_on_sigterm(health: Drained, delay: Seconds = 5.0) -> None:
             that cannot be asked to handle it later.
 
     Concurrency: the main thread only. `health.drain()` is called in a thread of its own, not in the handler.
+        Python calls handlers when the main thread runs, and the system may have another thread take the
+        signal: a main thread that has nothing to do is to wait in steps of a second, not for hours.
     """
     if not callable(getattr(health, "drain", None)) or isinstance(health, type):
         params.refuse(TypeError, "health", "must be a Health", health)
