@@ -21,15 +21,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import redis
 
 import resilient
 import resilient.typing
-from resilient import errors, events, pool, testing
+from resilient import errors, events, health, pool, testing
 from resilient.engine.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = ROOT / "tests" / "data" / "public_api.txt"
-MODULES = (resilient, errors, events, pool, testing, resilient.typing)
+MODULES = (resilient, errors, events, health, pool, testing, resilient.typing)
 
 # What the engine and other policies ask of these: public by name within the package, and none of a user's
 # business. Anything that is not listed here is API.
@@ -42,6 +43,10 @@ PLUMBING = {
     "RetryBudget": {"enrol", "withdraw", "refund", "after_fork"},
     "AdaptiveLimit": {"bounded", "drop_after", "open"},
     "Bulkhead": {"after_fork"},
+    "CPU": {"after_fork"},
+    "Endpoints": {"find", "places", "below", "respond", "arespond"},
+    "EventLoopLag": {"after_fork"},
+    "MemoryGrowth": {"after_fork"},
     "Pressure": {"factor", "meter"},
     "SieveCache": {"keep", "drop", "after_fork"},
     "wait_full_jitter": {"longest_total"},
@@ -59,9 +64,24 @@ VALID: dict[str, dict[str, Any]] = {
     "ConnectionPool": {"connect": object, "name": "p"},
     "AsyncReplicaSet": {"primary": resilient.AsyncConnectionPool(object, name="p"), "replicas": []},
     "ReplicaSet": {"primary": resilient.ConnectionPool(object, name="p"), "replicas": []},
+    "CPU": {},
     "Calls": {"count": 10},
     "CircuitBreaker": {"name": "b"},
+    "ContainerMemory": {},
+    "DNSName": {"host": "localhost"},
+    "Database": {"source": lambda: None},
+    "DiskSpace": {"path": "/"},
+    "Endpoints": {"health": health.Health("shop")},
+    "EventLoopLag": {},
     "Fallback": {"handler": 0},
+    "FileDescriptors": {},
+    "HTTPEndpoint": {"url": "http://localhost/"},
+    "Health": {"service": "shop"},
+    "MemoryGrowth": {},
+    "RedisServer": {"client": redis.Redis()},
+    "TCPPort": {"host": "localhost", "port": 1},
+    "TLSCertificate": {"host": "localhost"},
+    "Threads": {},
     "FakeClock": {},
     "Gradient": {},
     "Pipeline": {},
@@ -108,8 +128,17 @@ def is_event(cls: type) -> bool:
 
 def is_constructed(cls: type) -> bool:
     """Tell whether *cls* has a constructor of its own, or one of a base that is not public."""
+    if is_protocol(cls):
+        return False
     owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
-    return owner is cls or (owner.__module__.startswith("resilient.pool") and owner not in EXPORTED.values())
+    return owner is cls or (
+        owner.__module__.startswith(("resilient.pool", "resilient.health")) and owner not in EXPORTED.values()
+    )
+
+
+def is_protocol(cls: type) -> bool:
+    """Tell whether *cls* says what others have to have, and is made by nobody."""
+    return bool(getattr(cls, "_is_protocol", False))
 
 
 def is_record(cls: type) -> bool:
@@ -170,7 +199,7 @@ class TestNames:
     def test_all_is_sorted_and_complete(self, module: ModuleType):
         """`__all__` names things once, in order, and leaves out no error, event or policy of the module's."""
         names = module.__all__
-        assert names == sorted(set(names))
+        assert names == sorted(set(names), key=lambda name: (not (len(name) > 1 and name.isupper()), name))
         own = {
             name
             for name, value in vars(module).items()
@@ -270,7 +299,7 @@ class TestDocstrings:
     @pytest.mark.parametrize("name", sorted(VALID))
     def test_raises_are_what_the_constructor_raises(self, name):
         """Each argument of the wrong type is refused, with an error that the docstring names."""
-        cls = getattr(resilient, name, None) or getattr(testing, name)
+        cls = next(getattr(module, name) for module in (resilient, testing, health) if hasattr(module, name))
         raises = section(doc(cls), "Raises")
         cls(*POLICIES.get(name, ()), **VALID[name])
         refusals = {parameter: refusal(cls, VALID[name], parameter) for parameter in parameters(cls)}

@@ -17,7 +17,12 @@ _NONE: Final[Mapping[str, Fact]] = MappingProxyType({})
 
 
 class Status(StrEnum):
-    """How something is doing."""
+    """How something is doing.
+
+    Concurrency: immutable.
+
+    Source: draft-inadarei-api-health-check-06, which has no word for what nobody can tell.
+    """
 
     PASS = "pass"  # noqa: S105 - no password
     """All is well."""
@@ -61,14 +66,17 @@ class Finding:
 
 @runtime_checkable
 class Witness(Protocol):
-    """Whatever sees real traffic and can say how it goes: each policy, each pool, what else has these two."""
+    """Whatever sees real traffic and can say how it goes: each policy, each pool, what else has these two.
+
+    Concurrency: asked from any thread.
+    """
 
     @property
     def name(self) -> str:
         """What it is called."""
 
     def finding(self) -> Finding:
-        """Tell how what it guards is doing, from what it has seen; quickly, and without asking anybody.
+        """Return how what it guards is doing, from what it has seen; quickly, and without asking anybody.
 
         `FAIL` says that what it guards cannot be used; a report makes a warning of that, unless it was told
         that this is critical.
