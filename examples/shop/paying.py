@@ -80,6 +80,11 @@ class ProtectedPayments(Payments):
     async def _anywhere(self, turns: Iterator[int], request: bytes) -> dict[str, Any]:
         return await self._ask(next(turns), request)
 
+    @property
+    def watched(self) -> Sequence[Any]:
+        """What sees how the payment services are doing: the policies on the calls to each."""
+        return [policy for each in self._guards for policy in each.policies]
+
     def stats(self) -> dict[str, Any]:
         """Return what has become of the calls, by service."""
         return {

@@ -60,6 +60,11 @@ class Payments:
         receipt: dict[str, Any] = json.loads(await self._stubs[number](request))
         return receipt
 
+    @property
+    def watched(self) -> Sequence[Any]:
+        """What sees how the payment services are doing: nothing."""
+        return ()
+
     def stats(self) -> dict[str, Any]:
         """Return what is known of the calls, by service: nothing."""
         return {}

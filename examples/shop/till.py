@@ -32,6 +32,7 @@ async def opened_till(
 
         kind = ProtectedPayments
     async with kind.opened(addresses()) as payments:
+        health.watch(*payments.watched)
         telling = asyncio.create_task(_tell_stats(payments))
         try:
             yield Till(payments).charge
