@@ -16,7 +16,7 @@ from resilient.health import MemoryGrowth
 from resilient.health.checks.cgroups import Memory
 from resilient.health.checks.memory import resident_memory
 
-ANSWERS = 3
+ANSWERS = 2
 # What a container may take says its control group; where there is none, we do.
 LIMIT = float(os.environ.get("SHOP_MEMORY_MB", "512")) * MB
 # 50 MB in 10 minutes, after a minute to come up in; look twice a minute.

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(120)]
 
 in_full = pytest.mark.skipif(not os.environ.get("RESILIENT_SOAK"), reason="most of a minute: make soak")
 GROWING = GrowingService()
-SETTINGS = replace(GROWING.defaults, warm_up=0.5, fault=10.4)
+SETTINGS = replace(GROWING.defaults, warm_up=0.5, fault=13.0)
 
 
 @pytest.fixture(scope="module")
