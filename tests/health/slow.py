@@ -11,7 +11,7 @@ from typing import Any
 from resilient.health import Health
 from resilient.health.asgi import asgi_app
 
-TTL = 1.0
+TTL = 0.5
 TOOK = 2.0
 
 health = Health("slow", ttl=TTL, timeout=2.5, details="always")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -224,20 +225,43 @@ def test_forked_child_lets_go_of_the_port() -> None:
     """It has no thread to serve: whoever connected would wait for ever if the parent ended first."""
     port = free_port()
     serving = HealthServer(server.Endpoints(StandIn()), "127.0.0.1", port)
-    begin, end = os.pipe()
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:  # pragma: no cover - another process
         try:
+            ours.close()
             serving.close()  # does nothing here
-            os.close(end)
-            os.read(begin, 1)
+            theirs.send(b"ready")
+            theirs.recv(1)
         finally:
             os._exit(0)
+    theirs.close()
     try:
+        ours.settimeout(20)
+        assert ours.recv(5) == b"ready"
         serving.close()
         with pytest.raises(ConnectionRefusedError), connected(port):
             pass
     finally:
-        os.close(end)
-        os.close(begin)
+        ours.close()
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_no_more_files_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client that knocks meanwhile is served when there are some again; nothing spins until then."""
+    tries: list[float] = []
+    accept = server._Server.get_request
+
+    def get_request(serving: Any) -> Any:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(serving)
+
+    monkeypatch.setattr(server, "_PAUSE", 0.02)
+    monkeypatch.setattr(server._Server, "get_request", get_request)
+    with serve(StandIn(), port=0) as serving:
+        assert fetch(serving.port, "/livez")[0] == 200
+
+    assert len(tries) == 3
+    assert tries[2] - tries[0] >= 0.04

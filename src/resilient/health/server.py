@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import selectors
 import socket
 import sys
 import threading
@@ -21,7 +22,7 @@ __all__ = ["HealthServer", "serve"]
 
 _PATIENCE: Final = 5.0  # seconds that a client has for its request and for taking the answer
 _MOST_CLIENTS: Final = 64
-_LOOK_EVERY: Final = 0.2  # seconds until the thread sees that it is to end
+_PAUSE: Final = 0.1  # seconds
 
 
 def serve(
@@ -75,12 +76,7 @@ class HealthServer:
         self._port: int = self._server.server_address[1]
         self._closing = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": _LOOK_EVERY},
-            name="resilient-health-server",
-            daemon=True,
-        )
+        self._thread = threading.Thread(target=self._server.run, name="resilient-health-server", daemon=True)
         renew_after_fork(self)
         self._thread.start()
 
@@ -101,16 +97,16 @@ class HealthServer:
             if self._closed:
                 return
             self._closed = True
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.end()
             self._thread.join()
+            self._server.server_close()
 
     def after_fork(self) -> None:
         """Let go of the port in a forked child, which has no thread to serve: clients would wait for it."""
         self._closing = threading.Lock()
         if not self._closed:
             self._closed = True
-            self._server.socket.close()
+            self._server.server_close()
 
     def __enter__(self) -> Self:
         return self
@@ -131,8 +127,47 @@ class _Server(ThreadingMixIn, TCPServer):
     def __init__(self, address: tuple[str, int], endpoints: Endpoints) -> None:
         self.endpoints = endpoints
         self._places = threading.BoundedSemaphore(_MOST_CLIENTS)
+        self._ears, self._mouth = socket.socketpair()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
+        try:
+            super().__init__(address, _Handler)
+        except BaseException:
+            self._close_pair()
+            raise
+        self.socket.setblocking(False)
+
+    def run(self) -> None:
+        """Take in clients until `end` is called; not `serve_forever`, which wakes up now and then to look."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.socket, selectors.EVENT_READ)
+            selector.register(self._ears, selectors.EVENT_READ)
+            while all(key.fileobj is self.socket for key, _ in selector.select()):
+                self._take_in()
+
+    def end(self) -> None:
+        """Have `run` return."""
+        self._mouth.send(b"\0")
+
+    def server_close(self) -> None:
+        super().server_close()
+        self._close_pair()
+
+    def _take_in(self) -> None:
+        try:
+            request, address = self.get_request()
+        except (BlockingIOError, ConnectionError):  # it has gone again
+            return
+        except OSError:  # there can be no more files, and it goes on knocking
+            time.sleep(_PAUSE)
+            return
+        try:
+            self.process_request(request, address)
+        except Exception:  # noqa: BLE001 - one client's misfortune is not that of the others
+            self.shutdown_request(request)
+
+    def _close_pair(self) -> None:
+        self._ears.close()
+        self._mouth.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._places.acquire(blocking=False):
