@@ -163,6 +163,39 @@ def test_error_inside_is_a_failure_and_no_traceback_to_the_client() -> None:
     assert (status, body) == (503, b'{"status": "fail"}')
 
 
+def test_error_of_ours_is_logged_and_the_next_client_is_served(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not printed, as `socketserver` would."""
+
+    def boom(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    with serve(StandIn(), port=0) as serving:
+        with monkeypatch.context() as broken, connected(serving.port) as client:
+            broken.setattr(server.Endpoints, "respond", boom)
+            client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert everything(client) == b""
+        assert fetch(serving.port, "/livez")[0] == 200
+
+    assert [record.message for record in caplog.records] == ["A request for health was not answered"]
+    assert capfd.readouterr().err == ""
+
+
+def test_no_more_threads_cost_a_client_and_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes when there are some again is served."""
+    monkeypatch.setattr(server, "_MOST_CLIENTS", 1)
+
+    def no_more(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    with serve(StandIn(), port=0) as serving:
+        with monkeypatch.context() as broken, connected(serving.port) as client:
+            broken.setattr("socketserver.ThreadingMixIn.process_request", no_more)
+            assert everything(client) == b""
+        assert fetch(serving.port, "/livez")[0] == 200
+
+
 def test_several_threads_close_it_once() -> None:
     """And all of them return when it is closed."""
     serving = serve(StandIn(), port=0)

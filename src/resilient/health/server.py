@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import selectors
 import socket
 import sys
@@ -19,6 +20,8 @@ from .asked import Asked
 from .handler import Endpoints, EndpointWords, Reporter, without_drain_delay
 
 __all__ = ["HealthServer", "serve"]
+
+_log = logging.getLogger("resilient")
 
 _PATIENCE: Final = 5.0  # seconds that a client has for its request and for taking the answer
 _MOST_CLIENTS: Final = 64
@@ -185,10 +188,10 @@ class _Server(ThreadingMixIn, TCPServer):
         finally:
             self._places.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         # Clients that leave or are too slow are none of anybody's business.
         if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
+            _log.exception("A request for health was not answered")
 
 
 class _Handler(BaseHTTPRequestHandler):
