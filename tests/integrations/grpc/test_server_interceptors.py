@@ -692,6 +692,22 @@ def test_handlers_that_do_not_block_pass_by() -> None:
         assert ledger.ends == []
 
 
+def test_a_plain_generator_that_hangs_in_grpc_has_no_place() -> None:
+    """gRPC never comes back for the next message of one whose client has left."""
+    ledger, entered = Ledger(), threading.Event()
+
+    def unary_stream(request: bytes, _context: Any) -> Iterator[bytes]:
+        entered.set()
+        while True:
+            yield request
+
+    with served("tasks", {"shed": ledger}, behaviours={"unary_stream": unary_stream}) as channel:
+        under_way = begin(channel, "unary_stream")
+        assert entered.wait(20.0)
+        under_way.cancel()
+        assert ledger.kinds()[0] in ABANDONED
+
+
 @shapes
 def test_a_thread_may_ask_who_called_when_the_client_has_left(shape: str) -> None:
     """gRPC's own context ends the process then; a request of ours knows nobody any more."""

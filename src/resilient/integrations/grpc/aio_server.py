@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -40,7 +39,8 @@ class AioResilienceServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignor
     tells it, and calls to other services take it along. When it is up, the handler is cancelled.
 
     The place that *shed* gave is given back when the handler has answered; for a stream, when that has ended.
-    Handlers that are plain functions run in the server's threads, and are guarded there.
+    Handlers that are plain functions run in the server's threads, and are guarded there. A plain generator
+    whose client leaves may hang in gRPC for ever, with its thread; its place is given back.
 
     Args:
         rate_limit: a `RateLimiter`; a rate such as "100/minute"; or a mapping of methods to either. The exact
@@ -162,10 +162,6 @@ class _InTask(Served):
         if refusal is not None:
             await self.context.abort(refusal.code, refusal.details)  # raises, in place of *error*
 
-    def dropped(self, _task: object) -> None:
-        """Give back what the call still holds when it is over."""
-        self.end(GeneratorExit())
-
 
 def _one(
     serve: Callable[[Any], _InTask], behaviour: Callable[[Any, Any], Awaitable[Any]]
@@ -184,9 +180,8 @@ def _many(
         served = serve(context)
         # A stream whose client leaves while gRPC sends a part of it is dropped, and closed when the garbage
         # collector comes to it: that may take long. A callback of the context's would make a circle.
-        task = asyncio.current_task()
-        if task is not None:
-            task.add_done_callback(served.dropped)
+        if served.request.task is not None:
+            served.request.task.add_done_callback(served.dropped)
         async with served, aclosing(behaviour(request, context)) as messages:
             async for message in messages:
                 served.begun()

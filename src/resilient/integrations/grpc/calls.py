@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any, ClassVar, Final, TypedDict, TypeVar
@@ -41,17 +42,19 @@ class CallRequest(Request):
 
     While the call is served, `raw` has the context as "grpc.context"; afterwards nobody is known any more.
 
+    Attributes:
+        task: that gRPC serves the call in; None on a server of threads.
+
     Concurrency: belongs to its call.
     """
 
-    __slots__ = ("_believed", "_metadata", "_task", "_timeout")
+    __slots__ = ("_believed", "_metadata", "_timeout", "task")
 
     def __init__(self, method: str, metadata: Any, proxies: TrustedProxies, *, believed: bool) -> None:
         self._metadata: tuple[tuple[str, str | bytes], ...] = tuple(metadata or ())
         self._believed = believed
         self._timeout: str | None = None
-        # The task that gRPC serves the call in, on a server of such.
-        self._task = None if running_loop() is None else asyncio.current_task()
+        self.task = None if running_loop() is None else asyncio.current_task()
         super().__init__({"grpc.method": method}, proxies)
 
     def arrived(self, context: Any) -> None:
@@ -66,7 +69,7 @@ class CallRequest(Request):
     @property
     def is_over(self) -> bool:
         """Whether gRPC has done with the call, though a thread may still serve it."""
-        return self._task is not None and self._task.done()
+        return self.task is not None and self.task.done()
 
     @property
     def method(self) -> str:
@@ -168,7 +171,7 @@ class Doorkeeper:
         if not isinstance(exempt, Iterable):
             params.refuse(TypeError, "exempt", "must be several paths", exempt)
         self._believes_all = trusted is None
-        self._tasks = Door(
+        self.tasks = Door(
             in_tasks=True,
             rate_limit=words["rate_limit"],
             key=words["key"],
@@ -182,19 +185,19 @@ class Doorkeeper:
             trusted=() if trusted is None else trusted,
         )
         # A server of tasks runs plain functions in threads: with the same limits, and none is cut off.
-        self._threads = copy(self._tasks)
+        self._threads = copy(self.tasks)
         seconds = params.optional_seconds("deadline", words["deadline"])
         self._threads.time_limits = TimeLimits(seconds, in_tasks=False)
 
     def admit(self, details: Any) -> CallRequest | None:
         """Return a call as a request; None where it is none of our business."""
-        proxies, metadata = self._tasks.proxies, details.invocation_metadata
+        proxies, metadata = self.tasks.proxies, details.invocation_metadata
         request = CallRequest(details.method, metadata, proxies, believed=self._believes_all)
-        return None if self._tasks.exempts(request) else request
+        return None if self.tasks.exempts(request) else request
 
     def serving(self, kind: type[B], request: CallRequest) -> Callable[[Any], B]:
         """Return what makes a call that is served of its context."""
-        door = self._tasks if kind.in_tasks else self._threads
+        door = self.tasks if kind.in_tasks else self._threads
 
         def serve(context: Any) -> B:
             request.arrived(context)
@@ -210,10 +213,10 @@ class LateAnswerError(FaultyAnswerError, TimeoutError):
 class Served:
     """One call that is served, between its door and its end.
 
-    Concurrency: belongs to its call.
+    Concurrency: belongs to its call. `end` may be called by any thread.
     """
 
-    __slots__ = ("_around", "_begun", "context", "request", "visit")
+    __slots__ = ("_around", "_begun", "_once", "context", "request", "visit")
 
     in_tasks: ClassVar[bool]
     """Whether it is served in a task, and else in a thread."""
@@ -226,6 +229,7 @@ class Served:
         self.request = request
         self.visit = Visit(door, request, self.waits)
         self._begun = False
+        self._once = threading.Lock()
         self._around = surroundings()
 
     def begun(self) -> None:
@@ -237,11 +241,15 @@ class Served:
     def end(self, error: BaseException | None) -> Refusal | None:
         """Give back what the call holds; return how it is to be refused, where *error* says so.
 
+        Whoever comes first does so; to come again does nothing.
+
         Raises:
             Exception: what is to be raised in place of *error*, and is none of `REFUSALS`.
         """
         dropped = isinstance(error, GeneratorExit)
         try:
+            if not self._once.acquire(blocking=False):
+                return None
             self.visit.leave(self._evidence(error))
         except REFUSALS as late:
             error = late
@@ -257,6 +265,10 @@ class Served:
         if not dropped:
             self._tell(())
         return None
+
+    def dropped(self, _task: object) -> None:
+        """Give back what the call still holds when it is over."""
+        self.end(GeneratorExit())
 
     def is_gone(self, error: BaseException | None, /) -> bool:
         """Tell whether the client has left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from types import TracebackType
@@ -17,6 +18,7 @@ from ...web.priorities import PriorityKey
 from ...web.wsgi import WAITS, at_once
 from .. import needing
 from .calls import Doorkeeper, Served, guarded
+from .statuses import REFUSALS
 
 with needing("grpcio", extra="grpc"):
     import grpc
@@ -139,6 +141,16 @@ class InThread(Served):
     ) -> bool:
         return self._end(error)
 
+    def give_back_when_over(self) -> None:
+        """Give back what the call holds when gRPC has done with it, on a server of tasks.
+
+        That leaves the generator of a client that has left hanging between two messages.
+        """
+        task = self.request.task
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                task.get_loop().call_soon_threadsafe(task.add_done_callback, self.dropped)
+
     def is_gone(self, _error: BaseException | None) -> bool:
         """Tell whether the client has left."""
         # A thread of a server of tasks has a context that cannot be asked.
@@ -146,12 +158,10 @@ class InThread(Served):
         return self.request.is_over if is_active is None else not is_active()
 
     def _end(self, error: BaseException | None) -> bool:
-        refusal = self.end(error)
-        if refusal is None:
-            return False
-        if not self.request.is_over:
+        refusal, is_over = self.end(error), self.request.is_over
+        if refusal is not None and not is_over:
             self.context.abort(refusal.code, refusal.details)  # raises, in place of *error*
-        return True  # nobody is there to be told
+        return is_over and isinstance(error, REFUSALS)  # nobody is there to be told
 
 
 def wrap_in_threads(
@@ -171,6 +181,7 @@ def wrap_in_threads(
 
     def many(request: Any, context: Any) -> Generator[Any]:
         with serve(context) as served:
+            served.give_back_when_over()
             for message in behaviour(request, context):
                 served.begun()
                 yield message
