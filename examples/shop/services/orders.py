@@ -25,7 +25,7 @@ from starlette.routing import BaseRoute, Route
 from examples.shop.calls import Calls
 from examples.shop.journal import say
 from examples.shop.timing import scaled, session_time
-from resilient.health import Health
+from resilient.health import Database, Health
 
 MIN_SIZE, MAX_SIZE = 2, 6
 # What a transaction takes in a database that has other things to do as well.
@@ -177,6 +177,8 @@ async def opened(
     """Yield the routes of a service with a pool of connections, which is closed afterwards."""
     make, use = lender(protections)
     async with make(os.environ["SHOP_DATABASE"]) as pool:
+        # It needs a connection as everybody does: where the pool has none left, there is no database.
+        health.add(Database(pool), critical=True)
         telling = asyncio.create_task(tell_use(partial(use, pool)))
         try:
             yield routes(OrderBook(pool))
