@@ -30,6 +30,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.waiting import await_until, wait_until
 
 from resilient.events import ConnectionCollected, ConnectionReclaimed, Event
+from resilient.health import Health, Status
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -96,6 +97,22 @@ async def test_order_is_kept_and_shown_to_who_placed_it(
     assert shown.json() == [{name: ORDER[name] for name in ("order", "goods", "shipping", "currency")}]
     assert len((await shop.get("/orders/user-7")).json()) == 1
     assert postgres.query("select sum(quantity) from order_lines") == "3"
+
+
+@pytest.mark.parametrize(("protections", "ready"), [([], Status.FAIL), (["pool"], Status.PASS)])
+async def test_pool_that_has_run_dry_makes_the_service_unready(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, *, protections: list[str], ready: Status
+) -> None:
+    """Its health needs a connection like everybody; the protected pool has taken back what was forgotten."""
+    monkeypatch.setenv("SHOP_DATABASE", postgres.url)
+    calls = Calls(httpx.AsyncClient(), {})
+    with Health("orders", timeout=0.3) as health:
+        async with orders.opened(calls, protections, health) as routes:
+            transport = httpx.ASGITransport(service.application(routes))
+            async with httpx.AsyncClient(transport=transport, base_url="http://orders") as http:
+                for number in range(orders.MAX_SIZE):
+                    assert (await http.get(f"/orders/new-{number}")).json() == []
+                assert (await health.areport("ready")).status is ready
 
 
 async def test_order_that_cannot_be_kept_whole_is_not_kept(
