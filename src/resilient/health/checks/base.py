@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import ClassVar, Final, Self
 
 from ...engine import params
+from ...engine.deadline import time_left
 from ...engine.finding import Status
 from ...events import error_text
 from ...typing import Seconds
@@ -19,6 +20,7 @@ __all__ = [
     "Watchdog",
     "by_share",
     "duration",
+    "in_time",
     "megabytes",
     "reason",
     "seconds_of",
@@ -27,6 +29,9 @@ __all__ = [
 
 MB: Final = 1024 * 1024
 _GB: Final = 1024 * MB
+# Of the time that is left: so that whoever asks first, and does not wait for all of it, is told as well.
+_MOST: Final = 0.6
+_LEAST: Final = 0.01  # seconds
 _MINUTE: Final = 60.0
 _TEN: Final = 10.0
 
@@ -100,6 +105,15 @@ def reason(error: BaseException) -> str:
 def seconds_of(timeout: Seconds) -> float:
     """Return a timeout that a check was given."""
     return params.seconds("timeout", timeout, above=True)
+
+
+def in_time(timeout: float) -> float:
+    """Return how many seconds a check takes at most: *timeout*, or most of what its caller has left.
+
+    Not all of it: that the time was up is said by the check, who knows what it has waited for.
+    """
+    left = time_left()
+    return timeout if left is None else min(timeout, max(_LEAST, _MOST * left))
 
 
 def thresholds(warn: float | None, fail: float | None, *, most: float | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from ...engine import params
 from ...engine.finding import Fact, Finding, Status
 from ...typing import Seconds
-from .base import Check, Watchdog, duration, reason, seconds_of
+from .base import Check, Watchdog, duration, in_time, reason, seconds_of
 from .sources import AsyncSource, Source, Watch, cut, source_of
 
 __all__ = ["Database"]
@@ -109,23 +109,23 @@ class Database(Check):
             return Finding(Status.WARN, f"it took {duration(took)}", round(took, 6), "s", facts)
         return Finding(Status.PASS, "", round(took, 6), "s", facts)
 
-    def _failed(self, error: BaseException, *, connected: bool, late: bool) -> Finding:
+    def _failed(self, error: BaseException, seconds: float, *, connected: bool, late: bool) -> Finding:
         """Tell why there is no answer: the pool has no connection, or the server does not give one."""
         names = {kind.__name__ for kind in type(error).__mro__}
         if not connected and names & self._source.exhausted:
-            return Finding(Status.FAIL, self._exhausted(error), facts={"pool_exhausted": True})
+            return Finding(Status.FAIL, self._exhausted(error, seconds), facts={"pool_exhausted": True})
         if late or isinstance(error, TimeoutError):
             what = "no answer" if connected else "no connection"
-            return Finding(Status.FAIL, f"{what} within {self._timeout:g} s")
+            return Finding(Status.FAIL, f"{what} within {seconds:.3g} s")
         told = reason(error)
         if names & _FORBIDDEN or "authentication failed" in told:
             return Finding(Status.FAIL, f"it refuses the credentials: {told}", facts={"permission": False})
         return Finding(Status.FAIL, told)
 
-    def _exhausted(self, error: BaseException) -> str:
+    def _exhausted(self, error: BaseException, seconds: float) -> str:
         borrowers = _borrowers(error)
         if borrowers:  # one of our own errors, which says the same, and is longer than a reason may be
-            return f"no connection came free within {self._timeout:g} s; {borrowers}"
+            return f"no connection came free within {seconds:.3g} s; {borrowers}"
         with suppress(Exception):  # the watch may have ended
             borrowers = _told(self._source.watched().borrowers())
         return f"no connection came free: {reason(error)}{'; ' if borrowers else ''}{borrowers}"
@@ -134,25 +134,25 @@ class Database(Check):
 class _SyncDatabase(Database):
     def __call__(self) -> Finding:
         source: Source = self._source
-        begun = time.perf_counter()
+        begun, seconds = time.perf_counter(), in_time(self._timeout)
         connected, dog = False, None
         try:
-            with source.borrow(self._timeout) as conn:
+            with source.borrow(seconds) as conn:
                 connected = True
-                left = max(_LEAST, self._timeout - (time.perf_counter() - begun))
+                left = max(_LEAST, seconds - (time.perf_counter() - begun))
                 dog = Watchdog(left, partial(_cut, source, conn))
                 with dog:
                     row = source.ask(conn, self._query)
             return self._judge(row, time.perf_counter() - begun)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is why there is no answer
-            return self._failed(exc, connected=connected, late=dog is not None and dog.bit)
+            return self._failed(exc, seconds, connected=connected, late=dog is not None and dog.bit)
 
 
 class _AsyncDatabase(Database):
     async def __call__(self) -> Finding:
         source: AsyncSource = self._source
         loop = asyncio.get_running_loop()
-        begun = time.perf_counter()
+        begun, seconds = time.perf_counter(), in_time(self._timeout)
         connected, late = False, False
 
         def bite(conn: Any) -> None:
@@ -162,9 +162,9 @@ class _AsyncDatabase(Database):
 
         try:
             # The connection is cut in time; what waits for more than its end is cancelled a little later.
-            async with asyncio.timeout(self._timeout * (1.0 + _GRACE)), source.borrow(self._timeout) as conn:
+            async with asyncio.timeout(seconds * (1.0 + _GRACE)), source.borrow(seconds) as conn:
                 connected = True
-                left = max(_LEAST, self._timeout - (time.perf_counter() - begun))
+                left = max(_LEAST, seconds - (time.perf_counter() - begun))
                 dog = loop.call_later(left, bite, conn)
                 try:
                     row = await source.ask(conn, self._query)
@@ -172,14 +172,14 @@ class _AsyncDatabase(Database):
                     dog.cancel()
             return self._judge(row, time.perf_counter() - begun)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is why there is no answer
-            return self._failed(exc, connected=connected, late=late)
+            return self._failed(exc, seconds, connected=connected, late=late)
 
 
 class _SyncWatch(Database):
     def __call__(self) -> Finding:
         begun = time.perf_counter()
         try:
-            self._source.watched.check(self._timeout)
+            self._source.watched.check(in_time(self._timeout))
         except Exception as exc:  # noqa: BLE001 - it says all there is to say
             return _failed_watch(exc)
         return self._judge(None, time.perf_counter() - begun)
@@ -189,7 +189,7 @@ class _AsyncWatch(Database):
     async def __call__(self) -> Finding:
         begun = time.perf_counter()
         try:
-            await self._source.watched.acheck(self._timeout)
+            await self._source.watched.acheck(in_time(self._timeout))
         except Exception as exc:  # noqa: BLE001 - it says all there is to say
             return _failed_watch(exc)
         return self._judge(None, time.perf_counter() - begun)

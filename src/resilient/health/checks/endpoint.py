@@ -19,7 +19,7 @@ from ...engine.finding import Fact, Finding, Status
 from ...pool.drivers.base import cut
 from ...typing import Seconds
 from ..secrets import masked
-from .base import Check, Watchdog, duration, reason, seconds_of
+from .base import Check, Watchdog, duration, in_time, reason, seconds_of
 from .network import connected, port_of
 
 __all__ = ["HTTPEndpoint"]
@@ -118,19 +118,19 @@ class HTTPEndpoint(Check):
         Returns:
             The seconds until the answer was read, and its status.
         """
-        begun = time.perf_counter()
+        begun, seconds = time.perf_counter(), in_time(self._timeout)
         try:
-            status, headers, body = self._answer()
+            status, headers, body = self._answer(seconds)
         except TimeoutError:
-            return Finding(Status.FAIL, f"no answer from {self._address.place} within {self._timeout:g} s")
+            return Finding(Status.FAIL, f"no answer from {self._address.place} within {seconds:.3g} s")
         except (OSError, http.client.HTTPException, ValueError) as exc:
             return Finding(Status.FAIL, f"no answer from {self._address.place}: {reason(exc)}")
         return self._judge(status, headers, body, time.perf_counter() - begun)
 
-    def _answer(self) -> tuple[int, http.client.HTTPMessage, bytes]:
-        address, until = self._address, time.monotonic() + self._timeout
-        link = http.client.HTTPConnection(address.host, address.port, timeout=self._timeout)
-        sock: Any = connected(address.host, address.port, self._timeout)
+    def _answer(self, seconds: float) -> tuple[int, http.client.HTTPMessage, bytes]:
+        address, until = self._address, time.monotonic() + seconds
+        link = http.client.HTTPConnection(address.host, address.port, timeout=seconds)
+        sock: Any = connected(address.host, address.port, seconds)
         link.sock = sock  # which `link` closes
 
         def bite() -> None:

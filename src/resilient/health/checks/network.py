@@ -14,7 +14,7 @@ from ...engine import params
 from ...engine.finding import Fact, Finding, Status
 from ...pool.drivers.base import cut
 from ...typing import Clock, Seconds
-from .base import Check, Watchdog, duration, reason, seconds_of
+from .base import Check, Watchdog, duration, in_time, reason, seconds_of
 from .certificates import expiry_of
 
 __all__ = ["DNSName", "TCPPort", "TLSCertificate", "connected", "port_of"]
@@ -55,11 +55,11 @@ class TCPPort(Check):
         Returns:
             The seconds it took; a failure, with the reason, where nobody accepts.
         """
-        begun = time.perf_counter()
+        begun, seconds = time.perf_counter(), in_time(self._timeout)
         try:
-            connected(self._host, self._port, self._timeout).close()
+            connected(self._host, self._port, seconds).close()
         except OSError as exc:
-            return _no_connection(exc, self._host, self._port, self._timeout)
+            return _no_connection(exc, self._host, self._port, seconds)
         return Finding(Status.PASS, "", round(time.perf_counter() - begun, 6), "s")
 
     def _subject(self) -> str:
@@ -183,18 +183,18 @@ class TLSCertificate(Check):
             The days that are left. It fails where clients do not trust the certificate, where it ends too
             soon, and where nobody speaks TLS.
         """
-        distrust = ""
+        distrust, seconds = "", in_time(self._timeout)
         try:
             try:
-                certificate = self._certificate(self._trusting)
+                certificate = self._certificate(self._trusting, seconds)
             except ssl.SSLCertVerificationError as exc:
                 distrust = exc.verify_message or reason(exc)
-                certificate = self._certificate(self._blind)
+                certificate = self._certificate(self._blind, in_time(self._timeout))
         except ssl.SSLError as exc:
             told = f"clients do not trust it: {distrust}; " if distrust else ""
             return Finding(Status.FAIL, f"{told}no handshake: {reason(exc)}")
         except OSError as exc:
-            return _no_connection(exc, self._host, self._port, self._timeout)
+            return _no_connection(exc, self._host, self._port, seconds)
         try:
             ends = expiry_of(certificate)
         except ValueError as exc:
@@ -216,16 +216,16 @@ class TLSCertificate(Check):
             status, told, round(left, 2), "days", {"ends": ends.isoformat(), "trusted": not distrust}
         )
 
-    def _certificate(self, context: ssl.SSLContext) -> bytes:
+    def _certificate(self, context: ssl.SSLContext, seconds: float) -> bytes:
         """Return the certificate of the server as it is sent."""
-        plain = connected(self._host, self._port, self._timeout)
+        plain = connected(self._host, self._port, seconds)
         try:
             secure = context.wrap_socket(plain, server_hostname=self._host, do_handshake_on_connect=False)
         except BaseException:
             plain.close()
             raise
         # Each step of a handshake may take as long as the socket's timeout; all of it may not.
-        with secure, Watchdog(self._timeout, lambda: cut(secure.fileno)) as dog:
+        with secure, Watchdog(seconds, lambda: cut(secure.fileno)) as dog:
             try:
                 secure.do_handshake()
             except OSError as exc:
@@ -283,7 +283,7 @@ def connected(host: str, port: int, seconds: float) -> socket.socket:
 
 def _no_connection(error: OSError, host: str, port: int, seconds: float) -> Finding:
     if isinstance(error, TimeoutError):
-        return Finding(Status.FAIL, f"{host}:{port} does not answer within {seconds:g} s")
+        return Finding(Status.FAIL, f"{host}:{port} does not answer within {seconds:.3g} s")
     return Finding(Status.FAIL, f"{host}:{port} cannot be reached: {reason(error)}")
 
 

@@ -13,7 +13,7 @@ from ...engine import params
 from ...engine.finding import Fact, Finding, Status, worst
 from ...pool.drivers import driver_of
 from ...typing import Seconds
-from .base import Check, Watchdog, duration, megabytes, reason, seconds_of, thresholds
+from .base import Check, Watchdog, duration, in_time, megabytes, reason, seconds_of, thresholds
 
 __all__ = ["RedisServer"]
 
@@ -101,9 +101,9 @@ class RedisServer(Check):
         words = self._client.connection_pool.connection_kwargs
         return str(words.get("path") or f"{words.get('host', '')}:{words.get('port', '')}").strip(":")
 
-    def _connection(self) -> Any:
+    def _connection(self, seconds: float) -> Any:
         """Return a connection as the client's pool would make it, not connected yet."""
-        pool, seconds = self._client.connection_pool, self._timeout
+        pool = self._client.connection_pool
         words = {
             word: value
             for word, value in pool.connection_kwargs.items()
@@ -128,8 +128,8 @@ class RedisServer(Check):
             told.append(f"its figures are not known: {why}")
         return Finding(worst(*(status for status, _ in found)), "; ".join(told), round(took, 6), "s", facts)
 
-    def _no_answer(self, error: BaseException, late: bool) -> Finding:
-        told = f"no answer within {self._timeout:g} s" if late else reason(error)
+    def _no_answer(self, error: BaseException, seconds: float, *, late: bool) -> Finding:
+        told = f"no answer within {seconds:.3g} s" if late else reason(error)
         if not late and "AuthenticationError" in type(error).__name__:
             told = f"it refuses the credentials: {told}"
         return Finding(Status.FAIL, told)
@@ -198,10 +198,10 @@ class RedisServer(Check):
 
 class _SyncRedisServer(RedisServer):
     def __call__(self) -> Finding:
-        connection, dog = None, None
+        connection, dog, seconds = None, None, in_time(self._timeout)
         try:
-            connection = self._connection()
-            dog = Watchdog(self._timeout, lambda: driver_of(connection).abort(connection))
+            connection = self._connection(seconds)
+            dog = Watchdog(seconds, lambda: driver_of(connection).abort(connection))
             with dog:
                 connection.connect()
                 begun = time.perf_counter()
@@ -212,7 +212,7 @@ class _SyncRedisServer(RedisServer):
                     answers.append(_read(connection))
                     took = took or time.perf_counter() - begun
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is why there is no answer
-            return self._no_answer(exc, _is_late(exc) or (dog is not None and dog.bit))
+            return self._no_answer(exc, seconds, late=_is_late(exc) or (dog is not None and dog.bit))
         finally:
             if connection is not None:
                 with suppress(Exception):
@@ -222,10 +222,10 @@ class _SyncRedisServer(RedisServer):
 
 class _AsyncRedisServer(RedisServer):
     async def __call__(self) -> Finding:
-        connection = None
+        connection, seconds = None, in_time(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                connection = self._connection()
+            async with asyncio.timeout(seconds):
+                connection = self._connection(seconds)
                 await connection.connect()
                 begun = time.perf_counter()
                 questions = connection.pack_commands(_QUESTIONS)
@@ -236,7 +236,7 @@ class _AsyncRedisServer(RedisServer):
                     answers.append(await _aread(connection))
                     took = took or time.perf_counter() - begun
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is why there is no answer
-            return self._no_answer(exc, _is_late(exc))
+            return self._no_answer(exc, seconds, late=_is_late(exc))
         finally:
             if connection is not None:
                 with suppress(Exception):
