@@ -33,6 +33,8 @@ PAGES = MIX.keys() - {"checkout"}
 _PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(encoding="utf-8"))]
 _USERS = 1000
 _CARTS_AGO = 6
+# So many later that the cart is filled then, even where that takes long.
+_BUYERS_AGO = 20
 _CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]
 
 
@@ -143,7 +145,7 @@ def _buyers(times: Iterator[float], dice: random.Random) -> Iterator[Due]:
     """Yield what they do: a cart is filled, and one that was filled a little before is bought."""
     for number, at in enumerate(times):
         buyer, buys = divmod(number, 2)
-        user = buyer - _CARTS_AGO if buys and buyer >= _CARTS_AGO else buyer
+        user = buyer - _BUYERS_AGO if buys and buyer >= _BUYERS_AGO else buyer
         query = {"user": f"buyer-{user}", "currency": dice.choice(_CURRENCIES)}
         if user == buyer:
             query["product"] = dice.choice(_PRODUCTS)
