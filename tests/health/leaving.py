@@ -232,5 +232,6 @@ def fork_in_a_loop() -> None:
 
 if __name__ == "__main__":
     logging.getLogger("resilient").setLevel("CRITICAL")
+    logging.getLogger("asyncio").setLevel("ERROR")  # a busy machine is no fault of ours
     for name in sys.argv[1:]:
         globals()[name]()
