@@ -62,21 +62,25 @@ class Keeper:
         """Start the thread; requires the lock."""
         # Not in the context of whoever asks first, which both would keep.
         nobody = Context()
-        # Noted before it runs: an interrupt must not leave a thread that nobody stops.
-        own = self._own = nobody.run(asyncio.new_event_loop)
+        own = nobody.run(asyncio.new_event_loop)
         thread = threading.Thread(target=self._keep, args=(own,), name=self._name, daemon=True)
+        self._own = own
         try:
             nobody.run(thread.start)
-        except BaseException:
-            if not thread.is_alive():
-                self._own = None
+        except BaseException as error:
+            # Where that was an interrupt, the thread may come all the same, and finds that nobody wants it.
+            self._own = None
+            if isinstance(error, RuntimeError):
                 own.close()
             raise
 
     def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            wanted = self._own is loop
         asyncio.set_event_loop(loop)
         try:
-            loop.run_forever()
+            if wanted:
+                loop.run_forever()
         finally:
             with self._lock:
                 if self._own is loop:  # a check has stopped it

@@ -14,7 +14,7 @@ from typing import Final
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.waiting import Waiter
-from ..events import Announcer, HealthChanged
+from ..events import Announcer, HealthChanged, log_fault
 from ..typing import Clock
 from .aggregation import behind_failures
 from .registration import Checked, Entry, Registry, testimony_of
@@ -108,9 +108,13 @@ class Monitor:
             if waiter in run.waiters:
                 run.waiters.remove(waiter)
 
-    def results(self) -> dict[Entry, Result]:
-        """Return how everything stands now, and announce what has changed."""
-        entries = self.registry.entries
+    def results(self, entries: Sequence[Entry]) -> dict[Entry, Result]:
+        """Return how *entries*, and what they stand on, are doing now, and announce what has changed.
+
+        Args:
+            entries: they and all that they stand on. Nobody else is looked at: a witness that hangs, against
+                what it promises, holds up those only who want to know of it.
+        """
         with self.lock:
             self._looks += 1
             look, now, at = self._looks, self._clock(), datetime.now(UTC)
@@ -141,7 +145,7 @@ class Monitor:
                     wait = min(wait, entry.record.period if entry.run is not None else due_in)
                 if run is not None:
                     self._start(entry, run)
-        self.results()
+        self.results(self.registry.entries)
         return max(wait, _SPIN)
 
     def after_fork(self) -> None:
@@ -187,8 +191,9 @@ class Monitor:
 
     def _tell_of(self, entry: Checked) -> None:
         """Announce what has become of *entry*, where it is news."""
-        if entry.facts.name in self.registry.linked:  # what is news depends on others, or others on it
-            self.results()
+        linked = self.registry.linked
+        if entry.facts.name in linked:  # what is news depends on others, or others on it
+            self.results([one for one in self.registry.entries if one.facts.name in linked])
             return
         with self.lock:  # by itself: many may end at the same time
             self._looks += 1
@@ -223,8 +228,15 @@ _pulses: set[asyncio.Task[None]] = set()
 
 async def _pulse(reference: weakref.ref[Monitor]) -> None:
     """Run what is due in the background, for as long as the monitor lives."""
-    while (monitor := reference()) is not None and (wait := monitor.beat()) is not None:
+    wait: float | None = _LOOK_EVERY
+    while (monitor := reference()) is not None:
+        try:
+            wait = monitor.beat()
+        except Exception:  # noqa: BLE001 - of a clock, say; whatever it is, the next one may go well
+            log_fault("%r failed in the background", monitor)
         del monitor
+        if wait is None:
+            return
         await asyncio.sleep(wait)
 
 

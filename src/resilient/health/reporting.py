@@ -20,7 +20,7 @@ from .aggregation import ALL, LIVE, READY, STARTUP, overall
 from .details import NEVER, Details, details_of
 from .monitor import Monitor
 from .registration import Entry
-from .report import Report, Result
+from .report import Report
 from .runs import Run, inside
 from .settings import Defaults
 
@@ -233,11 +233,10 @@ class Reporting(Announcing):
                     run = (*self._monitor.begin((run.place,)), run)[0]  # noqa: PLW2901 - it, or in its place
 
     def _tell(self, group: str) -> Report:
-        results = self._monitor.results()
-        members = [results[entry] for entry in self._members(group) if entry in results]
+        members = [*self._monitor.results(self._members(group)).values()]
         status = overall(members, strict=group not in {ALL, LIVE})
-        if group in {READY, STARTUP} and not self._started and status is not Status.FAIL:
-            self._started = self._is_startup_passed(results)
+        if group in {READY, STARTUP} and status is not Status.FAIL:
+            self._started = True  # "ready" has had the members of "startup", too
         draining = self._draining
         if group == STARTUP and self._started:
             status = Status.PASS
@@ -255,10 +254,6 @@ class Reporting(Announcing):
             tuple(members),
             draining or "",
         )
-
-    def _is_startup_passed(self, results: dict[Entry, Result]) -> bool:
-        members = [results[entry] for entry in self._members(STARTUP) if entry in results]
-        return overall(members, strict=True) is not Status.FAIL
 
     def _set_draining(self, reason: str | None) -> None:
         with self._monitor.lock:
