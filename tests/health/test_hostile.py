@@ -280,3 +280,50 @@ def test_ten_thousand_lines_and_facts_of_a_hostile_check_cost_little() -> None:
         result: Any = health.report().result("it")
         assert time.monotonic() - began < SOON
     assert len(repr(result)) < 20_000
+
+
+def test_witness_that_blocks_holds_only_those_who_ask_for_it() -> None:
+    """Liveness above all: the process would be killed for a queue that nobody has asked about."""
+    gate, begun = threading.Event(), threading.Event()
+
+    class Blocking:
+        name = "queue"
+
+        def finding(self) -> Finding:
+            begun.set()
+            gate.wait(QUICK)
+            return Finding(Status.PASS)
+
+    with a_health() as health:
+        health.add(Scripted(), "loop", external=False, groups=["live"])
+        health.watch(Blocking(), groups=["ready"])
+        asker = threading.Thread(target=health.report, args=("ready",))
+        asker.start()
+        try:
+            assert begun.wait(SOON)
+            assert health.report("live").ok
+            assert health.latest("startup").ok
+        finally:
+            gate.set()
+            asker.join()
+
+
+def test_background_outlives_what_nobody_expects() -> None:
+    """A clock that fails once in a while: it is told of, and the checks run on."""
+    fails = False
+
+    def clock() -> float:
+        if fails and threading.current_thread().name == "resilient-health-loop":
+            raise ArithmeticError("of the clock's")
+        return time.monotonic()
+
+    checked = Scripted()
+    with a_health(clock=clock) as health:
+        health.add(checked, "it", interval=0.01)
+        health.start()
+        wait_until(lambda: checked.runs > 0, "it runs")
+        fails = True
+        time.sleep(0.05)
+        fails = False
+        runs = checked.runs
+        wait_until(lambda: checked.runs > runs + 1, "it runs on", within=SOON)
