@@ -109,24 +109,13 @@ class Monitor:
                 run.waiters.remove(waiter)
 
     def results(self, entries: Sequence[Entry]) -> dict[Entry, Result]:
-        """Return how *entries*, and what they stand on, are doing now, and announce what has changed.
+        """Return how *entries* are doing now, and announce what has changed.
 
         Args:
-            entries: they and all that they stand on. Nobody else is looked at: a witness that hangs, against
-                what it promises, holds up those only who want to know of it.
+            entries: with all that they stand on. Nobody else is looked at: a witness that hangs, against what
+                it promises, holds up those only who want to know of it.
         """
-        with self.lock:
-            self._looks += 1
-            look, now, at = self._looks, self._clock(), datetime.now(UTC)
-            found: dict[Entry, Result] = {
-                entry: entry.result(now, at) for entry in entries if isinstance(entry, Checked)
-            }
-        for entry in entries:
-            if entry not in found:  # a witness, which has a lock of its own
-                found[entry] = entry.result(now, at)
-        results = dict(zip(entries, behind_failures([found[entry] for entry in entries]), strict=True))
-        for entry, result in results.items():
-            self._announce(entry, result, look)
+        results = self._look(entries)
         self._announcer.deliver()
         return results
 
@@ -185,21 +174,35 @@ class Monitor:
             entry.end(run, found, self._clock())
             run.ended = True
             waiters, run.waiters = run.waiters, []
-        for waiter in waiters:
-            waiter.wake()
-        self._tell_of(entry)
-
-    def _tell_of(self, entry: Checked) -> None:
-        """Announce what has become of *entry*, where it is news."""
-        linked = self.registry.linked
-        if entry.facts.name in linked:  # what is news depends on others, or others on it
-            self.results([one for one in self.registry.entries if one.facts.name in linked])
-            return
-        with self.lock:  # by itself: many may end at the same time
-            self._looks += 1
-            look, result = self._looks, entry.result(self._clock(), datetime.now(UTC))
-        self._announce(entry, result, look)
+        try:
+            # Logged before those go on who have waited for it.
+            self._look(self._linked_with(entry))
+        finally:
+            for waiter in waiters:
+                waiter.wake()
         self._announcer.deliver()
+
+    def _look(self, entries: Sequence[Entry]) -> dict[Entry, Result]:
+        with self.lock:
+            self._looks += 1
+            look, now, at = self._looks, self._clock(), datetime.now(UTC)
+            found: dict[Entry, Result] = {
+                entry: entry.result(now, at) for entry in entries if isinstance(entry, Checked)
+            }
+        for entry in entries:
+            if entry not in found:  # a witness, which has a lock of its own
+                found[entry] = entry.result(now, at)
+        results = dict(zip(entries, behind_failures([found[entry] for entry in entries]), strict=True))
+        for entry, result in results.items():
+            self._announce(entry, result, look)
+        return results
+
+    def _linked_with(self, entry: Entry) -> Sequence[Entry]:
+        """Return those for whom it may be news what has become of *entry*: mostly nobody else."""
+        linked = self.registry.linked
+        if entry.facts.name not in linked:
+            return (entry,)
+        return [one for one in self.registry.entries if one.facts.name in linked]
 
     def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:
