@@ -373,9 +373,17 @@ def test_app_without_a_delay_leaves_the_signal_alone(former: Former) -> None:
 # gunicorn's hook.
 
 
+def a_worker() -> tuple[Any, list[str]]:
+    """Return what stands for a worker of gunicorn's, and the warnings in its log."""
+    warnings: list[str] = []
+    log = SimpleNamespace(warning=lambda text, *words: warnings.append(text % words))
+    return SimpleNamespace(cfg=SimpleNamespace(graceful_timeout=30), log=log), warnings
+
+
 def test_hook_finds_the_health_in_the_worker(former: Former) -> None:
     """By name, so that the app is imported after the fork."""
-    draining(f"{__name__}:HOLDER.health", delay=SOON)(SimpleNamespace())
+    worker, _ = a_worker()
+    draining(f"{__name__}:HOLDER.health", delay=SOON)(worker)
     told_to_end()
 
     wait_until(lambda: bool(former.heard), "gunicorn's handler")
@@ -383,6 +391,19 @@ def test_hook_finds_the_health_in_the_worker(former: Former) -> None:
 
 
 HOLDER = SimpleNamespace(health=StandIn())
+
+
+@pytest.mark.parametrize(("delay", "warned"), [(29.9, False), (30, True), (60, True)])
+def test_worker_that_would_be_killed_while_it_drains_is_warned(
+    delay: float, warned: bool, former: Former
+) -> None:
+    """By gunicorn's own log, at the start and not at the first deployment."""
+    worker, warnings = a_worker()
+
+    draining(StandIn(), delay)(worker)
+
+    assert bool(warnings) is warned
+    assert all("graceful_timeout = 30 s" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(

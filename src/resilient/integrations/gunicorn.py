@@ -60,6 +60,11 @@ def _found(name: str) -> Drained:
 
 
 def _drain(worker: Any, health: Drained, delay: float) -> None:
+    patience: float = worker.cfg.graceful_timeout
+    if delay >= patience:
+        worker.log.warning(
+            "draining for %g s: gunicorn kills its workers after graceful_timeout = %g s", delay, patience
+        )
     handler = signal.getsignal(signal.SIGTERM)
     if handler is signal.SIG_DFL:
         # A worker of uvicorn's: its server is yet to install its handlers, and then starts the app.
