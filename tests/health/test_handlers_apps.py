@@ -15,7 +15,9 @@ from resilient import RateLimiter
 from resilient.errors import BulkheadFullError
 from resilient.health import Asked, Endpoints, Status, from_networks
 from resilient.health.asgi import asgi_app
+from resilient.health.handler import PATHS as HEALTH_PATHS
 from resilient.health.wsgi import wsgi_app
+from resilient.web.door import PROBES
 from resilient.web.maintenance import Maintenance
 
 PATHS = ("/livez", "/readyz", "/startupz", "/health", "/health/storage")
@@ -166,6 +168,11 @@ def test_middleware_vouches_for_the_client_that_its_proxies_tell(world: World) -
     assert members("10.9.9.9", "198.51.100.7") == {"status"}
     assert members("10.1.2.3", "10.1.2.4") == {"status"}
     assert members("198.51.100.7", "10.1.2.3") == {"status"}
+
+
+def test_paths_that_the_app_answers_itself_are_exempt_too() -> None:
+    """Where health is a route of the app, the middleware lets it be."""
+    assert set(HEALTH_PATHS.values()) <= set(PROBES)
 
 
 def test_middleware_without_health_leaves_the_paths_to_the_app(world: World) -> None:
