@@ -179,7 +179,7 @@ class _AsyncEngine(AsyncSource):
 
 
 class Watch:
-    """A pool that is watched, which has a check of its own."""
+    """A watch over a pool, which has a check of its own."""
 
     def __init__(self, watched: Any) -> None:
         self.watched = watched
@@ -190,8 +190,33 @@ class Watch:
         return bool(self.watched._adapter.asynchronous)  # noqa: SLF001 - it is ours
 
 
+def _watched(watched: Any) -> Source | AsyncSource | Watch:
+    """Return how a watched pool is asked: by the watch, whose check ends in time since it has its own thread.
+
+    One that is awaited ends when its library lets it, which is never where the server hangs: only who has the
+    connection can cut it. So what is watched is asked itself, where it is known.
+    """
+    adapter = watched._adapter  # noqa: SLF001 - it is ours
+    kind = type(adapter).__name__ if adapter.asynchronous else ""
+    if kind == "PsycopgPool":
+        return source_of(adapter.pool)
+    if kind == "AsyncpgPool":
+        return source_of(adapter._pool)  # noqa: SLF001
+    engine: Any = adapter._target() if kind == "SQLAlchemyPool" else None  # noqa: SLF001
+    if ("sqlalchemy", "Engine") not in _names(type(engine)):
+        return Watch(watched)
+    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 - it is there, since that is one
+
+    return source_of(AsyncEngine(engine))
+
+
+def _names(kind: type) -> list[tuple[str, str]]:
+    """Return the package and the name of *kind* and of what it derives from."""
+    return [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
+
+
 _KNOWN: Final[dict[tuple[str, str], Callable[[Any], Source | AsyncSource | Watch]]] = {
-    ("resilient", "Watched"): Watch,
+    ("resilient", "Watched"): _watched,
     ("resilient", "ConnectionPool"): _OurPool,
     ("resilient", "AsyncConnectionPool"): _OurAsyncPool,
     ("psycopg_pool", "ConnectionPool"): _PsycopgPool,
@@ -208,10 +233,9 @@ def source_of(source: Any) -> Source | AsyncSource | Watch:
     Raises:
         TypeError: nobody knows how.
     """
-    for base in type(source).__mro__:
-        known = _KNOWN.get((base.__module__.partition(".")[0], base.__name__))
-        if known is not None:
-            return known(source)
+    known = next((_KNOWN[name] for name in _names(type(source)) if name in _KNOWN), None)
+    if known is not None:
+        return known(source)
     if not callable(source):
         # Not as it is: an address may have a password in it.
         params.refuse(TypeError, "source", _RULE, type(source))
