@@ -12,8 +12,15 @@ import json
 import resource
 import socket
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -129,7 +136,8 @@ class Keeper:
             taken = resident(process.pid)
             if taken > limit:
                 self._tell(KILLED, why=MEMORY, mb=taken / MB)
-                process.kill()
+                with suppress(ProcessLookupError):
+                    process.kill()
                 return
             if taken and number % round(_TELL_EVERY / _LOOK_EVERY) == 0:
                 self._tell(MEMORY, mb=taken / MB)
@@ -149,19 +157,21 @@ class Keeper:
             await asyncio.sleep(_UP_EVERY)
 
     async def _probe_life(self, process: Process, probes: Probes) -> None:
-        async for failed in self._failures(LIVE, probes.live, probes):
-            if failed == probes.failures:
-                break
+        async with aclosing(self._failures(LIVE, probes.live, probes)) as failures:
+            async for failed in failures:
+                if failed == probes.failures:
+                    break
         self._tell(KILLED, why=LIVE)
-        process.terminate()
-        await asyncio.sleep(_GRACE)
-        process.kill()
+        with suppress(ProcessLookupError):  # it has ended by itself, just now
+            process.terminate()
+            await asyncio.sleep(_GRACE)
+            process.kill()
 
     async def _probe_readiness(self, probes: Probes) -> None:
         async for failed in self._failures(READY, probes.ready, probes):
             self.ready = failed < probes.failures and (self.ready or not failed)
 
-    async def _failures(self, kind: str, path: str, probes: Probes) -> AsyncIterator[int]:
+    async def _failures(self, kind: str, path: str, probes: Probes) -> AsyncGenerator[int, None]:
         """Probe again and again, and yield how many failures there were in a row, so far."""
         clock, failed = asyncio.get_running_loop().time, 0
         while True:
