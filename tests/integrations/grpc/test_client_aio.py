@@ -381,6 +381,24 @@ class TestCancellation:
         assert breaker.stats().failures == 0
         assert breaker.stats().abandoned == 1
 
+    async def test_what_was_cancelled_does_not_look_complete(self, backend):
+        """Who reads on after a cancel, their own or that of a wait, is cancelled, and not told of an end."""
+        async with channel(backend, soon(), Bulkhead("slots", 9)) as stub:
+            # What gRPC puts around ours says EOF to who reads on after a wait that was cut short.
+            call = await stub.endless(b"")._interceptors_task
+            await call.read()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await call.read()
+            other = stub.endless(b"")
+            await other.read()
+            other.cancel()
+            for cancelled in (call, other):
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled.read()
+                assert await cancelled.code() is StatusCode.CANCELLED
+                await await_until(cancelled.done, "it is over")
+
     @pytest.mark.parametrize("shape", ["unary", "stream", "collect", "chat"])
     async def test_at_every_step(self, backend, shape):
         """A task that is cancelled at whichever step of its loop leaves no slot, probe or task behind."""

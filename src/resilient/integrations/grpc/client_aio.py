@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 from collections import deque
 from collections.abc import (
@@ -320,10 +319,6 @@ class _Call:
         return getattr(self._rpc.call, "_done_writing_flag", False)
 
 
-def _called_back(callback: Callable[[Any], None], call: Any, _inner: Any) -> None:
-    callback(call)
-
-
 async def _asked(told: Any, what: str) -> Any:
     if isinstance(told, Exception) and not hasattr(told, what):
         raise told
@@ -339,6 +334,8 @@ class _Stream(_Call):
         self._items = items
         self._error: Exception | None = None
         self._is_over = False
+        self._is_cut = False  # cancelled: what comes next is not the end
+        self._callbacks: list[Callable[[Any], None]] = []
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
         self._ahead: deque[Any] = deque()  # messages nobody had asked for when the call ended
@@ -352,6 +349,8 @@ class _Stream(_Call):
 
     async def __anext__(self) -> Any:
         async with self._reading:
+            if self._is_cut:
+                raise asyncio.CancelledError
             if self._ahead:
                 return self._ahead.popleft()
             item = await self._next()
@@ -368,19 +367,32 @@ class _Stream(_Call):
                 innermost.set(rpc.instant)
             return await anext(self._items)
         except StopAsyncIteration:
-            self._is_over = True
+            self._end()
             raise
         except AbandonedError as abandoned:
-            self._error = abandoned.error
+            self._end(abandoned.error)
             raise abandoned.error from None
         except REFUSALS as error:
-            self._error = rpc_error(error)
-            raise self._error from error.__cause__
+            both = rpc_error(error)
+            self._end(both)
+            raise both from error.__cause__
         except Exception as error:
-            self._error = error
+            self._end(error)
+            raise
+        except asyncio.CancelledError:
+            self._is_cut = True
+            self._end()
             raise
         finally:
             innermost.set(before)
+
+    def _end(self, error: Exception | None = None) -> None:
+        self._error = error
+        self._is_over = True
+        self._rpc.end()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._loop.call_soon(callback, self)
 
     # A call may end, by its deadline, while nobody reads, and somebody may have gone without reading to the
     # end: gRPC does not tell. What the call held for its policies is given back all the same.
@@ -401,8 +413,8 @@ class _Stream(_Call):
                 self._rpc.is_unread = True
                 while self._rpc.call.done():
                     self._ahead.append(await self._next())
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - it is kept for who reads
-            self._is_over = True
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001, S110 - it is kept for who reads
+            pass
         finally:
             self._draining = None
             self._rpc.is_unread = False
@@ -416,12 +428,13 @@ class _Stream(_Call):
 
     def done(self) -> bool:
         call = self._rpc.call
-        return self._is_over or self._error is not None or (call is not None and bool(call.done()))
+        return self._is_over or (call is not None and bool(call.done()))
 
     def cancel(self) -> bool:
         """Cancel the call, and give back what it holds."""
-        if self._is_over or self._closing is not None:
+        if self._is_over or self._is_cut:
             return False
+        self._is_cut = True
         self._rpc.cancel()
         # It may be a finalizer that cancels, in whatever thread.
         with contextlib.suppress(RuntimeError):  # the loop is closed, and what it held is gone
@@ -429,11 +442,10 @@ class _Stream(_Call):
         return True
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        if self._rpc.call is None:
+        if self._is_over:
             callback(self)
         else:
-            call: Any = self._rpc.call
-            call.add_done_callback(functools.partial(_called_back, callback, self))
+            self._callbacks.append(callback)
 
     async def _told(self) -> Any:
         if self._rpc.call is not None and not isinstance(self._error, REFUSALS):
@@ -449,12 +461,10 @@ class _Stream(_Call):
         begun, self._rpc.begun = self._rpc.begun, None
         if begun is not None and not isinstance(begun, Exception):
             await begun.aclose()
-        with contextlib.suppress(
-            RuntimeError
-        ):  # a task waits for the next message: it is cancelled, and gives back
+        # Whoever waits for the next message, if anybody does, is cancelled and gives back.
+        with contextlib.suppress(RuntimeError):
             await self._items.aclose()
-        self._is_over = True
-        self._rpc.end()
+        self._end()
 
 
 class _Answers(_Stream, grpc.aio.UnaryStreamCall):  # type: ignore[misc]

@@ -218,9 +218,13 @@ class Stream(grpc.Call):  # type: ignore[misc]
         except REFUSALS as error:
             self._error = rpc_error(error)
             raise self._error from error.__cause__
+        except StopIteration:
+            raise
         except Exception as error:
-            if not isinstance(error, StopIteration):
-                self._error = error
+            self._error = error
+            raise
+        except BaseException:  # an interrupt: what comes next is not the end
+            self._error = rpc.abandoned().error
             raise
         finally:
             innermost.set(before)
