@@ -273,7 +273,7 @@ def test_refusal_is_an_error_of_both(backend, shape):
     assert error.policy == "b"
     assert error.code() is StatusCode.UNAVAILABLE
     assert "maintenance" in error.details()
-    assert dict(error.trailing_metadata()) == {"grpc-retry-pushback-ms": "-1"}
+    assert dict(tuple(error.trailing_metadata())) == {"grpc-retry-pushback-ms": "-1"}
     assert not error.initial_metadata()
     assert backend.calls == []
 

@@ -204,7 +204,7 @@ async def test_refusal_is_an_error_of_both(backend):
             assert caught.value.code() is StatusCode.UNAVAILABLE
             assert await call.code() is StatusCode.UNAVAILABLE
             assert "maintenance" in await call.details()
-            assert dict(await call.trailing_metadata()) == {"grpc-retry-pushback-ms": "-1"}
+            assert dict(tuple(await call.trailing_metadata())) == {"grpc-retry-pushback-ms": "-1"}
             assert call.done()
     assert backend.calls == []
 

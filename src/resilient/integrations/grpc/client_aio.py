@@ -278,6 +278,8 @@ class _Call:
     """What a call under policies is asked, answered for the attempt under way."""
 
     _rpc: Rpc
+    # Older versions' channels ask each call whose it is when they are closed. The attempt's is theirs.
+    _channel: Any = None
 
     async def _told(self) -> Any:
         """Return what tells of the call: an attempt, or an error."""
