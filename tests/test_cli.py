@@ -22,8 +22,8 @@ import pytest
 from resilient import CircuitBreaker
 from resilient.cli import main
 from resilient.health import Health, Report, Result, Status, bearer
-from resilient.health.forms import View, chosen
-from resilient.health.status_file import StatusFile
+from resilient.health.serving.forms import View, chosen
+from resilient.health.serving.status_file import StatusFile
 from tests.support.ports import free_port
 
 LONGEST = 20.0  # seconds that a process of ours may take on a busy machine, beyond what it is told

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from resilient.health import Health
-from resilient.health.asgi import asgi_app
-from resilient.health.drain import drain_on_sigterm
-from resilient.health.server import serve
-from resilient.health.wsgi import wsgi_app
+from resilient.health.serving.asgi import asgi_app
+from resilient.health.serving.drain import drain_on_sigterm
+from resilient.health.serving.server import serve
+from resilient.health.serving.wsgi import wsgi_app
 
 DELAY = float(os.environ.get("RESILIENT_TEST_DELAY", "0.8"))
 

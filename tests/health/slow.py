@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from resilient.health import Health
-from resilient.health.asgi import asgi_app
+from resilient.health.serving.asgi import asgi_app
 
 TTL = 0.5
 TOOK = 2.0

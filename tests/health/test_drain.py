@@ -16,8 +16,8 @@ from tests.web.support import Client
 
 from resilient.asgi import ResilienceMiddleware
 from resilient.health import Endpoints
-from resilient.health.asgi import asgi_app
-from resilient.health.drain import drain_on_sigterm
+from resilient.health.serving.asgi import asgi_app
+from resilient.health.serving.drain import drain_on_sigterm
 from resilient.integrations.gunicorn import draining
 
 SOON = 0.02

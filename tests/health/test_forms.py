@@ -14,7 +14,7 @@ from tests.health.schemas import HEALTH_JSON, MICROPROFILE, SPRING, VERBOSE, val
 from tests.health.standin import GROUPS, StandIn, result
 
 from resilient.health import Asked, Endpoints, Result, Status
-from resilient.health.asked import Answer
+from resilient.health.serving.asked import Answer
 
 QUERIES = {
     "json": "format=json",

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.health.standin import GROUPS, StandIn, result
 
 from resilient.health import Asked, Endpoints, Status, bearer, from_networks
-from resilient.health.asked import Answer
-from resilient.health.handler import Place, endpoints_of, without_drain_delay
+from resilient.health.serving.asked import Answer
+from resilient.health.serving.handler import Place, endpoints_of, without_drain_delay
 
 
 def ask(

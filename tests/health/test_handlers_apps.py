@@ -14,9 +14,9 @@ from tests.web.support import WORLDS, Asgi, Ask, Client, Reply, World, Wsgi, ase
 from resilient import RateLimiter
 from resilient.errors import BulkheadFullError
 from resilient.health import Asked, Endpoints, Status, from_networks
-from resilient.health.asgi import asgi_app
-from resilient.health.handler import PATHS as HEALTH_PATHS
-from resilient.health.wsgi import wsgi_app
+from resilient.health.serving.asgi import asgi_app
+from resilient.health.serving.handler import PATHS as HEALTH_PATHS
+from resilient.health.serving.wsgi import wsgi_app
 from resilient.web.door import PROBES
 from resilient.web.maintenance import Maintenance
 

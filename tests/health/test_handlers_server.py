@@ -19,8 +19,9 @@ from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 from tests.web.servers import fetch
 
-from resilient.health import Status, server
-from resilient.health.server import HealthServer, serve
+from resilient.health import Status
+from resilient.health.serving import server
+from resilient.health.serving.server import HealthServer, serve
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resilient.health import Report, Result, Status
-from resilient.health.dependency_map import (
+from resilient.health.mapping.dependency_map import (
     DependencyMap,
     Edge,
     EdgeKind,

@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 from tests.web.servers import eventually, fetch
 
 from resilient.health import Health
-from resilient.health.server import serve
+from resilient.health.serving.server import serve
 
 ROOT = Path(__file__).parents[2]
 SOAK = os.environ.get("RESILIENT_SOAK") == "1"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from resilient.health import Report, Result, Status
-from resilient.health.status_file import StatusFile, read_status
+from resilient.health.serving.status_file import StatusFile, read_status
 from resilient.testing import FakeClock
 
 

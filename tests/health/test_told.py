@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient.health import Report, Result, Status
-from resilient.health.dependency_map import map_of
-from resilient.health.forms import View, chosen
-from resilient.health.told import LARGEST, line, report_in
+from resilient.health.mapping.dependency_map import map_of
+from resilient.health.serving.forms import View, chosen
+from resilient.health.serving.told import LARGEST, line, report_in
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 

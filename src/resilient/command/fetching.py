@@ -8,7 +8,7 @@ from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
-from ..health.told import LARGEST, line
+from ..health.serving.told import LARGEST, line
 
 __all__ = ["FetchError", "Fetched", "Fetching", "checked_url"]
 

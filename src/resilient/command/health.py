@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from ..engine.finding import Status
 from ..health.report import Report
-from ..health.told import LARGEST, line, report_in
+from ..health.serving.told import LARGEST, line, report_in
 from .arguments import add_question, seconds, token_of
 from .fetching import Fetched, FetchError, Fetching, checked_url
 
@@ -108,7 +108,7 @@ def _ask(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Verd
 
 
 def _look(arguments: argparse.Namespace) -> Verdict:
-    from ..health.status_file import read_status  # noqa: PLC0415 - of no use to those who ask
+    from ..health.serving.status_file import read_status  # noqa: PLC0415 - of no use to those who ask
 
     written = read_status(arguments.file, 30.0 if arguments.max_age is None else arguments.max_age)
     if written.status is Status.FAIL and written.output:

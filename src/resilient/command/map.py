@@ -8,8 +8,8 @@ from typing import Any, Final
 from urllib.parse import SplitResult
 
 from ..engine.finding import Status
-from ..health.dependency_map import DependencyMap, Node, NodeKind, map_of, merge
-from ..health.told import line, report_in
+from ..health.mapping.dependency_map import DependencyMap, Node, NodeKind, map_of, merge
+from ..health.serving.told import line, report_in
 from .arguments import add_question, token_of
 from .fetching import FetchError, Fetching, checked_url
 

@@ -74,6 +74,7 @@ class Witness(Protocol):
     @property
     def name(self) -> str:
         """What it is called."""
+        ...
 
     def finding(self) -> Finding:
         """Return how what it guards is doing, from what it has seen; quickly, and without asking anybody.
@@ -81,3 +82,4 @@ class Witness(Protocol):
         `FAIL` says that what it guards cannot be used; a report makes a warning of that, unless it was told
         that this is critical.
         """
+        ...

@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 from ..engine.finding import Finding, Status, Witness
-from .asked import Asked
-from .details import bearer, from_networks
 from .report import Report, Result
+from .serving.asked import Asked
+from .serving.details import bearer, from_networks
 
 if TYPE_CHECKING:
     from .checks import (
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         Threads,
         TLSCertificate,
     )
-    from .dependency_map import DependencyMap
-    from .handler import Endpoints
     from .health import Health
+    from .mapping.dependency_map import DependencyMap
+    from .serving.handler import Endpoints
 
 __all__ = [
     "CPU",
@@ -59,8 +59,8 @@ __all__ = [
 
 # Loaded when first asked for; the ready-made checks together.
 _HOME_OF = dict.fromkeys({*__all__} - {*globals()}, "checks") | {
-    "DependencyMap": "dependency_map",
-    "Endpoints": "handler",
+    "DependencyMap": "mapping.dependency_map",
+    "Endpoints": "serving.handler",
     "Health": "health",
 }
 

@@ -11,20 +11,20 @@ from ..engine import params
 from ..engine.finding import Witness
 from ..typing import Seconds
 from .aggregation import ALL
-from .asgi import AsgiApp, AsgiHealth, asgi_app
-from .dependency_map import DependencyMap, map_of
-from .drain import drain_on_sigterm
-from .handler import EndpointWords
-from .heartbeat import Heartbeat
+from .mapping.dependency_map import DependencyMap, map_of
 from .record import Record
 from .registration import Checked, Watched, facts_of, kind_of, witnesses_in
 from .reporting import Reporting
+from .serving.asgi import AsgiApp, AsgiHealth, asgi_app
+from .serving.drain import drain_on_sigterm
+from .serving.handler import EndpointWords
+from .serving.heartbeat import Heartbeat
+from .serving.status_file import StatusFile
+from .serving.wsgi import WsgiHealth, wsgi_app
 from .settings import CheckWords
-from .status_file import StatusFile
-from .wsgi import WsgiHealth, wsgi_app
 
 if TYPE_CHECKING:
-    from .server import HealthServer
+    from .serving.server import HealthServer
 
 __all__ = ["Health"]
 
@@ -315,7 +315,7 @@ class Health(Reporting):
             ValueError: an argument is out of range, or two groups share a path.
             OSError: nobody can listen there.
         """
-        from .server import serve  # noqa: PLC0415 - few need a server of their own
+        from .serving.server import serve  # noqa: PLC0415 - few need a server of their own
 
         return serve(self, host, port, **words)
 

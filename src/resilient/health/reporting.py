@@ -17,11 +17,11 @@ from ..engine.waiting import TaskWaiter, ThreadWaiter, running_loop
 from ..events import Announcer, HealthChanged, Listener
 from ..typing import Clock, Seconds
 from .aggregation import ALL, LIVE, READY, STARTUP, overall
-from .details import NEVER, Details, details_of
 from .monitor import Monitor
 from .registration import Entry
 from .report import Report
 from .runs import Run, inside
+from .serving.details import NEVER, Details, details_of
 from .settings import Defaults
 
 __all__ = ["Reporting"]

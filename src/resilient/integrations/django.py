@@ -23,8 +23,8 @@ from collections.abc import (
 from typing import Any, ClassVar, Final, TypeVar, Unpack
 
 from ..engine import params
-from ..health.asked import Answer as HealthAnswer
-from ..health.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
+from ..health.serving.asked import Answer as HealthAnswer
+from ..health.serving.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
 from ..web import asgi, wsgi
 from ..web.addresses import TrustedProxies
 from ..web.door import Door, Visit, asked_of, outcome, words_of

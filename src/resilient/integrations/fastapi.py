@@ -9,8 +9,8 @@ from http import HTTPStatus
 from typing import Any, Final, Unpack
 
 from ..engine import params
-from ..health.asgi import places_of
-from ..health.handler import Endpoints, EndpointWords, Reporter
+from ..health.serving.asgi import places_of
+from ..health.serving.handler import Endpoints, EndpointWords, Reporter
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..web.asgi import ResilienceMiddleware, close_code, deniable

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Unpack
 
 from ..engine import params
-from ..health.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
-from ..health.wsgi import asked_of
+from ..health.serving.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
+from ..health.serving.wsgi import asked_of
 from ..web.door import Words, key_of, words_of
 from ..web.keys import Key
 from ..web.notes import answer_inside, believed

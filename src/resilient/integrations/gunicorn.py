@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..engine import params
-from ..health.asgi import DrainingAsgi
-from ..health.drain import Drained, drain_in_loop, drain_on_sigterm
+from ..health.serving.asgi import DrainingAsgi
+from ..health.serving.drain import Drained, drain_in_loop, drain_on_sigterm
 from ..typing import Seconds
 
 __all__ = ["draining"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from ..health.asgi import places_of
-from ..health.handler import Endpoints, EndpointWords, Reporter
+from ..health.serving.asgi import places_of
+from ..health.serving.handler import Endpoints, EndpointWords, Reporter
 from . import needing
 
 with needing("Starlette", extra="starlette"):

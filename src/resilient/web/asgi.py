@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from ..engine.priority import innermost_priority
 from ..errors import RejectedError
-from ..health.asgi import send_answer, start
+from ..health.serving.asgi import send_answer, start
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
 from .ahead import Ahead, ClientGoneError, Message, Receive

@@ -17,8 +17,8 @@ from ..engine import params
 from ..engine.deadline import time_left
 from ..engine.priority import Priority, innermost_priority, priority_of
 from ..errors import CallTimeoutError, DeadlineExceededError, MaintenanceError, RejectedError, ResilientError
-from ..health.asked import Asked
-from ..health.handler import Endpoints, Reporter, endpoints_of
+from ..health.serving.asked import Asked
+from ..health.serving.handler import Endpoints, Reporter, endpoints_of
 from ..policies.rate_limiter.decision import Decision, refusal
 from ..policies.rate_limiter.limiter import RateLimiter
 from ..typing import Seconds

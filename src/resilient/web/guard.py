@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..engine import params
-from ..health.handler import Endpoints, Reporter, without_drain_delay
+from ..health.serving.handler import Endpoints, Reporter, without_drain_delay
 from ..typing import Seconds
 from .addresses import Trusted
 from .door import PROBES, Door, Gate, RateLimit

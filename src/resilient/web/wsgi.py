@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from ..health.wsgi import send_answer
+from ..health.serving.wsgi import send_answer
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.limiter import RateLimiter
 from .door import Block, Visit, Waits, asked_of, outcome

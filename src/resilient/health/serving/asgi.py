@@ -6,7 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias, Unpack
 
-from ..engine import params
+from ...engine import params
 from .asked import Answer, Asked
 from .drain import Drained, drain_on_sigterm
 from .handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay

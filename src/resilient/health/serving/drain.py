@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from ..engine import params
-from ..typing import Seconds
+from ...engine import params
+from ...typing import Seconds
 
 __all__ = ["drain_in_loop", "drain_on_sigterm"]
 

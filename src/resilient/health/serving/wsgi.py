@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Unpack
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from ..engine import params
+from ...engine import params
 from .asked import Answer, Asked
 from .handler import Endpoints, EndpointWords, Reporter, without_drain_delay
 

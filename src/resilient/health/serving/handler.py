@@ -9,14 +9,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
 
-from ..engine import params
-from ..engine.finding import Status, worst
-from ..engine.waiting import running_loop
-from ..typing import Seconds
+from ...engine import params
+from ...engine.finding import Status, worst
+from ...engine.waiting import running_loop
+from ...typing import Seconds
+from ..report import Report
 from .asked import Answer, Asked
 from .details import Details, details_of, shows
 from .forms import Form, View, chosen
-from .report import Report
 
 __all__ = ["PATHS", "EndpointWords", "Endpoints", "Place", "Reporter", "endpoints_of", "without_drain_delay"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from ..engine.finding import Status
+from ...engine.finding import Status
 
 __all__ = ["Arrow", "Shape", "dot", "mermaid"]
 

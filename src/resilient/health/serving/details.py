@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from ..engine import params
+from ...engine import params
 from .asked import Asked
 
 __all__ = ["ALWAYS", "NEVER", "Details", "bearer", "details_of", "from_networks", "shows"]

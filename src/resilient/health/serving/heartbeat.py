@@ -7,7 +7,7 @@ import weakref
 from types import TracebackType
 from typing import Self
 
-from ..events import log_fault
+from ...events import log_fault
 from .handler import Reporter
 from .status_file import StatusFile
 

@@ -14,8 +14,8 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final, Self, Unpack
 from urllib.parse import unquote
 
-from ..engine import params
-from ..engine.fork import renew_after_fork
+from ...engine import params
+from ...engine.fork import renew_after_fork
 from .asked import Asked
 from .handler import Endpoints, EndpointWords, Reporter, without_drain_delay
 

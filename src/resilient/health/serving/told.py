@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
-from ..engine.finding import Status, worst
-from .report import Report, Result
+from ...engine.finding import Status, worst
+from ..report import Report, Result
 
 __all__ = ["LARGEST", "line", "report_in"]
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ..engine.finding import Status
-from ..engine.fork import renew_after_fork
+from ...engine.finding import Status
+from ...engine.fork import renew_after_fork
+from ..report import Report
 from .forms import DEFAULT, View
-from .report import Report
 from .told import LARGEST, report_in
 
 __all__ = ["StatusFile", "Written", "read_status"]

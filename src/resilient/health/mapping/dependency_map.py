@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from ..engine.finding import Status, worst
+from ...engine.finding import Status, worst
+from ..report import Report, Result
 from . import drawing
-from .report import Report, Result
 
 __all__ = ["DependencyMap", "Edge", "EdgeKind", "Evidence", "Node", "NodeKind", "map_of", "merge"]
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
-from ..engine.finding import Fact, Status
-from .report import Report, Result
+from ...engine.finding import Fact, Status
+from ..report import Report, Result
 
 __all__ = ["DEFAULT", "Form", "View", "chosen"]
 
