@@ -1,4 +1,4 @@
-"""What one side of gRPC says and the other understands: its own retries, and deadlines of several services."""
+"""What one side of gRPC says and the other understands: retries of its own, deadlines of several services."""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -21,7 +25,7 @@ from resilient import (
     current_priority,
     time_left,
 )
-from resilient.asgi import Maintenance, Request, api_key, requested_priority
+from resilient.asgi import Maintenance, Request, ResilienceMiddleware, api_key, requested_priority
 from resilient.errors import (
     BulkheadFullError,
     CallTimeoutError,
@@ -769,3 +773,42 @@ def test_both_are_what_grpc_asks_for() -> None:
     """gRPC's server of tasks refuses interceptors of another class."""
     assert isinstance(ResilienceServerInterceptor(), grpc.ServerInterceptor)
     assert isinstance(AioResilienceServerInterceptor(), grpc.aio.ServerInterceptor)
+
+
+def test_their_words_are_those_of_the_middleware() -> None:
+    """With the same defaults, but for what is exempt and who is trusted: gRPC has its own ways there."""
+    both = [
+        inspect.signature(kind).parameters
+        for kind in (ResilienceServerInterceptor, AioResilienceServerInterceptor)
+    ]
+    reference = inspect.signature(ResilienceMiddleware).parameters
+    assert list(both[0].values()) == list(both[1].values())
+    assert list(both[0]) == [word for word in reference if word not in {"app", "health"}]
+    assert [one.name for one in both[0].values() if one.default != reference[one.name].default] == [
+        "exempt",
+        "trusted",
+    ]
+
+
+def test_who_has_no_grpc_is_told_what_to_install() -> None:
+    """And health itself imports none of it."""
+    code = """
+    import sys
+    import resilient.health, resilient.integrations
+    assert not {"grpc", "grpc_health", "google.protobuf"} & set(sys.modules)
+    for absent in ("grpc_health", "grpc"):
+        sys.modules[absent] = None
+        for module in [name for name in sys.modules if name.startswith("resilient.integrations.grpc")]:
+            del sys.modules[module]
+        try:
+            import resilient.integrations.grpc
+        except ImportError as error:
+            print(error)
+        del sys.modules[absent]
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=60
+    )
+    both, grpcio = done.stdout.splitlines()
+    assert both.endswith("needs grpcio and grpcio-health-checking: pip install 'resilient-py[grpc]'")
+    assert grpcio.endswith("needs grpcio: pip install 'resilient-py[grpc]'")
