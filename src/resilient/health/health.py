@@ -104,7 +104,8 @@ class Health(Reporting):
         Args:
             name: of the check, in reports and for *depends_on* of others.
             critical: whether the groups it is in fail with it; otherwise they warn. None: where *groups*
-                names "live", "ready" or "startup".
+                names "live", "ready" or "startup"; so a local check that is in "ready" without having been
+                put there, such as `DiskSpace("/")`, warns.
             timeout: seconds that it may take; above 0. A coroutine function is cancelled then, a function
                 runs on in its thread; neither is run again before it has really ended, or waited for. None:
                 as for all.
@@ -115,8 +116,8 @@ class Health(Reporting):
             pass_after: passes in a row that make it pass again. None: as for all.
             grace: seconds from the making of the `Health` in which it is starting, and has not failed, until
                 it has passed once. None: as for all.
-            stale_after: seconds after which what it found is too old to be believed. None: three times *ttl*,
-                and *timeout*.
+            stale_after: seconds after which what it found is too old to be believed; at least *ttl* and
+                *failed_ttl*. None: three times the longer of them, and *timeout*.
             groups: beside "all". None: "ready" where it is local; "ready" and "startup" where it is critical;
                 else none.
             depends_on: names of checks that it stands on, registered before. When it fails and one of them

@@ -77,6 +77,8 @@ class Keeper:
     def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
             wanted = self._own is loop
+        if loop.is_closed():
+            return
         asyncio.set_event_loop(loop)
         try:
             if wanted:

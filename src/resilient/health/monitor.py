@@ -86,7 +86,7 @@ class Monitor:
             if isinstance(entry, Checked):
                 with self.lock:
                     now = self._clock()
-                    wanting = entry.record.is_wanting(now)
+                    wanting = entry.record.is_wanting(now, entry.lag)
                     # In the background it is run in time, unless that is not to be had.
                     run = entry.begin(now) if wanting or not _is_background(entry) else None
                     if wanting and entry.run is not None:

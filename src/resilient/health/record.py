@@ -114,12 +114,17 @@ class Record:
         self.look(now)
         return self._overdue > 0 or (self.queued is not None and now - self.queued >= self.rules.timeout)
 
-    def is_wanting(self, now: float) -> bool:
-        """Whether what is known is so old, or so little, that a run is worth waiting for."""
+    def is_wanting(self, now: float, lag: float = 0.0) -> bool:
+        """Whether what is known is so old, or so little, that a run is worth waiting for.
+
+        Args:
+            now: by the clock.
+            lag: seconds by which the next run is begun later than it is due.
+        """
         self.look(now)
         # The next run begins when the ttl is over, and is given so much time: what was found last serves
         # until then. It is older where nobody asked in the meantime.
-        return self._finding is None or now > self.due_at + self.rules.timeout
+        return self._finding is None or now > self.due_at + lag + self.rules.timeout
 
     def queue(self, now: float) -> None:
         """Note that a run waits to be begun; there must be none yet. Its time does not run before it is."""

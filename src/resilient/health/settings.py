@@ -57,18 +57,20 @@ class Defaults:
         timeout = _seconds(words, "timeout") or self.timeout
         interval = _seconds(words, "interval") or self.interval
         ttl = interval or _seconds(words, "ttl") or self.ttl
+        failed_ttl = _seconds(words, "failed_ttl") or min(ttl, _FAILED_TTL)
+        longer = max(ttl, failed_ttl)
         fail_after, pass_after = words.get("fail_after"), words.get("pass_after")
         grace, stale_after = words.get("grace"), words.get("stale_after")
         return Rules(
             timeout=timeout,
             ttl=ttl,
-            failed_ttl=_seconds(words, "failed_ttl") or min(ttl, _FAILED_TTL),
+            failed_ttl=failed_ttl,
             fail_after=self.fail_after if fail_after is None else params.count("fail_after", fail_after),
             pass_after=self.pass_after if pass_after is None else params.count("pass_after", pass_after),
             grace=self.grace if grace is None else params.seconds("grace", grace),
-            stale_after=_STALE_PERIODS * ttl + timeout
+            stale_after=_STALE_PERIODS * longer + timeout
             if stale_after is None
-            else params.seconds("stale_after", stale_after, above=True, infinite=True),
+            else params.seconds("stale_after", stale_after, least=longer, infinite=True),
             background=interval is not None,
         )
 
