@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -269,7 +270,7 @@ def _few_errors(protected: Outcome) -> Check:
 
 
 def _in_time(protected: Outcome) -> Check:
-    longest = max(note.told["seconds"] for note in protected.run.noted(TOLD))
+    longest = max((note.told["seconds"] for note in protected.run.noted(TOLD)), default=math.inf)
     return Check(
         f"protected: no payment takes longer than its {seconds(paying.WITHIN)}",
         seconds(longest),
