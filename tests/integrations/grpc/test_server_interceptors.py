@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
+from grpc._cython import cygrpc
 from tests.support.waiting import wait_until
 
 from resilient import (
@@ -35,6 +36,7 @@ from resilient.errors import (
     RateLimitedError,
 )
 from resilient.integrations.grpc import AioResilienceServerInterceptor, ResilienceServerInterceptor
+from resilient.integrations.grpc.aio_server import _InTask
 from resilient.integrations.grpc.statuses import FAULTS, PUSHBACK
 
 from .rig import (
@@ -644,12 +646,13 @@ def test_plain_functions_on_a_server_of_tasks_are_guarded_in_their_threads(shape
 def test_the_threads_of_a_server_of_tasks_are_left_as_they_were() -> None:
     """They have no context of their own for each call."""
     seen: list[Any] = []
-    with hosting("tasks", {"deadline": 5.0}, behaviours=plain_behaviours(nothing), threads=1) as host:
+    words = {"deadline": 5.0, "priority": lambda _: Priority.CRITICAL}
+    with hosting("tasks", words, behaviours=plain_behaviours(nothing), threads=1) as host:
         with channel_to(host) as channel:
             assert call(channel).code is StatusCode.OK
             assert call(channel, "unary_stream").code is StatusCode.OK
-        seen.append(host.executor.submit(time_left).result())
-    assert seen == [None]
+        seen += [host.executor.submit(ask).result() for ask in (time_left, current_priority)]
+    assert seen == [None, Priority.DEFAULT]
 
 
 def test_a_coroutine_may_write_its_stream() -> None:
@@ -680,6 +683,22 @@ def test_a_client_that_leaves_while_a_coroutine_writes_is_no_failure() -> None:
         next(iter(under_way))
         under_way.cancel()
         assert ledger.kinds() == [asyncio.CancelledError]
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (None, False),
+        (ValueError(), False),
+        (grpc.aio.AbortError(), False),
+        (grpc.aio.UsageError(), False),
+        (grpc.aio.InternalError(), False),
+        (cygrpc.ExecuteBatchError(), True),
+    ],
+)
+def test_what_grpc_raises_for_a_client_that_has_left_is_known(error: Any, gone: bool) -> None:
+    """Among its own errors, which tell of mistakes."""
+    assert _InTask.is_gone(None, error) is gone  # type: ignore[arg-type]
 
 
 def test_handlers_that_do_not_block_pass_by() -> None:

@@ -177,12 +177,7 @@ def _many(
     serve: Callable[[Any], _InTask], behaviour: Callable[[Any, Any], AsyncGenerator[Any, None]]
 ) -> Callable[[Any, Any], Any]:
     async def many(request: Any, context: Any) -> AsyncGenerator[Any, None]:
-        served = serve(context)
-        # A stream whose client leaves while gRPC sends a part of it is dropped, and closed when the garbage
-        # collector comes to it: that may take long. A callback of the context's would make a circle.
-        if served.request.task is not None:
-            served.request.task.add_done_callback(served.dropped)
-        async with served, aclosing(behaviour(request, context)) as messages:
+        async with serve(context) as served, aclosing(behaviour(request, context)) as messages:
             async for message in messages:
                 served.begun()
                 yield message
