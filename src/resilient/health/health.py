@@ -165,7 +165,8 @@ class Health(Reporting):
 
         Args:
             check: a function or a coroutine function without arguments, or an object that can be called so,
-                such as `DiskSpace("/")`.
+                such as `DiskSpace("/")`. One that has `attach(loop)`, as `EventLoopLag` does, is given the
+                first event loop on which a question is asked.
             name: of the check. None: the object's own name.
             **words: the arguments of `check`.
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
-from ..engine.waiting import Waiter
+from ..engine.waiting import Waiter, running_loop
 from ..events import Announcer, HealthChanged, log_fault
 from ..typing import Clock
 from .aggregation import behind_failures
@@ -58,6 +58,7 @@ class Monitor:
     def start(self) -> None:
         """Begin with what runs in the background; let the loop of this thread be the one for coroutines."""
         self._runner.settle_here()
+        self._attach(running_loop())
         if self._closed or not any(map(_is_background, self.registry.entries)):
             return
         with self.lock:
@@ -145,6 +146,16 @@ class Monitor:
         for entry in self.registry.entries:
             if isinstance(entry, Checked):
                 entry.renew(self._clock())
+
+    def _attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Give *loop* to those checks that look at the loop of questions, each the first one only."""
+        for entry in self.registry.entries if loop is not None else ():
+            if isinstance(entry, Checked) and entry.attach is not None:
+                attach, entry.attach = entry.attach, None
+                try:
+                    attach(loop)
+                except Exception:  # noqa: BLE001 - of somebody else's; it will say itself that it has no loop
+                    log_fault("%r could not be attached to %r", entry.check, loop)
 
     def _start(self, entry: Checked, run: Run) -> None:
         if entry.judge is not None:

@@ -69,13 +69,14 @@ class Entry:
 class Checked(Entry):
     """A check, and what it has found. All but *facts* is guarded by the lock of whoever made it."""
 
-    __slots__ = ("abandoned", "check", "context", "is_async", "judge", "lag", "record", "run")
+    __slots__ = ("abandoned", "attach", "check", "context", "is_async", "judge", "lag", "record", "run")
 
     def __init__(self, facts: Facts, check: Callable[[], Any], record: Record, judge: Witness | None) -> None:
         super().__init__(facts)
         self.check = check
         self.is_async = is_coroutine_check(check)
         self.context = contextvars.copy_context()
+        self.attach: Callable[[Any], object] | None = getattr(check, "attach", None)  # not done yet
         self.judge = judge
         self.record = record
         self.run: Run | None = None  # that is under way

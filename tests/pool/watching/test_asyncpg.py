@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg
@@ -10,7 +11,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer
 
-from resilient.errors import PoolUnavailableError
+from resilient.errors import PoolTimeoutError, PoolUnavailableError
 from resilient.pool.watching import watch
 
 
@@ -137,3 +138,21 @@ async def test_server_that_is_not_there_is_said_so() -> None:
         with pytest.raises(PoolUnavailableError, match=r"pool 'orders' failed: .*Refused"):
             await watching.acheck(timeout=20.0)
         assert (watching.stats().used, watching.stats().waiting) == (0, 0)
+
+
+@pytest.mark.faults
+async def test_check_of_a_server_that_hangs_ends_in_time() -> None:
+    """Though asyncpg asks that server to cancel before it lets go, and waits for the answer."""
+    with PostgresServer() as server:
+        pool = await asyncpg.create_pool(server.url, min_size=1, max_size=1)
+        watching = watch(pool)
+        await watching.acheck(timeout=20.0)
+        server.pause()
+        try:
+            begun = time.monotonic()
+            with pytest.raises(PoolTimeoutError, match="no answer from the server within"):
+                await watching.acheck(timeout=0.2)
+            assert time.monotonic() - begun < 5.0  # it was without end
+        finally:
+            server.resume()
+        pool.terminate()

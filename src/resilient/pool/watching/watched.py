@@ -34,6 +34,7 @@ GO_BETWEENS: Final = frozenset({"contextlib", "opentelemetry", "wrapt", "ddtrace
 
 _CHECK_SECONDS: Final = 2.0
 _IN_TIME: Final = 0.9  # of a check's time, for the library to say itself that there is no connection
+_CUT_OFF: Final = 0.95  # after which a probe is cancelled, and has the rest to give its connection back
 _NO_ANSWER: Final = "no answer from the server"
 
 
@@ -126,6 +127,15 @@ class Adapter(ABC):
     def is_timeout(self, error: BaseException) -> bool:
         """Return whether *error* says that no connection came free in time."""
         raise NotImplementedError
+
+
+_left: Final[set[asyncio.Task[None]]] = set()  # probes that nobody waits for; a loop refers to them weakly
+
+
+def _forget(probe: asyncio.Task[None]) -> None:
+    _left.discard(probe)
+    if not probe.cancelled():
+        probe.exception()  # nobody else asks for it
 
 
 class Watched(Announcing):
@@ -277,20 +287,20 @@ class Watched(Announcing):
         if not self._adapter.asynchronous:
             await asyncio.to_thread(self.check, seconds)
             return
-        failure: Exception | None = None
-        limit = asyncio.timeout(seconds)
+        # In a task of its own: some drivers ask the server to cancel before they let go, and if that hangs,
+        # too, whoever waits for them is held.
+        probe = asyncio.create_task(self._adapter.aprobe(_IN_TIME * seconds))
         try:
-            async with limit:
-                await self._adapter.aprobe(_IN_TIME * seconds)
-        except Exception as exc:  # noqa: BLE001 - judged here
-            late = limit.expired()
-            failure = self._too_late(_NO_ANSWER, seconds) if late else self._verdict(exc, seconds)
-            failure.__cause__ = exc
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # it refers to this frame
+            done, _ = await asyncio.wait((probe,), timeout=_CUT_OFF * seconds)
+        finally:
+            if not probe.done():
+                _left.add(probe)
+                probe.add_done_callback(_forget)
+                probe.cancel()
+        if not done:
+            await asyncio.wait((probe,), timeout=(1.0 - _CUT_OFF) * seconds)
+            raise self._too_late(_NO_ANSWER, seconds)
+        self._judge(probe.result, seconds)
 
     def unwatch(self) -> None:
         """End the watch, and leave the pool as it was; ending it twice does nothing.
