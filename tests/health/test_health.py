@@ -267,6 +267,15 @@ def test_failure_is_kept_for_less(clock: FakeClock) -> None:
             wait_until(lambda failing=failing: failing.runs == 2, "it is run again")
 
 
+def test_failure_that_is_kept_for_longer_is_believed_for_as_long(clock: FakeClock) -> None:
+    """It does not turn into nobody knows what before anybody looks again."""
+    with a_health(clock=clock, ttl=5.0, timeout=1.0) as health:
+        health.add(Scripted(False), "it", failed_ttl=100.0)
+        health.report()
+        clock.advance(99.0)
+        assert health.report().result("it").status is Status.FAIL
+
+
 def test_what_is_too_old_is_waited_for(clock: FakeClock) -> None:
     """Nobody asked for a minute: the next one hears how it stands now, not how it stood."""
     checked = Scripted()

@@ -13,6 +13,7 @@ from tests.health.scripted import AScripted, Scripted, a_health, states
 from tests.support.waiting import await_until, wait_until
 
 from resilient.health import Health, Status
+from resilient.testing import FakeClock
 
 LOOP = "resilient-health-loop"
 SOON = 5.0
@@ -110,6 +111,20 @@ def test_processes_of_a_fleet_do_not_ask_at_the_same_moment() -> None:
         assert other.lag == 0.0
         lags.add(background.lag)
     assert len(lags) > 15
+
+
+def test_question_does_not_come_before_a_background_that_is_late_on_purpose() -> None:
+    """What is a tenth of an interval late is neither old nor lost."""
+    clock, checked = FakeClock(), Scripted()
+    with a_health(clock=clock, timeout=1.0) as health:
+        health.add(checked, "it", interval=60.0)
+        (entry,) = health._monitor.registry.entries
+        entry.lag = 6.0
+        health.report()
+        for _ in range(65):
+            clock.advance(1.0)
+            health.report()
+        assert checked.runs == 1
 
 
 def test_no_thread_where_nothing_runs_in_the_background() -> None:

@@ -206,6 +206,16 @@ def test_draining_service_is_not_ready_and_lives() -> None:
         assert health.report("ready").output == ""
 
 
+def test_service_that_drains_before_it_has_come_up_has_not_come_up() -> None:
+    """For its own reasons: draining is none of them."""
+    with a_health() as health:
+        health.add(Scripted(False), "postgres", critical=True)
+        health.drain()
+        report = health.report("startup")
+        assert (report.ok, report.output) == (False, "")
+        assert health.report("ready").output == "draining"
+
+
 def test_draining_needs_no_reason() -> None:
     """And no checks."""
     health = Health("shop")
