@@ -92,6 +92,11 @@ class Reporting(Announcing):
         return self._details
 
     @property
+    def answer_within(self) -> float:
+        """Seconds in which a question is answered, unless whoever asks says otherwise."""
+        return self._answer_within
+
+    @property
     def groups(self) -> frozenset[str]:
         """The groups that may be asked for."""
         return self._monitor.registry.groups

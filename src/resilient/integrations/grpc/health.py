@@ -41,7 +41,6 @@ _TOO_MANY: Final = "There are too many watches already."
 _THREADS: Final = 32
 _TASKS: Final = 1_024
 _OF_THE_SERVERS: Final = 2  # of its threads that watches may take, where they cannot have their own
-_ANSWER_WITHIN: Final = 0.75  # seconds
 _SHARE: Final = 0.8  # of the time that a prober has: the answer takes its way, too
 
 
@@ -254,7 +253,7 @@ class HealthServicer(_Desk[ThreadWaiter], _Servicer):  # type: ignore[misc]
 
     def _ask(self, service: str, context: Any) -> Any:
         try:
-            report = self._health.report(self._group(service), within=_patience(context))
+            report = self._health.report(self._group(service), within=_patience(context, self._health))
         except KeyError:
             _abort(context, StatusCode.NOT_FOUND, _UNKNOWN)
         return _told(report)
@@ -321,7 +320,7 @@ class AioHealthServicer(_Desk[TaskWaiter], _Servicer):  # type: ignore[misc]
         Returns:
             A `HealthCheckResponse`.
         """
-        status = await self._ask(request.service, _patience(context))
+        status = await self._ask(request.service, _patience(context, self._health))
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(StatusCode.NOT_FOUND, _UNKNOWN)
         return HealthCheckResponse(status=status)
@@ -436,10 +435,10 @@ def _told(report: Report) -> Any:
     return HealthCheckResponse.NOT_SERVING if report.status is Status.FAIL else HealthCheckResponse.SERVING
 
 
-def _patience(context: Any) -> float | None:
-    """Return how long to wait for what is not known yet; None: as long as the `Health` says."""
+def _patience(context: Any, health: Health) -> float:
+    """Return how long to wait for what is not known yet, so that the answer comes in whoever asks's time."""
     left = context.time_remaining()
-    return None if left is None or left * _SHARE >= _ANSWER_WITHIN else left * _SHARE
+    return health.answer_within if left is None else min(health.answer_within, max(0.0, left * _SHARE))
 
 
 class _Here(threading.local):
