@@ -324,7 +324,8 @@ def _up_plot(runs: Sequence[Run]) -> str:
 
 def _up_over_time(run: Run) -> Points:
     up, points = len(OUR_OWN), [(0.0, float(len(OUR_OWN)))]
-    for note in sorted((*run.noted(UP), *run.noted(ENDED)), key=lambda note: note.at):
+    changes = [note for note in (*run.noted(UP), *run.noted(ENDED)) if note.at < run.spans[-1].end]
+    for note in sorted(changes, key=lambda note: note.at):
         points.append((note.at, float(up)))
         up += 1 if note.what == UP else -1
         points.append((note.at, float(up)))

@@ -318,7 +318,7 @@ def _memory_plot(runs: Sequence[Run]) -> str:
 def _memory_over_time(run: Run) -> Points:
     points = [(note.at, note.told["mb"]) for what in (MEMORY, KILLED) for note in run.noted(what)]
     points += [(note.at, 0.0) for note in run.noted(ENDED)]
-    return sorted(points)
+    return sorted(point for point in points if point[0] < run.spans[-1].end)
 
 
 def _lives_table(runs: Sequence[Run]) -> str:
