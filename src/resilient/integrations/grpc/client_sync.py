@@ -230,10 +230,16 @@ def _sent(rpc: Rpc) -> Any:
     return call
 
 
+def _result_of(call: Any) -> Any:
+    if isinstance(call, Exception) and not isinstance(call, grpc.Future):
+        raise call  # of an interceptor inside: gRPC hands it on as if it were a call
+    return call.result()
+
+
 def _attempt(rpc: Rpc) -> Any:
     call = _sent(rpc)
     try:
-        response = call.result()
+        response = _result_of(call)
     except (grpc.RpcError, grpc.FutureCancelledError) as error:
         failed = rpc.failed(error)
         if failed is error:
