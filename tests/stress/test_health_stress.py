@@ -171,12 +171,22 @@ def health() -> Iterator[Health]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
-def test_interrupts_at_any_moment_of_a_question_lose_no_check(
-    health: Health, interrupter: Interrupter
-) -> None:
-    """Real signals, whose handler raises; the questions after them are answered, and all is well."""
-    interrupter.storm(health.report, seconds=SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, 0.0)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("without_collector")
+def test_interrupts_at_any_moment_of_a_question_lose_no_check(health: Health) -> None:
+    """Real signals, whose handler raises; the questions after them are answered, and all is well.
+
+    A few are swallowed by Python's own record of threads, a WeakSet, where the last to know of a thread that
+    has been idle is the one who asks.
+    """
+    interrupter = Interrupter()
+    previous = signal.signal(signal.SIGALRM, interrupter.handle)
+    try:
+        interrupter.storm(health.report, seconds=SECONDS)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupter.interrupts > 100, "too few interrupts to mean anything"
+    assert interrupter.inside > 0.5 * interrupter.struck
     wait_until(lambda: health.report().status is Status.PASS, "all are found")
     for entry in health._monitor.registry.entries:
         assert entry.check.most == 1  # type: ignore[attr-defined]
