@@ -17,7 +17,7 @@ from ..engine.waiting import Waiter, running_loop
 from ..events import Announcer, HealthChanged, log_fault
 from ..typing import Clock
 from .aggregation import behind_failures
-from .registration import Checked, Entry, Registry, testimony_of
+from .registration import Checked, Entry, Registry, Watched, testimony_of
 from .report import Result
 from .runs import Run, Runner
 from .tidy import tidy
@@ -135,7 +135,7 @@ class Monitor:
                     wait = min(wait, entry.record.period if entry.run is not None else due_in)
                 if run is not None:
                     self._start(entry, run)
-        self.results(self.registry.entries)
+        self.results(self._checks_apart())
         return max(wait, _SPIN)
 
     def after_fork(self) -> None:
@@ -213,7 +213,21 @@ class Monitor:
         linked = self.registry.linked
         if entry.facts.name not in linked:
             return (entry,)
-        return [one for one in self.registry.entries if one.facts.name in linked]
+        return [one for one in self._checks_apart() if one.facts.name in linked]
+
+    def _checks_apart(self) -> Sequence[Entry]:
+        """Return the checks of which can be told without a word of a witness.
+
+        Those are asked by whoever wants to know of them, and by nobody else: one that hangs, against what it
+        promises, must not hang up our own threads.
+        """
+        entries, linked = self.registry.entries, self.registry.linked
+        checks = [one for one in entries if isinstance(one, Checked)]
+        if len(checks) == len(entries) or not any(
+            isinstance(one, Watched) and one.facts.name in linked for one in entries
+        ):
+            return checks
+        return [one for one in checks if one.facts.name not in linked]
 
     def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:
