@@ -39,7 +39,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: $(GROUP)demo ## Play seven incidents to a small shop, without and with resilient: a slow API, a leak, a lost store, a flood ...
+demo: $(GROUP)demo ## Play ten incidents to a small shop, without and with resilient: a slow API, leaks, a lost store, a cut, a flood ...
 	$(PY) -m examples.shop $(ARGS)
 
 .PHONY: test
