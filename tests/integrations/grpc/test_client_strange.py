@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,13 +12,14 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 from tests.integrations.grpc.client_rig import Backend, Stub, serving
-from tests.support.waiting import wait_until
+from tests.support.waiting import await_until, wait_until
 
 from resilient import Bulkhead, CircuitBreaker, Fallback, Retry
 from resilient.errors import RejectedError
 from resilient.integrations.grpc.client import (
     AioResilienceClientInterceptors,
     ResilienceClientInterceptor,
+    Rpc,
     is_transient,
 )
 
@@ -226,6 +228,47 @@ async def test_aio_calls_tell_of_their_call(backend):
             assert call.done()
             assert not call.cancel()
             assert not call.cancelled()
+
+
+def _living() -> int:
+    return sum(type(each) is Rpc for each in gc.get_objects())
+
+
+async def test_calls_leave_nothing_for_the_collector(backend):
+    """A call that ended well is gone at once, whatever its shape and colour."""
+
+    async def read(call: Any) -> None:
+        async for _ in call:
+            pass
+
+    async def answer(call: Any) -> None:
+        await call
+
+    policies = Retry(on=is_transient), CircuitBreaker("b"), Bulkhead("slots", 1)
+    gc.collect()
+    before = _living()
+    gc.disable()
+    try:
+        with grpc.insecure_channel(backend.address) as plain:
+            stub = stub_of(plain, ResilienceClientInterceptor(*policies))
+            for _ in range(10):
+                stub.unary(b"")
+                stub.collect(iter([b"a"]))
+                list(stub.stream(b""))
+                list(stub.chat(iter([b"a"])))
+            del stub
+        assert _living() == before
+        interceptors = AioResilienceClientInterceptors(*policies)
+        async with grpc.aio.insecure_channel(backend.address, interceptors=interceptors) as guarded:
+            stub = Stub(guarded)
+            for _ in range(10):
+                await answer(stub.unary(b""))
+                await answer(stub.collect(iter([b"a"])))
+                await read(stub.stream(b""))
+                await read(stub.chat(iter([b"a"])))
+        await await_until(lambda: _living() <= before + 2, "all are gone, but the last of gRPC's own")
+    finally:
+        gc.enable()
 
 
 async def test_aio_answers_ahead_are_kept(backend):

@@ -206,7 +206,7 @@ async def _stream_attempt(rpc: Rpc) -> AsyncGenerator[Any, Any]:
                     raise
                 raise failed from error
             yield item
-        rpc.answered(rpc)
+        rpc.answered()
     except (GeneratorExit, asyncio.CancelledError):
         rpc.lost()
         raise

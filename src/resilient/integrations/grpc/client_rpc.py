@@ -135,6 +135,9 @@ def timed(details: Any, timeout: float | None) -> Any:
 _BY_THE_CALLER: Final = "Locally cancelled by application!"  # as gRPC puts it
 
 
+_NOTHING: Final = object()  # not an answer of any call
+
+
 class Rpc:
     """A call that a client makes: what key functions and the handlers of fallbacks are given.
 
@@ -196,7 +199,7 @@ class Rpc:
         self.limit: float | None = (
             None  # seconds that policies around it, which do not hold yet, leave to that
         )
-        self.response: Any = self  # nothing that a call could have answered
+        self.response: Any = _NOTHING
         self.told: Exception | None = None  # an error on its way past a policy to which it is an answer
         self.is_cancelled = False
         self.is_unread = False  # a stream whose messages nobody waits for
@@ -237,7 +240,7 @@ class Rpc:
         next(self._counts.attempts.ticker)
         return self.start(timed(self._details, seconds), self._requests())
 
-    def answered(self, response: Any) -> Any:
+    def answered(self, response: Any = _NOTHING) -> Any:
         """Note that the attempt under way was answered; return the *response*."""
         next(self._counts.answered.ticker)
         self.response = response
@@ -295,12 +298,17 @@ class Rpc:
         return self.call is not None and bool(self.call.cancel())
 
     def end(self) -> None:
-        """Note that nobody waits for the answer any more: its deadline is over."""
+        """Note that nobody waits for the answer any more, and let go of what would make another attempt."""
+        self.start = _over  # it refers to the call that refers to this
         if self.instant is not None:
             self.instant.over = True
 
     def _requests(self) -> Any:
         return self.request if self.replay is None else self.replay.again()
+
+
+def _over(_details: Any, _request: Any) -> Any:
+    raise RuntimeError("the call is over")
 
 
 def _details(error: Any) -> str | None:

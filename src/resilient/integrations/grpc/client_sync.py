@@ -269,7 +269,7 @@ def _stream_attempt(rpc: Rpc) -> Generator[Any, Any, None]:
                     raise
                 raise failed from error
             yield item
-        rpc.answered(rpc)
+        rpc.answered()
     except GeneratorExit:
         rpc.lost()
         raise
