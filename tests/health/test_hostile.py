@@ -309,6 +309,33 @@ def test_witness_that_blocks_holds_only_those_who_ask_for_it() -> None:
             asker.join()
 
 
+def test_witness_that_blocks_takes_no_thread_of_the_checks() -> None:
+    """Nor the loop of the background, though it stands on a check: it is asked by those who ask for it."""
+    gate, asked = threading.Event(), list[str]()
+
+    class Blocking:
+        name = "queue"
+
+        def finding(self) -> Finding:
+            asked.append(threading.current_thread().name)
+            gate.wait(QUICK)
+            return Finding(Status.PASS)
+
+    network, often, coroutine = Scripted(), Scripted(), AScripted()
+    with a_health(max_threads=2) as health:
+        health.add(network, "network", external=False, groups=["live"], ttl=0.001)
+        health.add(coroutine, "coroutine function", external=False, groups=["live"], ttl=0.001)
+        health.add(often, "often", interval=0.01)
+        health.watch(Blocking(), groups=["ready"], depends_on=["network", "often"])
+        health.start()
+        try:
+            wait_until(lambda: health.report("live").ok and network.runs > 5, "it is run", within=SOON)
+            wait_until(lambda: coroutine.runs > 5 and often.runs > 5, "all are", within=SOON)
+            assert not asked
+        finally:
+            gate.set()
+
+
 def test_background_outlives_what_nobody_expects() -> None:
     """A clock that fails once in a while: it is told of, and the checks run on."""
     fails = False
