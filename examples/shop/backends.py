@@ -9,12 +9,13 @@ import os
 import random
 import socket
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from examples.children import heard, spawned
+from examples.shop.processes import ServiceDiedError
 from examples.shop.services.payment import Book
 
 NAMES = ("payment-1", "payment-2")
@@ -40,6 +41,8 @@ class Backends:
         self._environment = {**os.environ, **environment}
         self._ports = dict(zip(NAMES, _free_ports(len(NAMES)), strict=True))
         self._running: dict[str, tuple[Process, AsyncExitStack]] = {}
+        # Before anybody writes in it: to begin a book takes it alone.
+        Book(self._book).close()
 
     @property
     def addresses(self) -> list[str]:
@@ -68,8 +71,10 @@ class Backends:
             )
             process = await stack.enter_async_context(child)
             await stack.enter_async_context(heard(process, hear))
-            async with asyncio.timeout(_STARTUP):
-                await up.wait()
+            if not await _either(up.wait(), process.wait()):
+                raise ServiceDiedError(
+                    "\n".join([f"{name} did not come up", log.read_text(errors="replace")])
+                )
             self._running[name] = process, stack.pop_all()
 
     async def kill(self, name: str) -> None:
@@ -114,6 +119,17 @@ async def running_backends(
         yield backends
     finally:
         await backends.close()
+
+
+async def _either(first: Coroutine[Any, Any, object], other: Coroutine[Any, Any, object]) -> bool:
+    """Return whether the first of two things comes to pass before the other, and in time."""
+    tasks = [asyncio.create_task(first), asyncio.create_task(other)]
+    try:
+        await asyncio.wait(tasks, timeout=_STARTUP, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].done()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -34,7 +34,7 @@ _PRODUCTS = [product["id"] for product in json.loads(PRODUCTS_FILE.read_text(enc
 _USERS = 1000
 _CARTS_AGO = 6
 # So many later that the cart is filled then, even where that takes long.
-_BUYERS_AGO = 20
+_BUYERS_AGO = 12
 _CURRENCIES = ["EUR", "USD", "JPY", "CAD", "GBP", "TRY"]
 
 

@@ -36,7 +36,7 @@ from examples.shop.till import STATS, TOLD
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(150)]
 
 in_full = pytest.mark.skipif(not os.environ.get("RESILIENT_SOAK"), reason="most of a minute: make soak")
-HURRY = {"rate": 45, "warm_up": 0.4, "calm": 0.5, "fault": 2.4, "onset": 1.6, "recovery": 0.4}
+HURRY = {"warm_up": 0.4, "calm": 0.5, "fault": 2.4, "onset": 1.6, "recovery": 0.4}
 PROMISES = ("few errors", "in time", "charged once", "told")
 
 

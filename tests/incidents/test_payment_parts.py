@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from examples.shop.backends import Backends
 from examples.shop.crowds import BUYERS, Crowd, plan
 from examples.shop.figures import Note, Run, Sample, summarise
 from examples.shop.incident import Outcome
 from examples.shop.incidents.failing_grpc import IN_BOOK, SICK, VICTIM, FailingGrpc
+from examples.shop.processes import ServiceDiedError
 from examples.shop.services import payment
 from examples.shop.services.payment import Book, Payment
 from examples.shop.till import STATS, TOLD
@@ -115,6 +118,17 @@ async def test_acquirer_is_judged_by_what_came_of_it(services, monkeypatch):
     assert service.acquirer()
 
 
+@pytest.mark.faults
+async def test_service_that_cannot_start_is_not_waited_for(tmp_path):
+    """What it said last is told, and nothing is left behind."""
+    backends = Backends(tmp_path, lambda *_: None, {})
+    port = int(backends.addresses[0].rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ServiceDiedError, match="did not come up"):
+        await backends.start(VICTIM)
+    assert backends.charged() == []
+    await backends.close()
+
+
 def test_buyers_fill_a_cart_before_they_buy():
     """Each buys once, a while after they have put something in their cart."""
     due = list(plan(Crowd(BUYERS, 30, 0, 10)))
@@ -124,7 +138,7 @@ def test_buyers_fill_a_cart_before_they_buy():
         user = each.path.partition("user=")[2].partition("&")[0]
         if each.action == "checkout":
             bought[user] += 1
-            assert each.at - filled[user] > 1.0
+            assert each.at - filled[user] > 0.7
         else:
             filled[user] = each.at
 
