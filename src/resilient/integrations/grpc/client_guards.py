@@ -35,7 +35,7 @@ _TOO_MUCH: Final = frozenset({StatusCode.RESOURCE_EXHAUSTED})
 
 _JUDGES: Final = (CircuitBreaker, Retry, AdaptiveThrottle)
 _FIRST_ITEM: Final = frozenset({"Retry", "Fallback", "Fallback.chain", "Cache"})
-"""The policies that look at a stream's first item: what they have inside is begun before anybody asks."""
+"""The policies that look at a stream's first item, which has to be a message: `BEGUN` is not for them."""
 
 
 class _Final(BaseException):
@@ -70,10 +70,9 @@ class Guard:
 
     Attributes:
         unary: makes a call with one answer: a function of an `Rpc`, or a coroutine function.
-        inner: a generator function of an `Rpc`, which yields `BEGUN` and then the messages of one attempt,
-            under the policies within the last one that looks at first items.
-        outer: puts those policies on a generator function without `BEGUN`; None where there are none.
-        limit: seconds that policies around *inner* leave to an attempt; None where they say nothing.
+        is_split: whether there are policies that look at a stream's first item. What is inside of the last
+            of them is begun when the call is made; they themselves, and what is around them, when it is read.
+        limit: seconds that the latter leave to an attempt; None where they say nothing.
         replays: whether requests may have to be sent again.
     """
 

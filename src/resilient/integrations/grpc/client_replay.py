@@ -119,9 +119,8 @@ class AsyncReplay:
                 self._is_over = True
                 raise
             except BaseException:
-                self.is_lost = (
-                    True  # also of a task that is cancelled with its attempt: a generator ends then
-                )
+                # Also where a task is cancelled with its attempt: a generator ends then.
+                self.is_lost = True
                 raise
             if len(self._kept) < _MOST:
                 self._kept.append(request)

@@ -188,17 +188,15 @@ class Rpc:
         self._name = name
         self._counts = counts
         self._until = None if self.timeout is None else MONOTONIC() + self.timeout
-        self._ours: float | None = (
-            None  # the limit of the attempt under way, where it is none of the caller's
-        )
+        # The limit of the attempt under way, in seconds, where it is none of the caller's.
+        self._ours: float | None = None
         self.start = start
         self.replay: Any = None  # of the requests, where they are streamed and may have to be sent again
         self.instant: Instant | None = None
         self.call: Any = None  # of the last attempt
         self.begun: Any = None  # the first attempt at a stream, which is made before anybody asks for it
-        self.limit: float | None = (
-            None  # seconds that policies around it, which do not hold yet, leave to that
-        )
+        # Seconds that policies around that one leave to it, whose own deadlines do not hold yet.
+        self.limit: float | None = None
         self.response: Any = _NOTHING
         self.told: Exception | None = None  # an error on its way past a policy to which it is an answer
         self.is_cancelled = False
