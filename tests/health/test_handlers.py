@@ -63,7 +63,7 @@ def test_default_paths_never_move() -> None:
         health.asked.clear()
         assert ask(endpoints, path).status == 200
         assert set(health.asked) == {group}
-    assert ask(endpoints, "/health/storage").status == 200
+    assert ask(endpoints, "/health/ready").status == 200
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,7 @@ def test_names_go_below_each_path_of_everything() -> None:
 
     assert endpoints.below == ("/v1/health/", "/v1/status/", "/v1/h/")
     assert endpoints.find("/v1/h/a/b") == Place("a/b", free=True)
+    assert endpoints.find("/v1/h/a/") == Place("a", free=True)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_drain_delay_is_refused_where_nothing_would_come_of_it() -> None:
     ("status", "expected"),
     [(Status.PASS, 200), (Status.WARN, 200), (Status.FAIL, 503), (Status.UNKNOWN, 200)],
 )
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health", "/health/storage"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/health", "/health/live"])
 def test_status(path: str, status: Status, expected: int) -> None:
     """A warning is no reason to send requests elsewhere; a failure is."""
     answer = ask(Endpoints(StandIn(status)), path)
@@ -260,7 +261,7 @@ def test_cancelled_task_is_cancelled() -> None:
 
 
 def test_one_check_is_asked_for_by_its_name() -> None:
-    """Only by those who may see details: that there is such a check is one. A group's name is none."""
+    """Only by those who may see details: that there is such a check is one."""
     health = StandIn(results=[result(), result("redis", Status.FAIL), result("dns", Status.UNKNOWN)])
     shown, hidden = Endpoints(health, details="always"), Endpoints(health)
 
@@ -272,7 +273,84 @@ def test_one_check_is_asked_for_by_its_name() -> None:
     assert json.loads(ask(shown, "/health/dns").body)["unknown"] is True
     assert ask(shown, "/health/nothing").status == ask(hidden, "/health/redis").status == 404
     assert ask(hidden, "/health/redis") == ask(hidden, "/health/nothing")
-    assert ask(hidden, "/health/storage").status == 200
+
+
+GROUP_NAMES = ("live", "ready", "startup", "all")
+
+
+def test_groups_of_the_users_are_asked_for_by_those_who_may_see_details() -> None:
+    """A group such as "provider-stripe" can be guessed, and is news of a partner."""
+    shown, hidden = Endpoints(StandIn(), details="always"), Endpoints(StandIn())
+
+    assert ask(shown, "/health/storage").status == 200
+    assert ask(hidden, "/health/storage") == ask(hidden, "/health/nothing")
+    assert ask(hidden, "/health/storage").status == 404
+    assert [ask(hidden, f"/health/{name}").status for name in GROUP_NAMES] == [200] * 4
+
+
+@pytest.mark.parametrize("words", [{"paths": {"storage": "/disks"}}, {"aliases": {"/disks": "storage"}}])
+def test_group_that_has_a_path_is_asked_for_by_everybody(words: Any) -> None:
+    """Whoever gives it one has said so."""
+    endpoints = Endpoints(StandIn(), **words)
+
+    assert [ask(endpoints, path).status for path in ("/disks", "/health/storage")] == [200, 200]
+
+
+def claims(path: str, health: StandIn | None = None, method: str = "GET", **words: Any) -> bool | None:
+    """Tell whether a path is answered where an app is behind; None where it is not found at all."""
+    endpoints = Endpoints(health or StandIn(results=[result(), result("db/main")]), **words)
+    place = endpoints.find(path)
+    return None if place is None else endpoints.claims(place, Asked(method, path))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("path", "to_strangers", "to_operators"),
+    [
+        ("/livez", True, True),
+        ("/health", True, True),
+        ("/health/", True, True),
+        ("/health/ready", True, True),
+        ("/health/ready/", True, True),
+        ("/health/all", True, True),
+        ("/health/storage", False, True),
+        ("/health/postgres", False, True),
+        ("/health/db/main", False, True),
+        ("/health/db", False, False),
+        ("/health/patients", False, False),
+        ("/health/ready/7", False, False),
+        ("/orders", None, None),
+    ],
+)
+def test_what_is_not_answered_is_the_apps(
+    path: str, method: str, *, to_strangers: bool | None, to_operators: bool | None
+) -> None:
+    """It may have pages below `/health`; strangers cannot tell by it which checks there are."""
+    assert claims(path, method=method) is to_strangers
+    assert claims(path, method=method, details="always") is to_operators
+
+
+def test_group_with_a_path_is_answered_before_an_app_once_it_is_there() -> None:
+    """Until then it is a page of the app's."""
+    words: Any = {"paths": {"caches": "/caches"}}
+    health = StandIn()
+
+    assert claims("/health/caches", health, **words) is False
+    health.groups = frozenset({*GROUPS, "caches"})
+    assert claims("/health/caches", health, **words) is True
+
+
+def test_page_of_the_apps_waits_for_no_check_and_needs_no_report(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers cost nothing; for those who see details, what is known is looked at."""
+    health = StandIn(results=[result()])
+    assert claims("/health/postgres", health) is False
+    assert health.asked == []
+    assert claims("/health/postgres", health, details="always") is True
+    assert health.knew == ["all"]
+
+    with caplog.at_level(logging.ERROR, "resilient"):
+        assert claims("/health/patients", StandIn(error=ZeroDivisionError()), details="always") is False
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
 def test_policies_that_share_a_name_are_told_together() -> None:

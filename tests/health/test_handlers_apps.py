@@ -20,7 +20,7 @@ from resilient.health.serving.wsgi import wsgi_app
 from resilient.web.door import PROBES
 from resilient.web.maintenance import Maintenance
 
-PATHS = ("/livez", "/readyz", "/startupz", "/health", "/health/storage")
+PATHS = ("/livez", "/readyz", "/startupz", "/health", "/health/live")
 
 
 def alone(world: World, health: StandIn, **words: Any) -> Any:
@@ -100,12 +100,37 @@ def test_everything_else_is_the_apps(world: World, make: Callable[..., Any]) -> 
     assert (reply.status, reply.body) == ((404, b"not found\n") if make is alone else (200, b"hello"))
 
 
+def test_pages_of_the_app_below_health(world: World, make: Callable[..., Any]) -> None:
+    """They are its own; alone, there are none. Whether there is such a check is not to be seen by it."""
+    health = StandIn(results=[result()])
+    missing = (404, b"not found\n") if make is alone else (200, b"hello")
+
+    app = make(world, health)
+    for path in ("/health/patients", "/health/postgres", "/health/storage", "/health/patients/7"):
+        for method in ("GET", "POST"):
+            reply = world.get(app, path, method=method)
+            expected = (405, b"method not allowed\n") if make is alone and method == "POST" else missing
+            assert (reply.status, reply.body) == expected
+    app = make(world, health, details="always")
+    reply = world.get(app, "/health/patients")
+    assert (reply.status, reply.body) == missing
+    assert json.loads(world.get(app, "/health/postgres").body)["checks"].keys() >= {"postgres:status"}
+    assert world.get(app, "/health/storage").status == 200
+
+
+def test_middleware_guards_pages_of_the_app_below_health(world: World) -> None:
+    """Like all others: they are no probes."""
+    app = world.middleware(health=StandIn(), shed=_Full())
+
+    assert [world.get(app, path).status for path in ("/health/patients", "/health/ready")] == [503, 200]
+
+
 def test_prefix_and_names_that_are_no_ascii(world: World, make: Callable[..., Any]) -> None:
     """Paths come decoded, in either world's way."""
     app = make(world, StandIn(results=[result("caf\u00e9")]), prefix="/v1", details="always")
 
-    assert world.get(app, "/v1/health/caf\u00e9").status == 200
-    assert world.get(app, "/v1/health/cafe").status == 404
+    assert json.loads(world.get(app, "/v1/health/caf\u00e9").body)["status"] == "pass"
+    assert world.get(app, "/v1/health/cafe").body in {b"not found\n", b"hello"}
 
 
 def test_mounted_app_knows_its_paths() -> None:

@@ -41,7 +41,7 @@ def _one_thread_for_all() -> None:
     asyncio.run(sync_to_async(lambda: None)())
 
 
-PATHS = ("/livez", "/readyz", "/startupz", "/health", "/health/storage")
+PATHS = ("/livez", "/readyz", "/startupz", "/health", "/health/live")
 
 
 def asking(app: Any) -> Ask:
@@ -134,6 +134,12 @@ def test_every_path_is_answered(framework: Any) -> None:
         assert ask("/health/nothing")[0] == 404
 
 
+def test_slash_at_the_end_does_no_harm(framework: Any) -> None:
+    """Whoever has mistyped a probe's path by one would have no service left."""
+    with framework(StandIn(), prefix="/ops") as ask:
+        assert [ask(f"/ops{where}/")[0] for where in PATHS] == [200] * 5
+
+
 def test_failure_forms_and_head(framework: Any) -> None:
     """The header and the query come through."""
     with framework(StandIn(Status.FAIL)) as ask:
@@ -144,13 +150,14 @@ def test_failure_forms_and_head(framework: Any) -> None:
 
 
 def test_other_methods_are_not_allowed(framework: Any) -> None:
-    """Whoever says so; and nobody asks for a token against forgery."""
+    """By us; and nobody asks for a token against forgery."""
     health = StandIn()
     with framework(health) as ask:
-        status, fields, _ = ask("/livez", "POST")
-
-    assert status == 405
-    assert {"GET", "HEAD"} <= set(fields["allow"].replace(" ", "").split(","))
+        for method in ("POST", "OPTIONS", "DELETE"):
+            for where in ("/livez", "/health/live"):
+                status, fields, _ = ask(where, method)
+                assert (status, fields["allow"]) == (405, "GET, HEAD")
+                assert fields["cache-control"] == "no-store"
     assert health.asked == []
 
 
@@ -237,6 +244,20 @@ def test_middleware_answers_first(guarded: Any) -> None:
         assert [ask(f"/v1{where}")[0] for where in PATHS * 2] == [200] * 10
         assert ask("/v1/readyz")[2] == b'{"status": "warn"}'
         assert ask("/orders")[0] == 503
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [fastapi_guarded, flask_guarded, django_guarded, async_django_guarded],
+    ids=lambda one: one.__name__,
+)
+def test_pages_of_the_app_below_health_are_its_own(guarded: Any) -> None:
+    """Here it has none, which it says in its own words."""
+    with guarded(StandIn(results=[result()])) as ask:
+        status, _, body = ask("/health/patients")
+        assert (status, body == b"not found\n") == (404, False)
+        assert ask("/health/postgres")[::2] == (404, body.replace(b"patients", b"postgres"))
+        assert ask("/health/ready")[::2] == (200, b'{"status": "pass"}')
 
 
 @pytest.mark.parametrize("settings", [{"health": "health"}, {"health": Endpoints(StandIn(), drain_delay=1)}])

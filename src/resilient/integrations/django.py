@@ -24,7 +24,15 @@ from typing import Any, ClassVar, Final, TypeVar, Unpack
 
 from ..engine import params
 from ..health.serving.asked import Answer as HealthAnswer
-from ..health.serving.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
+from ..health.serving.asked import Asked
+from ..health.serving.handler import (
+    Endpoints,
+    EndpointWords,
+    Place,
+    Reporter,
+    place_below,
+    without_drain_delay,
+)
 from ..web import asgi, wsgi
 from ..web.addresses import TrustedProxies
 from ..web.door import Door, Visit, asked_of, outcome, words_of
@@ -96,12 +104,17 @@ class ResilienceMiddleware:
         """
         facts, health = _facts(request, self._door.proxies), self._door.health
         if health is not None and (place := health.find(facts.path)) is not None:
-            if self._in_tasks:
-                return _told_in_task(health, place, facts)
-            return _health_response(health.respond(place, asked_of(facts)))
+            asked = asked_of(facts)
+            if health.claims(place, asked):
+                return self._told(health, place, asked)
         if self._door.exempts(facts):
             return self._get_response(request)
         return self._served_in_task(request, facts) if self._in_tasks else self._served(request, facts)
+
+    def _told(self, health: Endpoints, place: Place, asked: Asked) -> HttpResponse | Awaitable[HttpResponse]:
+        if self._in_tasks:
+            return _told_in_task(health, place, asked)
+        return _health_response(health.respond(place, asked))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer a view's refusal; Django calls this.
@@ -177,8 +190,8 @@ def _load_user(request: HttpRequest) -> None:
     bool(getattr(request, "user", None))
 
 
-async def _told_in_task(endpoints: Endpoints, place: Place, facts: Request) -> HttpResponse:
-    return _health_response(await endpoints.arespond(place, asked_of(facts)))
+async def _told_in_task(endpoints: Endpoints, place: Place, asked: Asked) -> HttpResponse:
+    return _health_response(await endpoints.arespond(place, asked))
 
 
 def _health_response(answer: HealthAnswer) -> HttpResponse:
@@ -311,7 +324,7 @@ def health_urls(health: Reporter, *, asynchronous: bool = False, **words: Unpack
         **words: the arguments of `resilient.health.Endpoints`, without *drain_delay*.
 
     Returns:
-        The patterns, one for each path.
+        The patterns: for each path, without a slash at its end and with one.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -320,7 +333,10 @@ def health_urls(health: Reporter, *, asynchronous: bool = False, **words: Unpack
     params.flag("asynchronous", asynchronous)
     endpoints = without_drain_delay(Endpoints(health, **words))
     view = _aview if asynchronous else _view
-    places: list[tuple[str, Place | None]] = list(endpoints.places)
+    # A slash at the end does no harm: who has mistyped a probe's path would have no service.
+    places: list[tuple[str, Place | None]] = [
+        (f"{route}{end}", place) for route, place in endpoints.places for end in ("", "/")
+    ]
     places += [(f"{beginning}<path:name>", None) for beginning in endpoints.below]
     return [path(route[1:], view(endpoints, place)) for route, place in places]
 
@@ -328,7 +344,7 @@ def health_urls(health: Reporter, *, asynchronous: bool = False, **words: Unpack
 def _view(endpoints: Endpoints, place: Place | None) -> Callable[..., HttpResponse]:
     def tell(request: HttpRequest, name: str = "") -> HttpResponse:
         facts = _facts(request, believed(_raw(request)))
-        return _health_response(endpoints.respond(place or Place(name, free=True), asked_of(facts)))
+        return _health_response(endpoints.respond(place or place_below(name), asked_of(facts)))
 
     return _exempted(tell)
 
@@ -336,7 +352,7 @@ def _view(endpoints: Endpoints, place: Place | None) -> Callable[..., HttpRespon
 def _aview(endpoints: Endpoints, place: Place | None) -> Callable[..., Awaitable[HttpResponse]]:
     async def tell(request: HttpRequest, name: str = "") -> HttpResponse:
         facts = _facts(request, believed(_raw(request)))
-        return await _told_in_task(endpoints, place or Place(name, free=True), facts)
+        return await _told_in_task(endpoints, place or place_below(name), asked_of(facts))
 
     return _exempted(tell)
 

@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Unpack
 
 from ..engine import params
-from ..health.serving.handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
+from ..health.serving.handler import (
+    Endpoints,
+    EndpointWords,
+    Place,
+    Reporter,
+    place_below,
+    without_drain_delay,
+)
 from ..health.serving.wsgi import asked_of
 from ..web.door import Words, key_of, words_of
 from ..web.keys import Key
@@ -23,6 +30,7 @@ with needing("Flask", extra="flask"):
 __all__ = ["Resilience", "health_blueprint", "request_key"]
 
 _PREFIX: Final = "RESILIENT_"
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
 class Resilience:
@@ -107,14 +115,15 @@ def health_blueprint(health: Reporter, *, name: str = "health", **words: Unpack[
         return Response([answer.body], answer.status, answer.headers)
 
     def by_name(name: str) -> Response:
-        return answer(Place(name, free=True))
+        return answer(place_below(name))
 
+    # A slash at the end does no harm; and a wrong method gets our answer, which nobody may cache.
+    rule: dict[str, Any] = {"methods": _METHODS, "provide_automatic_options": False, "strict_slashes": False}
     for number, (path, place) in enumerate(endpoints.places):
-        blueprint.add_url_rule(
-            path, f"{place.name}_{number}".replace(".", "_"), functools.partial(answer, place)
-        )
+        endpoint = f"{place.name}_{number}".replace(".", "_")
+        blueprint.add_url_rule(path, endpoint, functools.partial(answer, place), **rule)
     for number, beginning in enumerate(endpoints.below):
-        blueprint.add_url_rule(f"{beginning}<path:name>", f"by_name_{number}", by_name)
+        blueprint.add_url_rule(f"{beginning}<path:name>", f"by_name_{number}", by_name, **rule)
     return blueprint
 
 

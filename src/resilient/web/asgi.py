@@ -80,7 +80,8 @@ class ResilienceMiddleware(Guard[App]):
         trusted: the proxies and services whose `X-Forwarded-For` or `Forwarded`, and whose deadlines, are
             believed: networks, or `TrustedProxies`. None are by default.
         health: a `Health`, or its `Endpoints` where they are not the usual ones. Requests for it are answered
-            before anything else happens, closed or overloaded as the service may be. None: by the app.
+            before anything else happens, closed or overloaded as the service may be; what is below `/health/`
+            and not to be answered goes on to the app. None: the app answers for health.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -109,8 +110,8 @@ class ResilienceMiddleware(Guard[App]):
         request = AsgiRequest(scope, self._door.proxies)
         if health is not None and exchange_type is _Http:
             place = health.find(request.path)
-            if place is not None:
-                await send_answer(await health.arespond(place, asked_of(request)), send)
+            if place is not None and health.claims(place, asked := asked_of(request)):
+                await send_answer(await health.arespond(place, asked), send)
                 return
         if self._door.exempts(request):
             await self.app(scope, receive, send)

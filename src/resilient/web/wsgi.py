@@ -84,7 +84,8 @@ class ResilienceMiddleware(Guard[WSGIApplication]):
         trusted: the proxies and services whose `X-Forwarded-For` or `Forwarded`, and whose deadlines, are
             believed: networks, or `TrustedProxies`. None are by default.
         health: a `Health`, or its `Endpoints` where they are not the usual ones. Requests for it are answered
-            before anything else happens, closed or overloaded as the service may be. None: by the app.
+            before anything else happens, closed or overloaded as the service may be; what is below `/health/`
+            and not to be answered goes on to the app. None: the app answers for health.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -109,7 +110,9 @@ class ResilienceMiddleware(Guard[WSGIApplication]):
         """
         request, health = WsgiRequest(environ, self._door.proxies), self._door.health
         if health is not None and (place := health.find(request.path)) is not None:
-            return send_answer(health.respond(place, asked_of(request)), start_response)
+            asked = asked_of(request)
+            if health.claims(place, asked):
+                return send_answer(health.respond(place, asked), start_response)
         if self._door.exempts(request):
             return self.app(environ, start_response)
         exchange = _Exchange(Visit(self._door, request, WAITS), start_response)

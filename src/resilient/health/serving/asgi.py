@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, Unpack
 from ...engine import params
 from .asked import Answer, Asked
 from .drain import Drained, drain_on_sigterm
-from .handler import Endpoints, EndpointWords, Place, Reporter, without_drain_delay
+from .handler import Endpoints, EndpointWords, Place, Reporter, place_below, without_drain_delay
 
 __all__ = [
     "AsgiHealth",
@@ -34,7 +34,8 @@ def asgi_app(health: Reporter, app: AsgiApp | None = None, **words: Unpack[Endpo
 
     Args:
         health: the `Health` that is reported.
-        app: an ASGI app that gets everything else; None: everything else is answered with 404.
+        app: an ASGI app that gets everything else, its own pages below `/health` included; None: everything
+            else is answered with 404.
         **words: the arguments of `Endpoints`.
 
     Returns:
@@ -52,7 +53,8 @@ class AsgiHealth:
 
     Args:
         endpoints: what is asked for where.
-        app: gets everything else; None: there is nothing else.
+        app: gets everything else, and what is below `/health` and no name that may be asked for; None: there
+            is nothing else.
 
     Concurrency: serves any number of requests and loops at once.
     """
@@ -76,7 +78,7 @@ class AsgiHealth:
         if kind == "http":
             asked = asked_of(scope)
             place = endpoints.find(asked.path)
-            if place is not None or self._app is None:
+            if self._app is None or (place is not None and endpoints.claims(place, asked)):
                 await send_answer(await endpoints.arespond(place, asked), send)
                 return
         if self._app is not None:
@@ -103,7 +105,7 @@ class DrainingAsgi:
 
 
 def places_of(endpoints: Endpoints) -> Iterator[tuple[str, AsgiPlace]]:
-    """Return each path as Starlette writes them, with the app that answers there.
+    """Return each path, also with a slash at its end, as Starlette writes them, and what answers there.
 
     Raises:
         ValueError: *endpoints* are to put SIGTERM off: a route does not see the server start.
@@ -111,6 +113,8 @@ def places_of(endpoints: Endpoints) -> Iterator[tuple[str, AsgiPlace]]:
     without_drain_delay(endpoints)
     for path, place in endpoints.places:
         yield path, AsgiPlace(endpoints, place)
+        # Starlette would redirect, and not everybody who probes follows that.
+        yield f"{path}/", AsgiPlace(endpoints, place)
     for beginning in endpoints.below:
         yield f"{beginning}{{name:path}}", AsgiPlace(endpoints, None)
 
@@ -129,7 +133,7 @@ class AsgiPlace:
 
     async def __call__(self, scope: _Scope, _receive: _Receive, send: _Send) -> None:
         """Serve one connection; see the ASGI specification."""
-        place = self._place or Place(str(scope["path_params"]["name"]), free=True)
+        place = self._place or place_below(str(scope["path_params"]["name"]))
         await send_answer(await self._endpoints.arespond(place, asked_of(scope)), send)
 
 

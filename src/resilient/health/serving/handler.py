@@ -18,7 +18,16 @@ from .asked import Answer, Asked
 from .details import Details, details_of, shows
 from .forms import Form, View, chosen
 
-__all__ = ["PATHS", "EndpointWords", "Endpoints", "Place", "Reporter", "endpoints_of", "without_drain_delay"]
+__all__ = [
+    "PATHS",
+    "EndpointWords",
+    "Endpoints",
+    "Place",
+    "Reporter",
+    "endpoints_of",
+    "place_below",
+    "without_drain_delay",
+]
 
 _log = logging.getLogger("resilient")
 
@@ -101,8 +110,9 @@ class Endpoints:
     """Say where the health of a service is asked for, and who is told how much.
 
     `/livez`, `/readyz`, `/startupz` and `/health` tell the groups "live", "ready", "startup" and "all";
-    `/health/<name>` any other group, or a check for those who may see details. The answer is 200 for pass and
-    warn, and 503 for fail; below `/health`, 404 for a name that is none.
+    `/health/<name>` any other group or a check, for those who may see details. The answer is 200 for pass and
+    warn, and 503 for fail; below `/health`, 404 for a name that is none, or goes on to the app that is
+    behind. A group of yours that *paths* or *aliases* name may be asked for by everybody.
 
     Args:
         health: the `Health` that is reported.
@@ -145,6 +155,7 @@ class Endpoints:
         wait = params.optional_seconds("retry_after", retry_after, above=False)
         self._retry_after = None if wait is None else str(math.ceil(wait))
         self._places = _places(paths, prefix, aliases)
+        self._public = frozenset({*PATHS, *self._places.values()})
         self._below = tuple(f"{path}/" for path, group in self._places.items() if group == _ALL)
 
     @property
@@ -164,8 +175,34 @@ class Endpoints:
             return Place(group)
         for beginning in self._below:
             if path.startswith(beginning):
-                return Place(path.removeprefix(beginning), free=True)
+                return place_below(path.removeprefix(beginning))
         return None
+
+    def claims(self, place: Place, asked: Asked) -> bool:
+        """Tell whether *asked* is answered here, where an app is behind that may have pages below `/health`.
+
+        Those who may not see details cannot tell by it which checks there are: only the groups that all may
+        ask for are answered then, and everything else is the app's.
+
+        Args:
+            place: what `find` has found.
+            asked: the request.
+
+        Returns:
+            Whether it is; if not, the app is to be called.
+        """
+        if not place.free:
+            return True
+        if place.name in {*self.health.groups, _ALL}:
+            return place.name in self._public or self._shows(asked)
+        if not self._shows(asked):
+            return False
+        try:
+            # Never waits, in threads and on loops: it may well be a page of the app's.
+            return any(result.name == place.name for result in self.health.latest().results)
+        except Exception:  # noqa: BLE001 - it is logged, and a page must not fail because health does
+            _log.exception("No report could be made on the health of group %r", _ALL)
+            return False
 
     def respond(self, place: Place | None, asked: Asked) -> Answer:
         """Answer *asked* in a thread.
@@ -206,17 +243,22 @@ class Endpoints:
             return _short(404, "not found", asked)
         if asked.method not in _METHODS:
             return _short(405, "method not allowed", asked, ("Allow", ", ".join(_METHODS)))
-        details = shows(self.health.details if self._details is None else self._details, asked)
+        details = self._shows(asked)
         groups = {*self.health.groups, _ALL}
         group, check = place.name, None
+        # That there is such a group or check is a detail.
+        if place.free and not details and group not in self._public:
+            return _short(404, "not found", asked)
         if group not in groups:
-            # That there is such a check is a detail.
             if not (place.free and details):
                 return _short(404, "not found", asked)
             group, check = _ALL, place.name
         form = chosen(asked.query, asked.header("accept"))
         word = PATHS.get(place.name, f"/{place.name}")[1:]
         return _Inquiry(group, check, form, View(details, word, tuple(groups)))
+
+    def _shows(self, asked: Asked) -> bool:
+        return shows(self.health.details if self._details is None else self._details, asked)
 
     def _fail(self, inquiry: _Inquiry, asked: Asked) -> Answer:
         """Answer where a report could not be made; called where the error is handled.
@@ -242,6 +284,12 @@ class Endpoints:
             further.append(("Retry-After", self._retry_after))
         body = inquiry.form.body(report, inquiry.view)
         return _answer(report.http_status, inquiry.form.content_type, body, asked, further)
+
+
+def place_below(name: str) -> Place:
+    """Return what *name* leads to, which follows `/health/`; a slash at its end does no harm."""
+    name = name.removesuffix("/")
+    return Place(name, free=True) if name else Place(_ALL)
 
 
 def endpoints_of(parameter: str, health: Any) -> Endpoints:

@@ -21,7 +21,8 @@ def wsgi_app(
 
     Args:
         health: the `Health` that is reported.
-        app: a WSGI app that gets everything else; None: everything else is answered with 404.
+        app: a WSGI app that gets everything else, its own pages below `/health` included; None: everything
+            else is answered with 404.
         **words: the arguments of `Endpoints`, without *drain_delay*: WSGI does not say when a server starts.
 
     Returns:
@@ -39,7 +40,8 @@ class WsgiHealth:
 
     Args:
         endpoints: what is asked for where.
-        app: gets everything else; None: there is nothing else.
+        app: gets everything else, and what is below `/health` and no name that may be asked for; None: there
+            is nothing else.
 
     Raises:
         TypeError: *app* is no app.
@@ -63,10 +65,11 @@ class WsgiHealth:
             The body.
         """
         asked = asked_of(environ)
-        place = self._endpoints.find(asked.path)
-        if place is None and self._app is not None:
-            return self._app(environ, start_response)
-        return send_answer(self._endpoints.respond(place, asked), start_response)
+        endpoints = self._endpoints
+        place = endpoints.find(asked.path)
+        if self._app is None or (place is not None and endpoints.claims(place, asked)):
+            return send_answer(endpoints.respond(place, asked), start_response)
+        return self._app(environ, start_response)
 
 
 def asked_of(environ: WSGIEnvironment) -> Asked:
