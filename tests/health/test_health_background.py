@@ -12,6 +12,7 @@ import pytest
 from tests.health.scripted import AScripted, Scripted, a_health, states
 from tests.support.waiting import await_until, wait_until
 
+from resilient import CircuitBreaker
 from resilient.health import Health, Status
 from resilient.testing import FakeClock
 
@@ -247,6 +248,19 @@ def test_failure_in_the_background_is_announced_though_nobody_asks() -> None:
         checked.answer = False
         wait_until(lambda: bool(heard), "it is told")
     assert (heard[0].policy, heard[0].status) == ("it", "fail")
+
+
+def test_failure_on_which_a_policy_stands_is_announced_though_nobody_asks() -> None:
+    """The policy is asked by nobody: what it sees does not matter for what it stands on."""
+    checked, heard = Scripted(False), []
+    breaker = CircuitBreaker("payments")
+    with a_health(listeners=[heard.append]) as health:
+        health.add(checked, "network", interval=OFTEN)
+        health.watch(breaker, depends_on=["network"])
+        health.add(Scripted(), "behind", interval=OFTEN, depends_on=["network"])
+        health.start()
+        wait_until(lambda: bool(heard), "it is told", within=SOON)
+    assert (heard[0].policy, heard[0].status) == ("network", "fail")
 
 
 def test_removed_check_is_run_no_more() -> None:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
         EventLoopLag,
         FileDescriptors,
         HTTPEndpoint,
-        Memory,
         MemoryGrowth,
         RedisServer,
         TCPPort,
         Threads,
         TLSCertificate,
     )
+    from .checks.cgroups import Memory
     from .health import Health
     from .mapping.dependency_map import DependencyMap
     from .serving.handler import Endpoints
@@ -64,6 +64,7 @@ _HOME_OF = dict.fromkeys({*__all__} - {*globals()}, "checks") | {
     "DependencyMap": "mapping.dependency_map",
     "Endpoints": "serving.handler",
     "Health": "health",
+    "Memory": "checks.cgroups",
 }
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from ..engine import params
 from ..engine.finding import Witness
 from ..typing import Seconds
-from .aggregation import ALL
 from .mapping.dependency_map import DependencyMap, map_of
 from .record import Record
 from .registration import Checked, Watched, facts_of, kind_of, witnesses_in
@@ -354,7 +353,7 @@ class Health(Reporting):
         """
         drain_on_sigterm(self, delay)
 
-    def write(self, path: str | os.PathLike[str], *, group: str = ALL, every: Seconds = 5.0) -> Heartbeat:
+    def write(self, path: str | os.PathLike[str], *, group: str, every: Seconds = 5.0) -> Heartbeat:
         """Write how the service stands to a file again and again, for a process that has no port.
 
         `resilient health --file PATH --max-age SECONDS` reads it: an exec probe that fails when the file says
@@ -362,7 +361,8 @@ class Health(Reporting):
 
         Args:
             path: of the file; its directory has to be there, and it is for its owner only.
-            group: "live", "ready", "startup", "all", or one that checks name.
+            group: what the file is for: "live" where whoever reads it kills the process, "ready" where that
+                gets no work then; or "startup", "all", or one that checks name.
             every: seconds between two of them; above 0.
 
         Returns:

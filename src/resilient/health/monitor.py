@@ -17,7 +17,7 @@ from ..engine.waiting import Waiter, running_loop
 from ..events import Announcer, HealthChanged, log_fault
 from ..typing import Clock
 from .aggregation import behind_failures
-from .registration import Checked, Entry, Registry, Watched, testimony_of
+from .registration import Checked, Entry, Registry, testimony_of
 from .report import Result
 from .runs import Run, Runner
 from .tidy import tidy
@@ -58,7 +58,7 @@ class Monitor:
     def start(self) -> None:
         """Begin with what runs in the background; let the loop of this thread be the one for coroutines."""
         self._runner.settle_here()
-        self._attach(running_loop())
+        self._offer(running_loop())
         if self._closed or not any(map(_is_background, self.registry.entries)):
             return
         with self.lock:
@@ -135,7 +135,7 @@ class Monitor:
                     wait = min(wait, entry.record.period if entry.run is not None else due_in)
                 if run is not None:
                     self._start(entry, run)
-        self.results(self._checks_apart())
+        self.results(self.registry.links.apart)
         return max(wait, _SPIN)
 
     def after_fork(self) -> None:
@@ -147,15 +147,15 @@ class Monitor:
             if isinstance(entry, Checked):
                 entry.renew(self._clock())
 
-    def _attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Give *loop* to those checks that look at the loop of questions, each the first one only."""
+    def _offer(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Offer *loop* to those checks that look at the loop of questions."""
         for entry in self.registry.entries if loop is not None else ():
-            if isinstance(entry, Checked) and entry.attach is not None:
-                attach, entry.attach = entry.attach, None
+            if isinstance(entry, Checked) and entry.offer_loop is not None:
                 try:
-                    attach(loop)
+                    entry.offer_loop(loop)
                 except Exception:  # noqa: BLE001 - of somebody else's; it will say itself that it has no loop
-                    log_fault("%r could not be attached to %r", entry.check, loop)
+                    entry.offer_loop = None
+                    log_fault("%r does not take the loop %r", entry.check, loop)
 
     def _start(self, entry: Checked, run: Run) -> None:
         if entry.judge is not None:
@@ -183,12 +183,13 @@ class Monitor:
         found = None if finding is None else tidy(finding)
         with self.lock:
             entry.end(run, found, self._clock())
-            run.ended = True
-            waiters, run.waiters = run.waiters, []
         try:
-            # Logged before those go on who have waited for it.
+            # Logged before those go on who wait for it.
             self._look(self._linked_with(entry))
         finally:
+            with self.lock:
+                run.ended = True
+                waiters, run.waiters = run.waiters, []
             for waiter in waiters:
                 waiter.wake()
         self._announcer.deliver()
@@ -209,25 +210,15 @@ class Monitor:
         return results
 
     def _linked_with(self, entry: Entry) -> Sequence[Entry]:
-        """Return those for whom it may be news what has become of *entry*: mostly nobody else."""
-        linked = self.registry.linked
-        if entry.facts.name not in linked:
-            return (entry,)
-        return [one for one in self._checks_apart() if one.facts.name in linked]
+        """Return those for whom it may be news what has become of *entry*: mostly nobody else.
 
-    def _checks_apart(self) -> Sequence[Entry]:
-        """Return the checks of which can be told without a word of a witness.
-
-        Those are asked by whoever wants to know of them, and by nobody else: one that hangs, against what it
-        promises, must not hang up our own threads.
+        Where a witness has a say, none: those are asked by whoever wants to know of them, and by nobody else.
+        One that hangs, against what it promises, must not hang up our own threads.
         """
-        entries, linked = self.registry.entries, self.registry.linked
-        checks = [one for one in entries if isinstance(one, Checked)]
-        if len(checks) == len(entries) or not any(
-            isinstance(one, Watched) and one.facts.name in linked for one in entries
-        ):
-            return checks
-        return [one for one in checks if one.facts.name not in linked]
+        links = self.registry.links
+        if entry.facts.name in links.linked:
+            return [one for one in links.apart if one.facts.name in links.linked]
+        return (entry,) if entry in links.apart else ()
 
     def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:

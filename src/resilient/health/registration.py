@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -69,14 +69,14 @@ class Entry:
 class Checked(Entry):
     """A check, and what it has found. All but *facts* is guarded by the lock of whoever made it."""
 
-    __slots__ = ("abandoned", "attach", "check", "context", "is_async", "judge", "lag", "record", "run")
+    __slots__ = ("abandoned", "check", "context", "is_async", "judge", "lag", "offer_loop", "record", "run")
 
     def __init__(self, facts: Facts, check: Callable[[], Any], record: Record, judge: Witness | None) -> None:
         super().__init__(facts)
         self.check = check
         self.is_async = is_coroutine_check(check)
         self.context = contextvars.copy_context()
-        self.attach: Callable[[Any], object] | None = getattr(check, "attach", None)  # not done yet
+        self.offer_loop: Callable[[Any], object] | None = getattr(check, "offer_loop", None)
         self.judge = judge
         self.record = record
         self.run: Run | None = None  # that is under way
@@ -198,9 +198,8 @@ class Registry:
 
     def __init__(self) -> None:
         self.entries: tuple[Entry, ...] = ()
-        self.linked: frozenset[str] = frozenset()
-        """The names of those that depend on others, or that others depend on."""
         self._named: dict[str, list[Entry]] = {}
+        self._links: _Links | None = None  # None: to be found anew
 
     def add(self, entry: Entry) -> None:
         """Register *entry*.
@@ -217,8 +216,7 @@ class Registry:
             )
         self._check_dependencies(facts)
         self._named[facts.name] = [*named, entry]
-        self.entries = (*self.entries, entry)
-        self._link(facts)
+        self._set((*self.entries, entry))
 
     def free_name(self, name: str, kind: str) -> str:
         """Return *name*, with a number where there is one of this kind and name already."""
@@ -236,7 +234,7 @@ class Registry:
         """
         self._check_dependencies(facts)
         entry.facts = facts
-        self._link(facts)
+        self._set(self.entries)
 
     def remove(self, name: str) -> None:
         """Take out everything named *name*.
@@ -251,7 +249,7 @@ class Registry:
             if name in entry.facts.depends_on:
                 raise ValueError(f"{entry.facts.name!r} depends on {name!r}: remove that first")
         gone = self._named.pop(name)
-        self.entries = tuple(entry for entry in self.entries if entry not in gone)
+        self._set(tuple(entry for entry in self.entries if entry not in gone))
 
     @property
     def groups(self) -> frozenset[str]:
@@ -260,21 +258,26 @@ class Registry:
 
     def below(self, names: Iterable[str]) -> list[str]:
         """Return *names* and all that they stand on, the nearest first."""
-        return with_dependencies(names, {name: self._needs(name) for name in self.linked})
+        return with_dependencies(names, self.links.needs)
 
-    def _needs(self, name: str) -> tuple[str, ...]:
-        return tuple(need for entry in self._named.get(name, ()) for need in entry.facts.depends_on)
+    @property
+    def links(self) -> _Links:
+        """What stands on what."""
+        links = self._links
+        if links is None:
+            links = self._links = _Links(self._named)
+        return links
 
-    def _link(self, facts: Facts) -> None:
-        if facts.depends_on:
-            self.linked |= {facts.name, *facts.depends_on}
+    def _set(self, entries: tuple[Entry, ...]) -> None:
+        self.entries = entries
+        self._links = None
 
     def _check_dependencies(self, facts: Facts) -> None:
         for name in facts.depends_on:
             if name not in self._named:
                 rule = "must be registered before what depends on it"
                 params.refuse(ValueError, "depends_on", rule, name)
-        for name in self.below(facts.depends_on):
+        for name in self.below(facts.depends_on) if facts.depends_on else ():
             if name == facts.name:
                 params.refuse(ValueError, "depends_on", "must not lead back to the check itself", name)
             for other in self._named[name]:
@@ -283,6 +286,34 @@ class Registry:
                     raise ValueError(
                         _deadly(f"depends_on of {facts.name!r}, which is in 'live',", repr(name))
                     )
+
+
+class _Links:
+    """What stands on what, as of one moment.
+
+    Attributes:
+        needs: the names on which each name stands directly, where there are any.
+        linked: the names of all that stand on something, or that something stands on.
+        apart: the checks of which can be told without a word of a witness: neither they nor what they stand
+            on have the name of one.
+    """
+
+    __slots__ = ("apart", "linked", "needs")
+
+    def __init__(self, named: Mapping[str, Sequence[Entry]]) -> None:
+        needs = {
+            name: tuple(need for entry in entries for need in entry.facts.depends_on)
+            for name, entries in named.items()
+        }
+        self.needs = {name: below for name, below in needs.items() if below}
+        self.linked = frozenset(self.needs).union(*self.needs.values())
+        seen = {name for name, entries in named.items() if any(isinstance(one, Watched) for one in entries)}
+        self.apart = tuple(
+            entry
+            for name, entries in named.items()
+            if seen.isdisjoint(with_dependencies((name,), self.needs))
+            for entry in entries
+        )
 
 
 def facts_of(

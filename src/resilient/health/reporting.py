@@ -8,11 +8,13 @@ import weakref
 from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from ..engine import params
 from ..engine.announcing import Announcing
+from ..engine.deadline import time_left
 from ..engine.finding import Status
+from ..engine.fork import renew_after_fork
 from ..engine.waiting import TaskWaiter, ThreadWaiter, running_loop
 from ..events import Announcer, HealthChanged, Listener
 from ..typing import Clock, Seconds
@@ -23,6 +25,7 @@ from .report import Report
 from .runs import Run, inside
 from .serving.details import NEVER, Details, details_of
 from .settings import Defaults
+from .tidy import one_line
 
 __all__ = ["Reporting"]
 
@@ -72,6 +75,23 @@ class Reporting(Announcing):
         weakref.finalize(self, self._monitor.close).atexit = False
         self._started = False  # whether "startup" has been passed
         self._draining: str | None = None
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child, where nothing has been found yet; what drains, drains."""
+        self._started = False
+        self._born = self._clock()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"the Health of {self._service!r} cannot be pickled: it belongs to one process; make it at "
+            "module level and import it where it is needed"
+        )
 
     def __repr__(self) -> str:
         return f"<Health of {self._service!r}, {len(self._monitor.registry.entries)} checks>"
@@ -189,7 +209,7 @@ class Reporting(Announcing):
         """
         if not isinstance(reason, str):
             params.refuse(TypeError, "reason", "must be text", reason)
-        self._set_draining(f"draining: {reason}" if reason else "draining")
+        self._set_draining(one_line(f"draining: {reason}" if reason else "draining"))
 
     def resume(self) -> None:
         """Take back `drain`."""
@@ -225,6 +245,8 @@ class Reporting(Announcing):
     def _to_wait_for(self, group: str, within: Seconds | None) -> Generator[tuple[Run, float]]:
         """Begin what is due, and return what to wait for, and how long at most, one after the other."""
         patience = self._answer_within if within is None else params.seconds("within", within)
+        deadline = time_left()
+        patience = patience if deadline is None else min(patience, deadline)
         self._monitor.start()
         runs = self._monitor.begin(self._members(group))
         if self._monitor in inside.get():

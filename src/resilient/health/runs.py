@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
+import re
 import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context, ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -24,10 +27,14 @@ from .keeper import Keeper
 
 __all__ = ["Run", "Runner", "inside"]
 
+_log = logging.getLogger("resilient")
+
 inside: ContextVar[tuple[object, ...]] = ContextVar("resilient_health", default=())
 """Those for whom the check runs that this context is part of, the outermost first."""
 
 _JUST_AFTER: Final = 0.001  # seconds: when whoever looks is sure to find that its time is up
+_STOOD_STILL: Final = 0.5  # seconds
+_ELSEWHERE: Final = re.compile(r"different (event )?loop|another (event )?loop")
 _UNREADABLE: Final = Finding(Status.FAIL, "what the check has found cannot be read")
 
 
@@ -37,7 +44,18 @@ class Run:
     Concurrency: `waiters` and `ended` are guarded by the lock of whoever made it.
     """
 
-    __slots__ = ("check", "ended", "job", "loop", "place", "task", "timeout", "until", "waiters")
+    __slots__ = (
+        "check",
+        "ended",
+        "is_at_home",
+        "job",
+        "loop",
+        "place",
+        "task",
+        "timeout",
+        "until",
+        "waiters",
+    )
 
     def __init__(self, check: Check, timeout: float, place: Any) -> None:
         self.check = check
@@ -48,6 +66,7 @@ class Run:
         self.waiters: list[Waiter] = []
         self.job: Job | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.is_at_home = True  # whether that is a loop of the user's
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -102,6 +121,7 @@ class Runner:
         self._begun = begun
         self._ended = ended
         self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._blamed: set[str] = set()  # checks whose loop stood still, told once of each
         self.keeper = Keeper("resilient-health-loop")
         renew_after_fork(self)
 
@@ -133,6 +153,7 @@ class Runner:
 
     def _start_task(self, run: Run, context: Context, loop: asyncio.AbstractEventLoop) -> None:
         run.loop = loop
+        run.is_at_home = not self.keeper.keeps(loop)
         begin = partial(self._create_task, run, context, loop)
         if running_loop() is loop:
             begin()
@@ -174,4 +195,24 @@ class Runner:
                 raise  # by whoever closes the loop
         finally:
             cut.cancel()
-            self._ended(run, finding)
+            self._look_at_loop(run, loop.time() - cut.when())
+            self._ended(run, finding if run.is_at_home or finding is None else _with_hint(finding))
+
+    def _look_at_loop(self, run: Run, late: float) -> None:
+        """Say, once for each check, that a loop stood still when it should have cut that off."""
+        name = run.place.facts.name
+        if late > _STOOD_STILL and name not in self._blamed:
+            self._blamed.add(name)
+            _log.warning(
+                "the event loop stood still for %.1f s while check %r was under way: what blocks has to be a "
+                "plain function, which gets a thread",
+                late,
+                name,
+            )
+
+
+def _with_hint(finding: Finding) -> Finding:
+    """Say what helps where a check on a loop of ours needs that of somebody else."""
+    if finding.status is not Status.FAIL or not _ELSEWHERE.search(finding.output):
+        return finding
+    return replace(finding, output=f"{finding.output}; call health.start() on the loop that it belongs to")

@@ -36,6 +36,17 @@ _SETTING: Final = re.compile(
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
+# What is a secret wherever it stands.
+_TOKEN: Final = re.compile(
+    r"""
+    \b eyJ [\w-]{8,} \. [\w-]{8,} \. [\w-]*  # a JSON Web Token
+    | \b (?: gh[opsru]_ | github_pat_ | glpat- | xox[abeprs]- | sk_live_ | sk_test_ ) [\w-]{10,}
+    | \b (?: AKIA | ASIA ) [0-9A-Z]{16} \b
+    """,
+    re.VERBOSE,
+)
+_COOKIE: Final = re.compile(r"""(\b(?:set-)?cookie["']?\s{0,4}[:=]\s{0,4})[^\n]+""", re.IGNORECASE)
+
 _WORD: Final = re.compile(r"\S+")
 _NAMELESS: Final = ("http", "https")
 
@@ -45,8 +56,10 @@ def masked(text: str) -> str:
 
     They are known by where they stand: the password in `scheme://user:password@host` and in
     `user:password@host`, the user where a web address has no password, and what follows `password=`,
-    `token:`, `key=`, `Bearer` and the like, in addresses, connection strings, JSON and text for people.
-    Rather too much is masked than too little.
+    `token:`, `key=`, `Bearer`, `Cookie:` and the like, in addresses, connection strings, JSON and text for
+    people; and some by what they are: JSON Web Tokens, and those of a few well-known services. A password
+    that stands alone, as among the arguments of a call, is known to nobody. Rather too much is masked than
+    too little.
 
     Args:
         text: any text, such as that of an exception.
@@ -56,6 +69,7 @@ def masked(text: str) -> str:
 
     Concurrency: takes time in proportion to the length of the text, whatever is in it.
     """
+    text = _COOKIE.sub(rf"\1{_MASK}", _TOKEN.sub(_MASK, text))
     text = _SETTING.sub(_without_value, text)
     return _WORD.sub(_without_password, text) if "@" in text else text
 

@@ -11,7 +11,7 @@ from typing import Final
 from ..engine.finding import Fact, Finding, Status
 from .secrets import masked
 
-__all__ = ["reason", "tidy"]
+__all__ = ["one_line", "reason", "tidy"]
 
 _LONGEST: Final = 300  # characters of a text in a report
 _LOOKED_AT: Final = 16_384  # of a text, beyond which nothing of it is looked at
@@ -28,9 +28,9 @@ def tidy(finding: Finding) -> Finding:
         return replace(
             finding,
             status=Status(finding.status),
-            output=_text(finding.output),
+            output=one_line(finding.output),
             value=_number(finding.value),
-            unit=None if finding.unit is None else _text(finding.unit),
+            unit=None if finding.unit is None else one_line(finding.unit),
             facts=_facts(finding.facts),
         )
     except (Exception, SystemExit):  # noqa: BLE001 - a word that fails when it is read
@@ -46,15 +46,18 @@ def reason(error: BaseException) -> str:
 
 
 def _facts(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
-    return {_text(name): _fact(value) for name, value in islice(facts.items(), _MOST_FACTS)}
+    return {
+        one_line(name): _fact(one_line(name), value) for name, value in islice(facts.items(), _MOST_FACTS)
+    }
 
 
-def _fact(value: object) -> Fact:
+def _fact(name: str, value: object) -> Fact:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float):
         return _number(value)
-    return _text(value)
+    # With its name, which may say that it is a secret.
+    return one_line(f"{name}={value if isinstance(value, str) else repr(value)}").removeprefix(f"{name}=")
 
 
 def _number(value: object) -> float | None:
@@ -69,7 +72,8 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _text(value: object) -> str:
+def one_line(value: object) -> str:
+    """Return *value* as a text for a report: short, in one line, without secrets."""
     text = value if isinstance(value, str) else repr(value)
     words = text[:_LOOKED_AT].split()
     if len(text) > _LOOKED_AT and not text[_LOOKED_AT - 1].isspace():

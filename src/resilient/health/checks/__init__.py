@@ -1,6 +1,5 @@
 """Checks that come ready made: of this process, and of what it depends on."""
 
-from .cgroups import Memory
 from .database import Database
 from .endpoint import HTTPEndpoint
 from .event_loop import EventLoopLag
@@ -18,7 +17,6 @@ __all__ = [
     "EventLoopLag",
     "FileDescriptors",
     "HTTPEndpoint",
-    "Memory",
     "MemoryGrowth",
     "RedisServer",
     "TCPPort",

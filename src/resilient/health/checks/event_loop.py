@@ -90,6 +90,13 @@ class EventLoopLag(Check):
             loop.call_soon_threadsafe(_begin, weakref.ref(pulse))
             self._pulse = pulse
 
+    def offer_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have *loop* beat, unless there is one that does; `Health` offers those on which it is asked."""
+        pulse = self._pulse
+        beating = None if pulse is None or pulse.pid != os.getpid() else pulse.loop()
+        if beating is None or beating.is_closed():
+            self.attach(loop)
+
     def __call__(self) -> Finding:
         """Tell the lag; to be called in a thread, since in the loop there is none to see.
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import weakref
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from ...events import log_fault
 from .handler import Reporter
 from .status_file import StatusFile
 
 __all__ = ["Heartbeat"]
+
+
+_PATIENCE: Final = 1.0  # seconds; a report takes less, unless the disk hangs
 
 
 class Heartbeat:
@@ -35,13 +38,19 @@ class Heartbeat:
         # The first one here, so that whoever cannot write learns it.
         file.write(health.report(group))
         args = (weakref.ref(health), file, group, every, self._ended)
-        thread = threading.Thread(target=_beat, args=args, name="resilient-health-file", daemon=True)
-        thread.start()
+        self._thread = threading.Thread(target=_beat, args=args, name="resilient-health-file", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Write no more, and take the file away; closing twice does nothing."""
+        """Write no more, and take the file away; closing twice does nothing.
+
+        Concurrency: waits for the thread if it is about to write, for a second at most.
+        """
         if not self._ended.is_set():
             self._ended.set()
+            # Or it might write once more, in the place of whoever has the file by then.
+            if threading.current_thread() is not self._thread:
+                self._thread.join(_PATIENCE)
             self._file.remove()
 
     def __enter__(self) -> Self:
@@ -66,5 +75,3 @@ def _beat(
                 faulty = True
                 log_fault("the health of this process cannot be written to %s", file.path)
         del health
-    if ended.is_set():  # it may have been written again in the moment in which it was closed
-        file.remove()
