@@ -167,7 +167,7 @@ def test_service_that_is_well_ends_in_0(serve: Serve) -> None:
     """One line, and nothing on standard error."""
     done = command("health", "--url", serve(UP).url())
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "pass checkout: 1 checks pass\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "pass checkout: 1 check passes\n", "")
 
 
 def test_service_that_is_not_ends_in_1_and_says_why(serve: Serve) -> None:

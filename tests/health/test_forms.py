@@ -166,13 +166,41 @@ class TestSpring:
 
 class TestMicroProfile:
     def test_whole_report(self) -> None:
-        """What is critical and unknown is down: it has two words only."""
-        got = body(shown(), "microprofile")
+        """What is critical and unknown is down: it has two words only. What is not critical fails nothing."""
+        mail = result("mail", Status.FAIL, critical=False, output="refused")
+        got = body(shown(results=(*EVERYTHING, mail)), "microprofile")
 
         valid(got, MICROPROFILE)
         assert got["status"] == "DOWN"
         statuses = {check["name"]: check["status"] for check in got["checks"]}
-        assert statuses == {"postgres": "UP", "cache": "UP", "pool": "UP", "redis": "DOWN", "orders": "DOWN"}
+        up, down = "UP", "DOWN"
+        assert statuses == {
+            "postgres": up,
+            "cache": up,
+            "pool": up,
+            "redis": down,
+            "orders": down,
+            "mail": up,
+        }
+        assert got["checks"][-1]["data"]["reason"] == "refused"
+
+    def test_drained_service_says_so_in_a_check_of_its_own(self) -> None:
+        """No other is to blame, and what is down has one that is."""
+        mail = result("mail", Status.FAIL, critical=False)
+        got = body(shown(Status.PASS, [mail], output="draining"), "microprofile", "/readyz")
+
+        valid(got, MICROPROFILE)
+        statuses = {check["name"]: check["status"] for check in got["checks"]}
+        assert (got["status"], statuses) == ("DOWN", {"mail": "UP", "readyz": "DOWN"})
+        assert got["checks"][-1]["data"] == {"reason": "draining"}
+
+    def test_check_that_is_asked_for_by_its_name_is_down(self) -> None:
+        """Though it is not critical."""
+        got = body(
+            shown(results=[result("mail", Status.FAIL, critical=False)]), "microprofile", "/health/mail"
+        )
+
+        assert (got["status"], got["checks"][0]["status"]) == ("DOWN", "DOWN")
 
 
 class TestVerbose:
@@ -219,6 +247,29 @@ class TestVerbose:
         assert got.startswith("[-]x y failed: no [+]etcd ok ")
 
 
+def test_numbers_are_short() -> None:
+    """Ages to the millisecond, response times to the microsecond, whole numbers without a fraction."""
+    one = result(
+        took=0.00123456789,
+        age=0.001348660996882245,
+        running_for=2.0000004,
+        value=3.0,
+        facts={"limit_bytes": 52428800.0, "share": 0.125, "huge": 1e300},
+    )
+    health = shown(results=[one])
+
+    checks = body(health, "json")["checks"]
+    [told], [took] = checks["postgres:status"], checks["postgres:responseTime"]
+    assert json.dumps([told["age"], told["runningFor"], told["observedValue"]]) == "[0.001, 2, 3]"
+    assert took["observedValue"] == 1.235
+    assert json.dumps(told["facts"]) == '{"limit_bytes": 52428800, "share": 0.125, "huge": 1e+300}'
+    for form in ("spring", "microprofile"):
+        text = json.dumps(body(health, form))
+        assert '"limit_bytes": 52428800,' in text
+        assert '"value": 3,' in text
+        assert '"responseTime": "1.235 ms"' in text
+
+
 def test_plain_is_one_word() -> None:
     """For `grep` and simple balancers."""
     assert [body(shown(status), "plain") for status in Status] == ["pass", "warn", "fail", "warn"]
@@ -261,7 +312,9 @@ def test_every_report_has_every_form(results: list[Result], status: Status) -> N
 
     valid(body(health, "json"), HEALTH_JSON)
     valid(body(health, "spring"), SPRING)
-    valid(body(health, "microprofile"), MICROPROFILE)
+    profile = body(health, "microprofile")
+    valid(profile, MICROPROFILE)
+    assert (profile["status"] == "UP") is all(check["status"] == "UP" for check in profile["checks"])
     assert re.fullmatch(VERBOSE, body(health, "verbose"))
     assert body(health, "plain") in {"pass", "warn", "fail"}
 

@@ -131,7 +131,8 @@ def _summary(report: Report) -> str:
             if result.status is status
         ]
     if not parts and report.results:
-        parts = [f"{len(report.results)} checks pass"]
+        many = len(report.results)
+        parts = ["1 check passes" if many == 1 else f"{many} checks pass"]
     return "; ".join(parts)
 
 

@@ -21,6 +21,7 @@ __all__ = ["DEFAULT", "Form", "View", "chosen"]
 _LONGEST_HEADER: Final = 2_000  # what clients write is shorter; the rest is not looked at
 _LONGEST_LINE: Final = 500
 _LONGEST_NUMBER: Final = 64  # in bits
+_LARGEST_WHOLE: Final = 2**53  # beyond, all floats are whole, and as integers longer than others can read
 # What ends a line somewhere, and what a terminal would obey.
 _NO_TEXT: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -92,7 +93,7 @@ def _entries(result: Result) -> Iterable[tuple[str, _Members]]:
         # The draft leaves it out where all is well.
         | ({"output": _line(result.output)} if result.output and not passes else {})
         | {"kind": result.kind, "critical": result.critical}
-        | _without_none({"age": _figure(result.age), "runningFor": _figure(result.running_for)})
+        | _without_none({"age": _seconds(result.age), "runningFor": _seconds(result.running_for)})
         | _true({"stale": result.stale, "failuresInARow": result.failures_in_a_row})
         | _true({"dependsOn": list(result.depends_on), "behind": list(result.behind)})
         | _true({"facts": _facts(result)}),
@@ -144,13 +145,32 @@ def _spring_details(result: Result) -> _Members:
 
 
 def _microprofile(report: Report, view: View) -> bytes:
-    """Tell *report* as Eclipse MicroProfile Health does."""
-    checks = [
-        {"name": _line(result.name), "status": "UP" if _is_up(result) else "DOWN"}
+    """Tell *report* as Eclipse MicroProfile Health does.
+
+    There all is up where each check is, and clients count on that: what does not fail the report is up, and
+    has the reason for not being well in its data.
+    """
+    downs = _downs(report)
+    checks: list[_Members] = [
+        {"name": _line(result.name), "status": "DOWN" if down else "UP"}
         | _true({"data": _facts(result) | _true({"reason": _line(result.output)}) | _observed(result)})
-        for result in (report.results if view.details else ())
+        for result, down in zip(report.results, downs, strict=True)
     ]
-    return _json({"status": "UP" if report.ok else "DOWN", "checks": checks})
+    if not report.ok and (report.output or not any(downs)):  # as while it drains: no check is to blame
+        data = _true({"reason": _line(report.output)})
+        checks.append({"name": _line(view.word), "status": "DOWN"} | _true({"data": data}))
+    return _json({"status": "UP" if report.ok else "DOWN", "checks": checks if view.details else []})
+
+
+def _downs(report: Report) -> list[bool]:
+    """Tell of each result whether *report* fails because of it."""
+    if report.ok:
+        return [False] * len(report.results)
+    downs = [result.critical and result.status in {Status.FAIL, Status.UNKNOWN} for result in report.results]
+    if any(downs) or report.output:
+        return downs
+    # Asked for by its name, a check fails for itself, critical or not.
+    return [result.status is Status.FAIL for result in report.results]
 
 
 def _plain(report: Report, _view: View) -> bytes:
@@ -199,8 +219,8 @@ def _facts(result: Result) -> _Members:
 def _fact(fact: Any) -> Fact:
     if isinstance(fact, str):
         return _line(fact)
-    if isinstance(fact, float) and not math.isfinite(fact):
-        return str(fact)  # JSON has no such numbers
+    if isinstance(fact, float):
+        return _short(fact) if math.isfinite(fact) else str(fact)  # JSON has no such numbers
     if isinstance(fact, int) and fact.bit_length() > _LONGEST_NUMBER:
         return "out of range"
     return fact if fact is None or isinstance(fact, int | float) else _line(str(fact))
@@ -208,12 +228,26 @@ def _fact(fact: Any) -> Fact:
 
 def _figure(value: float | None) -> float | None:
     try:
-        return value if value is not None and math.isfinite(value) else None
+        return _short(value) if value is not None and math.isfinite(value) else None
     except (TypeError, OverflowError):  # what a check says is no number, or beyond all floats
         return None
 
 
+def _short(number: float) -> float:
+    """Return a number as people write it: a whole one without ".0"."""
+    if isinstance(number, int) or not number.is_integer() or abs(number) >= _LARGEST_WHOLE:
+        return number
+    return int(number)
+
+
+def _seconds(value: float | None) -> float | None:
+    """Return seconds, to the millisecond."""
+    seconds = _figure(value)
+    return None if seconds is None else _short(round(seconds, 3))
+
+
 def _milliseconds(result: Result) -> float | None:
+    """Return how long a check took, in milliseconds; a round trip takes less than one."""
     took = _figure(result.took)
     return None if took is None else _figure(round(took * 1_000, 3))
 
