@@ -14,9 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import trustme
+
 from examples.children import heard, spawned
 from examples.shop.processes import ServiceDiedError
-from examples.shop.services.payment import Book
+from examples.shop.services.payment import HOST_NAME, Book
 
 NAMES = ("payment-1", "payment-2")
 HOST = "127.0.0.1"
@@ -41,6 +43,8 @@ class Backends:
         self._environment = {**os.environ, **environment}
         self._ports = dict(zip(NAMES, _free_ports(len(NAMES)), strict=True))
         self._running: dict[str, tuple[Process, AsyncExitStack]] = {}
+        self._authority = trustme.CA()
+        self._authority.cert_pem.write_to_path(self.authority)
         # Before anybody writes in it: to begin a book takes it alone.
         Book(self._book).close()
 
@@ -49,8 +53,13 @@ class Backends:
         """Where they are."""
         return [f"{HOST}:{port}" for port in self._ports.values()]
 
-    async def start(self, name: str, certificate: str = "payment") -> None:
-        """Start one, and return when it is up."""
+    @property
+    def authority(self) -> Path:
+        """The certificate that speaks for theirs."""
+        return self._folder / "authority.pem"
+
+    async def start(self, name: str, *, stranger: bool = False) -> None:
+        """Start one, and return when it is up; a *stranger* has a certificate for which nobody speaks."""
         up = asyncio.Event()
 
         def hear(line: bytes) -> None:
@@ -65,7 +74,7 @@ class Backends:
         async with AsyncExitStack() as stack:
             child = spawned(
                 "examples.shop.services.payment",
-                (*arguments, "--certificate", certificate),
+                (*arguments, *self._identity(name, trustme.CA() if stranger else self._authority)),
                 log,
                 env=self._environment,
             )
@@ -76,6 +85,13 @@ class Backends:
                     "\n".join([f"{name} did not come up", log.read_text(errors="replace")])
                 )
             self._running[name] = process, stack.pop_all()
+
+    def _identity(self, name: str, authority: trustme.CA) -> list[str]:
+        issued = authority.issue_cert(HOST_NAME)
+        key, certificate = (self._folder / f"{name}.{kind}" for kind in ("key", "pem"))
+        issued.private_key_pem.write_to_path(key)
+        issued.cert_chain_pems[0].write_to_path(certificate)
+        return ["--key", str(key), "--certificate", str(certificate)]
 
     async def kill(self, name: str) -> None:
         """Kill one, as the out-of-memory killer does."""

@@ -9,15 +9,19 @@ import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from examples.shop.services.payment import CHARGE, DATA, HOST_NAME
+from examples.shop.services.payment import CHARGE, HOST_NAME
 
 ADDRESSES = "SHOP_PAYMENTS"
 """The variable that says where the payment services are."""
+
+AUTHORITY = "SHOP_PAYMENTS_AUTHORITY"
+"""That which says in which file the certificate is that speaks for theirs."""
 
 # A server that is back is found again within half a second; gRPC would wait for minutes in the end.
 OPTIONS = (
@@ -35,7 +39,7 @@ def addresses() -> list[str]:
 
 def credentials() -> grpc.ChannelCredentials:
     """Return what the payment services are known by."""
-    return grpc.ssl_channel_credentials((DATA / "payment.crt").read_bytes())
+    return grpc.ssl_channel_credentials(Path(os.environ[AUTHORITY]).read_bytes())
 
 
 class Payments:

@@ -26,7 +26,7 @@ from examples.shop.incident import (
     Tile,
     Version,
 )
-from examples.shop.payments import ADDRESSES
+from examples.shop.payments import ADDRESSES, AUTHORITY
 from examples.shop.processes import Hear
 from examples.shop.report import drawings
 from examples.shop.services.payment import CHARGE_TIME
@@ -90,7 +90,8 @@ class FailingGrpc(Incident):
     async def surroundings(self, settings: Settings, logs: Path, hear: Hear) -> AsyncIterator[dict[str, str]]:
         """Run the payment services for one shop."""
         async with running_backends(logs, hear, self.environment(settings)) as self._backends:
-            yield {ADDRESSES: ",".join(self._backends.addresses)}
+            backends = self._backends
+            yield {ADDRESSES: ",".join(backends.addresses), AUTHORITY: str(backends.authority)}
 
     async def begin(self, span: Span, hear: Hear) -> None:
         """Do to the victim what the phase is about; at the end, see what is in the book."""
@@ -102,7 +103,7 @@ class FailingGrpc(Incident):
         elif span.name == REFUSED:
             await backends.kill(VICTIM)
         elif span.name == HANDSHAKE:
-            await backends.start(VICTIM, "stranger")
+            await backends.start(VICTIM, stranger=True)
         elif span.name == WELL:
             over = asyncio.get_running_loop().time() + span.seconds + _SETTLING
             await backends.kill(VICTIM)

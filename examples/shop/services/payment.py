@@ -34,7 +34,6 @@ SERVICE = "shop.Payment"
 CHARGE = f"/{SERVICE}/Charge"
 # What the certificates are for, wherever they are shown.
 HOST_NAME = "payment.shop"
-DATA = Path(__file__).parent.parent / "data"
 
 CHARGE_TIME = float(os.environ.get("SHOP_CHARGE_TIME") or scaled(1.0))
 # The acquirer, who moves the money, is not well if so many of the latest charges came to nothing.
@@ -128,7 +127,7 @@ def health_of(payment: Payment) -> Health:
     return health
 
 
-async def serve(name: str, port: int, book: Book, certificate: str) -> None:
+async def serve(name: str, port: int, book: Book, key: bytes, certificate: bytes) -> None:
     """Serve until the parent lets go of standard input."""
     payment, over = Payment(name, book), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -149,8 +148,7 @@ async def serve(name: str, port: int, book: Book, certificate: str) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     with health_of(payment) as health:
         health.grpc(server, services={SERVICE: "ready"})
-        shown = [(DATA / f"{certificate}.{kind}").read_bytes() for kind in ("key", "crt")]
-        server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([(shown[0], shown[1])]))
+        server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([(key, certificate)]))
         await server.start()
         threading.Thread(target=read, daemon=True).start()
         say(json.dumps({"up": name}))
@@ -172,11 +170,13 @@ def main() -> None:
     parser.add_argument("name", help="what it calls itself")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--book", type=Path, required=True, help="a file for what was charged")
-    parser.add_argument("--certificate", choices=("payment", "stranger"), default="payment")
+    parser.add_argument("--key", type=Path, required=True, help="the file of a private key, as PEM")
+    parser.add_argument("--certificate", type=Path, required=True, help="that of its certificate")
     args = parser.parse_args()
     book = Book(args.book)
     try:
-        asyncio.run(serve(args.name, args.port, book, args.certificate))
+        identity = args.key.read_bytes(), args.certificate.read_bytes()
+        asyncio.run(serve(args.name, args.port, book, *identity))
     finally:
         book.close()
 
