@@ -20,6 +20,8 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 
 # What the caller's shell may hold and would reach into the environment.
 unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_TARGET PIP_USER VIRTUAL_ENV
+# Tests start hundreds of interpreters, and each would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PACKAGE := $(VENV)/.resilient-package
