@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from examples.children import ROOT
 
-OPTIONS = {"rate": 30, "warm-up": 1, "calm": 3, "fault": 6, "recovery": 0.5}
+OPTIONS = {"rate": 30, "warm-up": 0.6, "calm": 2, "fault": 4, "recovery": 0.4}
 
 
 @pytest.fixture(scope="module")
