@@ -22,12 +22,14 @@ from tests.support.valkey import ValkeyServer
 # How `make test` shares the tests. These measure how long something takes, or how much gets done, and are
 # busy: they run one after another when all others are done.
 _ALONE = (
-    "tests/incidents/test_*_demo.py",
+    "tests/incidents/test_a[47]_demo.py",
+    "tests/incidents/test_b1_demo.py",
     "tests/incidents/test_d7_fleet.py",
-    "tests/incidents/test_d9_overload.py",
+    "tests/incidents/test_d9_*.py",
 )
 # These measure as well, and wait for most of their time: they get on with one another, and begin together.
 _FIRST = (
+    "tests/incidents/test_a[2568]_demo.py",
     "tests/fleet/test_outages.py",
     "tests/fleet/test_failover.py",
     "tests/faults/test_state_storage.py",
