@@ -141,12 +141,22 @@ def test_silent_client_is_hung_up_on_and_others_are_served(
 def test_one_too_many_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many come, there are so many threads and no more; room is there again when they have left."""
     monkeypatch.setattr(server, "_MOST_CLIENTS", 3)
-    with serve(StandIn(), port=0) as serving, contextlib.ExitStack() as clients:
-        idle = [clients.enter_context(connected(serving.port)) for _ in range(3)]
+    answering, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(_asked: Any) -> bool:
+        answering.release()
+        return go_on.wait(20)
+
+    with serve(StandIn(details=slow), port=0) as serving, contextlib.ExitStack() as clients:
+        clients.callback(go_on.set)
+        asked = [clients.enter_context(connected(serving.port)) for _ in range(3)]
+        for one in asked:
+            one.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert answering.acquire(timeout=20)
         with connected(serving.port) as client:
             assert everything(client) == b""
-        for one in idle:
-            one.close()
+        go_on.set()
+        assert all(everything(one).startswith(b"HTTP/1.1 200 ") for one in asked)
 
         def answers() -> bool:
             with contextlib.suppress(ConnectionError, http.client.HTTPException):
@@ -154,6 +164,43 @@ def test_one_too_many_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
             return False
 
         wait_until(answers, "room for a client")
+
+
+def test_silent_clients_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port for kubelets is open to all pods: a few connections would have the worker killed.
+
+    Whoever comes gets the place of the one that has been silent for longest, byte by byte or altogether.
+    """
+    monkeypatch.setattr(server, "_MOST_CLIENTS", 3)
+    with serve(StandIn(), port=0) as serving, contextlib.ExitStack() as clients:
+        silent = [clients.enter_context(connected(serving.port)) for _ in range(3)]
+        for one in silent:
+            one.sendall(b"GET /livez HTTP/1.1\r\n")
+        assert fetch(serving.port, "/livez")[0] == 200
+        assert everything(silent[0]) == b""
+        silent[2].sendall(b"\r\n")
+        assert everything(silent[2]).startswith(b"HTTP/1.1 200 ")
+        assert [fetch(serving.port, "/livez")[0] for _ in range(10)] == [200] * 10
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://10.1.2.3:8081/livez", 200),
+        (b"HTTP://worker/health?format=json", 200),
+        (b"https://worker/livez/", 200),
+        (b"http://worker/nothing", 404),
+        (b"http://worker", 404),
+        (b"http://worker?a=/livez", 404),
+        (b"ftp://worker/livez", 404),
+        (b"*", 404),
+    ],
+)
+def test_absolute_form_is_understood(target: bytes, status: int) -> None:
+    """RFC 9112, 3.2.2: a server must accept it, though only clients of proxies send it."""
+    with serve(StandIn(), port=0) as serving, connected(serving.port) as client:
+        client.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: worker\r\n\r\n")
+        assert everything(client).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_error_inside_is_a_failure_and_no_traceback_to_the_client() -> None:
@@ -191,9 +238,10 @@ def test_no_more_threads_cost_a_client_and_no_place(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("can't start new thread")
 
     with serve(StandIn(), port=0) as serving:
-        with monkeypatch.context() as broken, connected(serving.port) as client:
+        with monkeypatch.context() as broken:
             broken.setattr("socketserver.ThreadingMixIn.process_request", no_more)
-            assert everything(client) == b""
+            with connected(serving.port) as client:
+                assert everything(client) == b""
         assert fetch(serving.port, "/livez")[0] == 200
 
 

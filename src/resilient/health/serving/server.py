@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import re
 import selectors
 import socket
 import sys
@@ -26,6 +28,9 @@ _log = logging.getLogger("resilient")
 _PATIENCE: Final = 5.0  # seconds that a client has for its request and for taking the answer
 _MOST_CLIENTS: Final = 64
 _PAUSE: Final = 0.1  # seconds
+_FAREWELL: Final = 0.5  # seconds in which the thread of a client that is hung up on ends; it takes none
+# What a client that takes this for a proxy puts before the path (RFC 9112, 3.2.2); a server has to take it.
+_AUTHORITY: Final = re.compile(r"https?://[^/?]*", re.ASCII | re.IGNORECASE)
 
 
 def serve(
@@ -33,8 +38,8 @@ def serve(
 ) -> HealthServer:
     """Serve the health of a process that has no web server, in threads that do not keep it alive.
 
-    At most 64 clients are served at a time, and each has 5 seconds for its request: whoever is slower, or one
-    too many, is hung up on.
+    At most 64 clients are served at a time, and each has 5 seconds for its request: whoever is slower is hung
+    up on. So is, when another one comes, whoever has had the longest of them and not sent its request yet.
 
     Args:
         health: the `Health` that is reported.
@@ -130,6 +135,9 @@ class _Server(ThreadingMixIn, TCPServer):
     def __init__(self, address: tuple[str, int], endpoints: Endpoints) -> None:
         self.endpoints = endpoints
         self._places = threading.BoundedSemaphore(_MOST_CLIENTS)
+        # Those whose request has not been read, the oldest first.
+        self._unheard: dict[Any, None] = {}
+        self._lock = threading.Lock()
         self._ears, self._mouth = socket.socketpair()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
@@ -173,9 +181,11 @@ class _Server(ThreadingMixIn, TCPServer):
         self._mouth.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
+        if not self._places.acquire(blocking=False) and not self._make_room():
             self.shutdown_request(request)
             return
+        with self._lock:
+            self._unheard[request] = None
         try:
             super().process_request(request, client_address)
         except BaseException:  # there can be no more threads
@@ -187,6 +197,27 @@ class _Server(ThreadingMixIn, TCPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
+
+    def heard(self, request: Any) -> None:
+        """Take note that the request of a client has been read, or that there will be none."""
+        with self._lock:
+            self._unheard.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        # First, so that nobody hangs up on a socket that is another's by then.
+        self.heard(request)
+        super().shutdown_request(request)
+
+    def _make_room(self) -> bool:
+        """Hang up on whoever has been silent for longest: a few silent ones would keep all probes out."""
+        with self._lock:
+            oldest = next(iter(self._unheard), None)
+            if oldest is None:
+                return False
+            del self._unheard[oldest]
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        return self._places.acquire(timeout=_FAREWELL)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         # Clients that leave or are too slow are none of anybody's business.
@@ -204,15 +235,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
+        self.server.heard(self.connection)
         if parsed:
             self._respond()
         return False
 
     def _respond(self) -> None:
-        path, _, query = self.path.partition("?")
+        path, _, query = _AUTHORITY.sub("", self.path, count=1).partition("?")
         asked = Asked(
             self.command,
-            unquote(path, errors="replace"),
+            unquote(path, errors="replace") or "/",
             query,
             self._field,
             str(self.client_address[0]),
