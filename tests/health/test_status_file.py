@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -171,17 +171,20 @@ def test_no_directory_is_an_error_of_the_writer(tmp_path: Path) -> None:
         StatusFile(tmp_path / "no" / "health").write(report_of())
 
 
-def test_link_in_place_of_the_draft_is_not_followed(
-    path: Path, clock: FakeClock, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("put", [Path.symlink_to, Path.hardlink_to], ids=["symbolic", "hard"])
+def test_file_in_place_of_the_draft_is_not_taken_over(
+    path: Path, clock: FakeClock, tmp_path_factory: pytest.TempPathFactory, put: Callable[[Path, Path], None]
 ) -> None:
-    """In a directory that is everybody's, somebody may have put it there."""
+    """In a directory that is everybody's, somebody may have put it there, to read what it gets to hold."""
     victim = tmp_path_factory.mktemp("other") / "victim"
     victim.write_text("mine")
-    path.with_name(f".health.{os.getpid()}").symlink_to(victim)
+    victim.chmod(0o644)
+    put(path.with_name(f".health.{os.getpid()}"), victim)
 
-    with pytest.raises(OSError, match="symbolic link"):
-        StatusFile(path, clock).write(report_of())
-    assert victim.read_text() == "mine"
+    StatusFile(path, clock).write(report_of())
+    assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("mine", 0o644)
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert read_status(path, 30.0, clock).status is Status.PASS
 
 
 def test_file_is_taken_away_at_the_end(path: Path, clock: FakeClock) -> None:

@@ -55,8 +55,11 @@ class StatusFile:
         # Beside it, as it could not be moved here from elsewhere; one for each process, so that those that
         # are killed in between leave few.
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        # Never into a file that is there, which would have the owner and the mode that somebody has given it.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with self._lock:
+            with contextlib.suppress(FileNotFoundError):
+                draft.unlink()
             try:
                 with os.fdopen(os.open(draft, flags, 0o600), "wb") as file:
                     file.write(json.dumps(members).encode("ascii"))
