@@ -138,6 +138,28 @@ def test_the_example_of_the_draft_is_understood() -> None:
     assert found.service.startswith("f03e522f")
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("postgres:responseTime", "postgres"),
+        ("postgres:https://schema.example/latency", "postgres"),
+        ("http://cart:8080/health:status", "http_//cart_8080/health"),
+        ("http://cart:status", "http_//cart"),
+        ("http://cart", "http_//cart"),
+        ("redis://cache:6379", "redis_//cache_6379"),
+        ("://", "_//"),
+        (":", "_"),
+        (":status", "_status"),
+    ],
+)
+def test_component_may_be_a_url(key: str, name: str) -> None:
+    """Not all services that one calls by http are one of the name "http"."""
+    report = report_in(json.dumps({"status": "pass", "checks": {key: [{"status": "pass"}]}}).encode(), "shop")
+
+    assert report is not None
+    assert [result.name for result in report.results] == [name]
+
+
 def test_measurement_without_a_status_is_nothing_to_complain_of() -> None:
     """The draft does not ask for one; what is critical in one of two entries is."""
     found = told(

@@ -125,12 +125,22 @@ def _entries_of(
     key: str, entry: _Members, above: str, depth: int
 ) -> Iterator[tuple[str, str | None, _Members]]:
     measured = "observedValue" in entry or "componentType" in entry or ":" in key
-    name = _name(above, key.partition(":")[0] or key if measured else key)
+    name = _name(above, _component(key) if measured else key)
     below = [*_entries(entry, name, depth + 1)] if depth < _DEEPEST and "components" in entry else []
     if below:
         yield from below
     elif _status_of(entry) is not None or measured:
         yield name, _kind(entry), entry
+
+
+def _component(key: str) -> str:
+    """Return the component in a key of the draft, "component:measurement"; some have a URL for the one."""
+    component, _, rest = key.partition(":")
+    if rest.startswith("//"):
+        component, _, measurement = key.rpartition(":")
+        if not measurement[:1].isalpha():  # but the URL's own port, or path
+            return key
+    return component or key
 
 
 def _result(name: str, kind: str, entry: _Members) -> Result:
