@@ -51,7 +51,7 @@ test: $(GROUP)test $(GROUP)demo ## Run every test, the code in the docs included
 
 .PHONY: soak
 soak: $(GROUP)test $(GROUP)demo ## Run shared limits' faults, pools, stress and incidents at full length: longer, and more of all
-	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet tests/health tests/pool tests/stress $(wildcard tests/incidents/test_*_demo.py) $(ARGS)
+	RESILIENT_SOAK=1 $(PY) -m pytest tests/fleet tests/health tests/pool tests/stress tests/policies/test_adaptive_simulation.py $(wildcard tests/incidents/test_*_demo.py) $(ARGS)
 
 .PHONY: check
 check: $(GROUP)check $(GROUP)test $(GROUP)demo ## Lint, check the format and the types

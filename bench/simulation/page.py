@@ -15,14 +15,19 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "adaptive-limits.md"
 PICTURES = ROOT / "docs" / "assets" / "adaptive-limits"
 
-_TABLE = re.compile(r"(<!-- simulated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- simulated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def tables(page: str) -> dict[str, str]:
+    """Return the tables that are in *page*, by name."""
+    return {name: text.strip() for _, name, text, _ in _TABLE.findall(page)}
 
 
 def with_tables(page: str) -> str:
     """Return *page* with each table between its comments as it is simulated now."""
 
     def table(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}"
+        return f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[4]}"
 
     return _TABLE.sub(table, page)
 

@@ -125,11 +125,13 @@ SIZES: Sequence[tuple[Backend, float, float]] = (
 
 
 @cache
+def size(name: str, number: int) -> Size:
+    """Return how the algorithm of that *name* does with the server of that *number* in `SIZES`."""
+    backend, load, lasts = SIZES[number]
+    told = story(backend, Phase("overload", lasts, load=load))
+    return Size(name, told, lasts / 3, play(told, ADAPTIVE[name](), step=lasts / 60))
+
+
 def sizes(name: str) -> Sequence[Size]:
     """Return how the algorithm of that *name* does with servers of all sizes."""
-    found: list[Size] = []
-    for backend, load, seconds in SIZES:
-        told = story(backend, Phase("overload", seconds, load=load))
-        trace = play(told, ADAPTIVE[name](), step=seconds / 60)
-        found.append(Size(name, told, seconds / 3, trace))
-    return found
+    return [size(name, number) for number in range(len(SIZES))]
