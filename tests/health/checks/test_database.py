@@ -18,6 +18,8 @@ import psycopg_pool
 import pytest
 import redis.asyncio
 import sqlalchemy
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from sqlalchemy.ext.asyncio import create_async_engine
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer
@@ -515,7 +517,8 @@ class TestArguments:
 
     async def test_watch_over_redis(self) -> None:
         """Whatever has a check."""
-        async with redis.asyncio.Redis(port=free_port()) as client:
+        never = Retry(NoBackoff(), 0)
+        async with redis.asyncio.Redis(port=free_port(), retry=never) as client:
             with watch(client) as seen:
                 check: Any = Database(seen, name="cache", timeout=PATIENT)
                 found = await check()
