@@ -65,14 +65,17 @@ def _used(run: Run, phase: str) -> list[int]:
 
 
 def test_promises_are_kept(played: Played) -> None:
-    """All of the demo's own verdicts, in whatever pace."""
+    """All of the demo's own verdicts; in a hurry but for the one about latency.
+
+    A phase has forty requests then: their p95 is the second slowest, which tells of the machine.
+    """
     outcomes = [
         Outcome(run, {span.name: _row(run, span.name) for span in run.spans}) for run in played.values()
     ]
-    checks = Leak().checks(SETTINGS, *outcomes)
+    dry, dies, few_errors, as_fast, named = Leak().checks(SETTINGS, *outcomes)
+    promised = [dry, dies, few_errors, named, *([as_fast] if SOAK else [])]
 
-    assert len(checks) == 5
-    assert [check for check in checks if not check.held] == []
+    assert [check for check in promised if not check.held] == []
 
 
 def test_bare_pool_runs_dry(played: Played) -> None:
