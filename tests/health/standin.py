@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +40,7 @@ class StandIn:
         self.asked: list[str] = []
         self.knew: list[str] = []
         self.drained: list[str] = []
+        self.started: list[asyncio.AbstractEventLoop] = []
 
     def report(self, group: str = "all") -> Report:
         self.asked.append(group)
@@ -55,6 +57,11 @@ class StandIn:
 
     async def areport(self, group: str = "all") -> Report:
         return self.report(group)
+
+    def start(self) -> None:
+        self.started.append(asyncio.get_running_loop())
+        if self.error is not None:
+            raise self.error
 
     def drain(self, reason: str = "") -> None:
         self.drained.append(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.health.standin import StandIn, result
 from tests.web.support import WORLDS, Asgi, Ask, Client, Reply, World, Wsgi, asend, hello
 
 from resilient import RateLimiter
+from resilient.asgi import ResilienceMiddleware
 from resilient.errors import BulkheadFullError
 from resilient.health import Asked, Endpoints, Status, from_networks
 from resilient.health.serving.asgi import asgi_app
@@ -239,6 +241,29 @@ def test_asgi_app_starts_and_ends() -> None:
     ]
     assert lifespan(asgi_app(StandIn(), app), "startup") == []
     assert seen == ["lifespan"]
+
+
+@pytest.mark.parametrize("is_middleware", [False, True])
+@pytest.mark.parametrize("error", [None, RuntimeError("can't start new thread")])
+def test_checks_are_begun_before_the_app_is_started(
+    *, is_middleware: bool, error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the server's loop, where its clients will be. If they cannot be, the app starts all the same."""
+    health = StandIn(error=error)
+    known: list[int] = []
+
+    async def inside(_scope: Any, _receive: Any, _send: Any) -> None:
+        known.append(len(health.started))
+
+    app: Any = ResilienceMiddleware(inside, health=health) if is_middleware else asgi_app(health, inside)
+    with caplog.at_level(logging.ERROR, "resilient"):
+        lifespan(app, "startup")
+        asyncio.run(asend(app, Ask("/livez")))
+
+    assert known == [1]
+    assert len(health.started) == 1
+    logged = "The checks were not begun when the app was started"
+    assert (logged in [record.message for record in caplog.records]) is (error is not None)
 
 
 def test_websocket_is_closed_or_the_apps() -> None:

@@ -81,7 +81,8 @@ class ResilienceMiddleware(Guard[App]):
             believed: networks, or `TrustedProxies`. None are by default.
         health: a `Health`, or its `Endpoints` where they are not the usual ones. Requests for it are answered
             before anything else happens, closed or overloaded as the service may be; what is below `/health/`
-            and not to be answered goes on to the app. None: the app answers for health.
+            and not to be answered goes on to the app. Its checks are begun, as by `Health.start`, when the
+            server starts the app. None: the app answers for health.
 
     Raises:
         TypeError: an argument has the wrong type.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias, Unpack
@@ -22,6 +23,8 @@ __all__ = [
     "start",
 ]
 
+_log = logging.getLogger("resilient")
+
 _Scope: TypeAlias = MutableMapping[str, Any]
 _Message: TypeAlias = MutableMapping[str, Any]
 _Receive: TypeAlias = Callable[[], Awaitable[_Message]]
@@ -39,7 +42,8 @@ def asgi_app(health: Reporter, app: AsgiApp | None = None, **words: Unpack[Endpo
         **words: the arguments of `Endpoints`.
 
     Returns:
-        The app. With `drain_delay=` it puts SIGTERM off when the server starts it.
+        The app. When the server starts it, it begins with the checks, as `Health.start` does, and with
+        `drain_delay=` puts SIGTERM off.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -138,13 +142,22 @@ class AsgiPlace:
 
 
 async def start(endpoints: Endpoints, scope: _Scope, receive: _Receive, send: _Send) -> bool:
-    """Put SIGTERM off where that is wanted, when the server starts the app with handlers of its own.
+    """Begin with the checks when the server starts the app, and put SIGTERM off where that is wanted.
+
+    The server has handlers of its own by then, and its loop is the one that clients in the app belong to:
+    checks that are coroutine functions run on it, whoever asks first.
 
     Returns:
         Whether the app may start. If not, the server has been told why.
     """
+    if scope["type"] != "lifespan":
+        return True
+    try:
+        endpoints.health.start()
+    except Exception:  # noqa: BLE001 - as when there can be no more threads; the first question tries again
+        _log.exception("The checks were not begun when the app was started")
     delay = endpoints.drain_delay
-    if delay is None or scope["type"] != "lifespan":
+    if delay is None:
         return True
     return await _put_off(endpoints.health, delay, receive, send)
 

@@ -72,6 +72,10 @@ class Reporter(Protocol):
         """Report what is known of a group, at once."""
         ...
 
+    def start(self) -> None:
+        """Begin with what runs in the background, and take the loop of this thread for coroutine checks."""
+        ...
+
     def drain(self, reason: str = "") -> None:
         """Have readiness fail from now on."""
 
