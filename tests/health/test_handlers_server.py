@@ -193,6 +193,8 @@ def test_silent_clients_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None
         (b"http://worker", 404),
         (b"http://worker?a=/livez", 404),
         (b"ftp://worker/livez", 404),
+        (b"/livezhttp://worker", 404),
+        (b"/livez?next=http://worker/nothing", 200),
         (b"*", 404),
     ],
 )

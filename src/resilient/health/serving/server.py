@@ -30,7 +30,7 @@ _MOST_CLIENTS: Final = 64
 _PAUSE: Final = 0.1  # seconds
 _FAREWELL: Final = 0.5  # seconds in which the thread of a client that is hung up on ends; it takes none
 # What a client that takes this for a proxy puts before the path (RFC 9112, 3.2.2); a server has to take it.
-_AUTHORITY: Final = re.compile(r"https?://[^/?]*", re.ASCII | re.IGNORECASE)
+_AUTHORITY: Final = re.compile(r"\Ahttps?://[^/?]*", re.ASCII | re.IGNORECASE)
 
 
 def serve(
@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _respond(self) -> None:
-        path, _, query = _AUTHORITY.sub("", self.path, count=1).partition("?")
+        path, _, query = _AUTHORITY.sub("", self.path).partition("?")
         asked = Asked(
             self.command,
             unquote(path, errors="replace") or "/",
