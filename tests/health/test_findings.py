@@ -7,6 +7,7 @@ import gc
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from resilient import (
     Cache,
     Calls,
     CircuitBreaker,
+    CircuitOpenError,
     Gradient,
     RateLimiter,
     RejectedError,
@@ -67,7 +69,7 @@ def breaker_of(clock: FakeClock, **settings: Any) -> CircuitBreaker:
 
 
 def test_closed_breaker_passes_and_tells_its_share_of_failures(clock: FakeClock) -> None:
-    """It rests on the calls in its window, and on none when that is over."""
+    """Those in its window; what it has seen in all, it tells as well."""
     breaker = breaker_of(clock)
     fail(breaker)
     for _ in range(9):
@@ -77,7 +79,7 @@ def test_closed_breaker_passes_and_tells_its_share_of_failures(clock: FakeClock)
     assert (found.status, found.output, found.value, found.unit) == (Status.PASS, "", 0.1, "ratio")
     assert (found.calls, found.facts["state"]) == (10, "closed")
     clock.advance(40.0)
-    assert (breaker.finding().calls, breaker.finding().value) == (0, 0.0)
+    assert (breaker.finding().calls, breaker.finding().value) == (10, 0.0)
 
 
 def test_open_breaker_fails_and_says_since_when_until_when_and_why(clock: FakeClock) -> None:
@@ -180,14 +182,17 @@ def test_breaker_that_only_observes_passes_while_it_would_refuse_nobody(clock: F
 
 
 @pytest.mark.parametrize(("settings", "has_ratio"), [({"fail_max": 3}, False), ({"window": Calls(10)}, True)])
-def test_breaker_without_a_window_of_time_does_not_say_on_how_many_calls_it_rests(
+def test_breaker_of_any_kind_tells_how_many_calls_it_has_seen(
     clock: FakeClock, settings: dict[str, Any], has_ratio: bool
 ) -> None:
-    """They may have been days ago, and a dependency that is not called is to be probed."""
+    """Those that it has let through, and that have ended."""
     breaker = breaker_of(clock, **settings)
     breaker.call(int)
 
-    assert breaker.finding().calls is None
+    breaker.open()
+    with suppress(CircuitOpenError):
+        breaker.call(int)
+    assert breaker.finding().calls == 1
     assert (breaker.finding().value is not None) is has_ratio
 
 
@@ -428,7 +433,7 @@ def test_throttle_passes_until_it_drops_calls(clock: FakeClock) -> None:
     assert "calls of the last 120 s were accepted" in found.output
     assert found.facts["rejected"] == found.facts["attempts"] - found.calls > 0  # type: ignore[operator]
     clock.advance(200.0)
-    assert (throttle.finding().status, throttle.finding().calls) == (Status.PASS, 0)
+    assert (throttle.finding().status, throttle.finding().calls) == (Status.PASS, found.calls)
 
 
 # Budgets, and those who have one.

@@ -81,7 +81,11 @@ CHECK: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"depends_on": ["it"]}, ValueError, "depends_on must be registered before .*, got 'it'"),
     ({"live_anyway": ""}, ValueError, "live_anyway must not be empty, got ''"),
     ({"live_anyway": True}, TypeError, "live_anyway must be text, got True"),
-    ({"judged_by": "breaker"}, TypeError, r"judged_by must be .* with a name and finding\(\), got 'breaker'"),
+    (
+        {"judged_by": "breaker"},
+        TypeError,
+        r"judged_by must be .* has a name and finding\(\); .* got 'breaker'",
+    ),
 ]
 
 
@@ -223,7 +227,7 @@ def test_durations_may_be_timedeltas() -> None:
     health.add(Scripted(), "it", interval=timedelta(seconds=30), stale_after=math.inf)
     (entry,) = health._monitor.registry.entries
     rules = entry.record.rules  # type: ignore[attr-defined]
-    assert (rules.timeout, rules.ttl, rules.failed_ttl, rules.stale_after) == (2.0, 30.0, 5.0, math.inf)
+    assert (rules.timeout, rules.ttl, rules.failed_ttl, rules.stale_after) == (2.0, 30.0, 30.0, math.inf)
     assert rules.background
 
 

@@ -48,7 +48,7 @@ def test_checks_run_again_and_again_though_nobody_asks(kind: type[Scripted | ASc
 
 
 def test_entering_it_starts_the_background() -> None:
-    """And leaving it ends that."""
+    """And leaving it ends that, until it is begun again."""
     checked = Scripted()
     with Health("shop", interval=OFTEN) as health:
         health.add(checked, "early")
@@ -57,9 +57,11 @@ def test_entering_it_starts_the_background() -> None:
     wait_until(lambda: not pulses(), "the thread has ended")
     runs = checked.runs
     health.report()
-    health.start()
     assert not pulses()
     assert checked.runs == runs
+    with health:  # a server that is started again in the same process
+        wait_until(lambda: checked.runs >= runs + 2, "it runs again")
+    wait_until(lambda: not pulses(), "the thread has ended")
 
 
 def test_no_question_runs_what_is_run_in_the_background() -> None:

@@ -196,7 +196,12 @@ def test_secret_is_known_by_the_name_of_its_fact() -> None:
     from resilient.health import Finding
 
     health = Health("shop")
-    facts = {"password": "hunter2", "api_key": "abc", "mount": "/var", "jwt": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"}
+    facts = {
+        "password": "hunter2",
+        "api_key": "abc",
+        "mount": "/var",
+        "jwt": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+    }
     health.check("orders")(lambda: Finding(Status.WARN, "Cookie: session=abc; id=7", facts=facts))
     result = health.report().result("orders")
     assert result.facts == {"password": "***", "api_key": "***", "mount": "/var", "jwt": "***"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from tests.health.scripted import AScripted, Scripted, a_health, states
 from tests.support.waiting import wait_until
 
 from resilient import (
+    AdaptiveThrottle,
     Bulkhead,
     Cache,
     CircuitBreaker,
@@ -18,6 +21,7 @@ from resilient import (
     Pipeline,
     RateLimiter,
     Retry,
+    Timeout,
 )
 from resilient.health import Finding, Health, Status, Witness
 from resilient.testing import FakeClock
@@ -45,6 +49,14 @@ class Seen:
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
+
+
+class Growing(Seen):
+    """One through which a call goes between any two looks."""
+
+    def finding(self) -> Any:
+        """Tell one more."""
+        return replace(super().finding(), calls=self.asked)
 
 
 def names(health: Health) -> list[tuple[str, str]]:
@@ -200,45 +212,103 @@ def test_who_is_watched_is_taken_out_by_name() -> None:
 
 @pytest.mark.parametrize("kind", [Scripted, AScripted])
 def test_nobody_probes_what_traffic_judges(kind: Callable[[], Any], clock: FakeClock) -> None:
-    """For as long as there is traffic; then the check is run."""
+    """For as long as calls end there; then the check is run."""
     judge, check = Seen("payments", Finding(Status.WARN, "slow", calls=7)), kind()
     with a_health(clock=clock, ttl=1.0) as health:
         health.add(check, "bank", judged_by=judge)
-        for _ in range(5):
+        for calls in range(8, 13):
+            judge.answer = Finding(Status.WARN, "slow", calls=calls)
             result = health.report().result("bank")
             assert (result.kind, result.status, result.output) == ("check", Status.WARN, "slow")
             clock.advance(1.0)
         assert check.runs == 0
-        for quiet in (0, None):
-            judge.answer = Finding(Status.WARN, "it was slow", calls=quiet)
+        for runs in (1, 2):  # nothing has ended there since
             clock.advance(600.0)
             assert health.report().result("bank").status is Status.PASS
-        assert check.runs == 2
+            assert check.runs == runs
 
 
 def test_judge_is_asked_no_more_often_than_the_check_would_be(clock: FakeClock) -> None:
-    """Its word is kept for the ttl, and damped like any finding."""
+    """Its word is kept for the ttl."""
     judge = Seen("payments", Finding(Status.PASS, calls=7))
-    with a_health(clock=clock, ttl=10.0, fail_after=2) as health:
+    with a_health(clock=clock, ttl=10.0) as health:
         health.add(Scripted(), "bank", critical=True, judged_by=judge)
+        health.report("ready")
+        asked = judge.asked
         for _ in range(10):
             assert health.report("ready").ok
-        assert judge.asked == 1
-        judge.answer = Finding(Status.FAIL, "half of the calls fail", calls=9)
-        clock.advance(10.0)
-        assert health.report("ready").result("bank").status is Status.WARN
-        clock.advance(10.0)
+        assert judge.asked == asked
+
+
+def test_check_is_run_where_traffic_fails(clock: FakeClock) -> None:
+    """Who else would find out that all is well again? What comes through is what readiness goes by."""
+    judge, check = Seen("payments", Finding(Status.PASS, calls=7)), Scripted()
+    with a_health(clock=clock, ttl=10.0) as health:
+        health.add(check, "bank", critical=True, judged_by=judge)
+        judge.answer = Finding(Status.FAIL, "open for 3 s", calls=9)
+        assert health.report("ready").ok
+        assert check.runs == 1
+        check.answer = False
+        clock.advance(600.0)
+        judge.answer = Finding(Status.FAIL, "open for 13 s", calls=12)
         assert health.report("ready").status is Status.FAIL
 
 
-def test_judge_that_fails_judges_nothing() -> None:
-    """The check is run."""
-    check = Scripted()
+def test_run_of_the_check_itself_is_no_traffic(clock: FakeClock) -> None:
+    """It may go through the breaker that judges it."""
+    breaker, runs = CircuitBreaker("bank", clock=clock), []
+    with a_health(clock=clock, ttl=10.0) as health:
+        health.add(breaker(lambda: runs.append(1)), "bank", judged_by=breaker)
+        for count in range(1, 5):
+            health.report()
+            assert len(runs) == count
+            clock.advance(600.0)
+
+
+def test_judge_that_cannot_judge_is_refused() -> None:
+    """At once: words that do nothing would be believed."""
     with a_health() as health:
-        health.add(check, "bank", judged_by=Seen("odd", RuntimeError("no idea")))
-        health.add(check, "another", judged_by=Seen("odd", "fine"))
-        assert health.report().ok
-    assert check.runs == 2
+        for judge in (
+            Bulkhead("bank", 3),
+            RateLimiter("5/second"),
+            Retry(on=OSError),
+            Pipeline(Bulkhead("bank", 3)),
+            Seen("odd", RuntimeError("no idea")),
+            Seen("odd", "fine"),
+        ):
+            with pytest.raises(ValueError, match="judged_by must see how calls end, as circuit breakers, "):
+                health.add(Scripted(), "bank", judged_by=judge)
+        for judge in ("breaker", Timeout(3), Scripted()):
+            with pytest.raises(TypeError, match="judged_by must be a policy, a pool, or whatever"):
+                health.add(Scripted(), "bank", judged_by=judge)
+
+
+def test_pipelines_functions_and_pools_judge(clock: FakeClock) -> None:
+    """Each by the first thing in it that sees how calls end."""
+    pool = ConnectionPool(lambda: sqlite3.connect(":memory:", check_same_thread=False), name="bank")
+    guarded = Pipeline(Retry(on=OSError), CircuitBreaker("bank", fail_max=3))
+
+    @guarded
+    def ask() -> None: ...
+
+    @AdaptiveThrottle("bank")
+    def throttled() -> None: ...
+
+    def borrow() -> None:
+        with pool.connection():
+            pass
+
+    for judge, call in ((guarded, ask), (ask, ask), (throttled, throttled), (pool, borrow)):
+        check = Scripted()
+        with a_health(clock=clock, ttl=10.0) as health:
+            health.add(check, "bank", judged_by=judge)
+            for runs in (0, 0, 1):
+                if not runs:
+                    call()
+                assert health.report().result("bank").status is Status.PASS
+                assert check.runs == runs
+                clock.advance(600.0)
+    pool.close()
 
 
 def test_real_breaker_judges_what_its_calls_show(clock: FakeClock) -> None:
@@ -256,7 +326,7 @@ def test_real_breaker_judges_what_its_calls_show(clock: FakeClock) -> None:
 
 def test_judge_in_the_background_keeps_the_check_from_running() -> None:
     """That is where probes would be most."""
-    judge, check = Seen("payments", Finding(Status.PASS, calls=1)), Scripted()
+    judge, check = Growing("payments", Finding(Status.PASS, calls=0)), Scripted()
     with a_health() as health:
         health.add(check, "bank", judged_by=judge, interval=0.02)
         health.start()

@@ -52,8 +52,8 @@ class Finding:
         value: the one figure that says most; None where there is none.
         unit: what *value* counts, such as "bytes", "s" or "percent"; None where nothing needs to be said.
         facts: further figures and words, by name. No secrets: they go into reports.
-        calls: how many calls of real traffic this rests on that ended in the last seconds; None where it does
-            not rest on traffic. A policy that has seen some needs no probe of what it guards.
+        calls: how many calls of real traffic have ended so far that told how what it guards is doing; None
+            where it does not see that. While they become more, nobody need probe it.
     """
 
     status: Status

@@ -37,29 +37,30 @@ def behind_failures(results: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(_explained(result, roots, depends_on) for result in results)
 
 
-def overall(results: Sequence[Result], *, strict: bool) -> Status:
+def overall(results: Iterable[Result], *, strict: bool) -> Status:
     """Return the status of a group: the worst that a result in it can do to it.
+
+    What a critical check stands on fails the group where it explains why that is not known; while that
+    passes, it is a warning.
 
     Args:
         results: of the group and of all that it stands on.
         strict: whether it fails where nobody knows of something critical how it is doing.
     """
-    depends_on = _dependencies(results)
-    critical = with_dependencies((result.name for result in results if result.critical), depends_on)
     status = Status.PASS
     for result in results:
         if result.status is Status.PASS:
             continue
-        if _fails(result, critical, strict=strict):
+        if result.critical and _fails(result, strict=strict):
             return Status.FAIL
         status = Status.WARN
     return status
 
 
-def _fails(result: Result, critical: Collection[str], *, strict: bool) -> bool:
-    if result.name not in critical:
-        return False
-    return result.status is Status.FAIL or (strict and result.status is Status.UNKNOWN)
+def _fails(result: Result, *, strict: bool) -> bool:
+    if result.status is Status.UNKNOWN:
+        return strict or bool(result.behind)
+    return result.status is Status.FAIL
 
 
 def _explained(result: Result, roots: Collection[str], depends_on: Mapping[str, Sequence[str]]) -> Result:

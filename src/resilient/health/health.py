@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from ..engine import params
-from ..engine.finding import Witness
 from ..typing import Seconds
 from .mapping.dependency_map import DependencyMap, map_of
 from .record import Record
-from .registration import Checked, Watched, facts_of, kind_of, witnesses_in
+from .registration import Checked, Watched, facts_of, judge_in, kind_of, witnesses_in
 from .reporting import Reporting
 from .serving.asgi import AsgiApp, AsgiHealth, asgi_app
 from .serving.drain import drain_on_sigterm
@@ -93,7 +92,7 @@ class Health(Reporting):
         depends_on: Iterable[str] = (),
         external: bool | None = None,
         live_anyway: str | None = None,
-        judged_by: Witness | None = None,
+        judged_by: Any = None,
     ) -> Callable[[C], C]:
         """Register a function as a check: `@health.check("postgres", critical=True)`.
 
@@ -109,8 +108,9 @@ class Health(Reporting):
                 runs on in its thread; neither is run again before it has really ended, or waited for. None:
                 as for all.
             ttl: seconds for which what it finds is kept; above 0. None: as for all, or *interval*.
-            failed_ttl: the same for a failure. None: *ttl*, but 5 at most.
-            interval: seconds after which it is run again in the background; above 0. None: as for all.
+            failed_ttl: the same for a failure. None: *interval*; or *ttl*, but 5 at most.
+            interval: seconds after which it is run again in the background, a failure, too, unless
+                *failed_ttl* says otherwise; above 0. None: as for all.
             fail_after: failures in a row that make it fail once it has passed. None: as for all.
             pass_after: passes in a row that make it pass again. None: as for all.
             grace: seconds from the making of the `Health` in which it is starting, and has not failed, until
@@ -120,13 +120,15 @@ class Health(Reporting):
             groups: beside "all". None: "ready" where it is local; "ready" and "startup" where it is critical;
                 else none.
             depends_on: names of checks that it stands on, registered before. When it fails and one of them
-                does, it is unknown how it is doing; and they are as critical as it is.
+                does, it is unknown how it is doing, and that one is the failure.
             external: whether it looks at anything outside this process. None: as the object given to `add`
                 says, else True.
             live_anyway: why an external check is to decide about life and death of the process; None: it is
                 refused in the group "live".
-            judged_by: a policy or a pool that sees the traffic to what this checks. While it has seen calls
-                lately, what it says counts, and the check is not run. None: it always is.
+            judged_by: a circuit breaker, an adaptive throttle or a pool that sees the traffic to what this
+                checks; or a pipeline or a decorated function with one. When the check is due and calls have
+                ended there since the last look, what it says of them counts, and the check is not run; unless
+                it says that they fail. None: it always is.
 
         Returns:
             A decorator that returns the function as it is.
@@ -190,11 +192,7 @@ class Health(Reporting):
             depends_on=words.get("depends_on", ()),
             live_anyway=words.get("live_anyway"),
         )
-        judge = words.get("judged_by")
-        if judge is not None and not isinstance(judge, Witness):
-            params.refuse(
-                TypeError, "judged_by", "must be a policy or a pool, with a name and finding()", judge
-            )
+        judge = judge_in(words.get("judged_by"))
         entry = Checked(facts, check, Record(self._defaults.rules(words), self._born), judge)
         if entry.record.rules.background:
             entry.lag = random.uniform(0.0, _LAG * entry.record.rules.ttl)
@@ -229,7 +227,7 @@ class Health(Reporting):
             ValueError: an argument is out of range; or liveness is to depend on it.
         """
         params.flag("critical", critical)
-        for witness in dict.fromkeys(one for part in parts for one in witnesses_in(part)):
+        for witness in dict.fromkeys(one for part in parts for one in witnesses_in("what is watched", part)):
             kind = kind_of(witness, type(witness).__name__)
             with self._monitor.lock:
                 registry = self._monitor.registry

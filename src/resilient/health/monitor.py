@@ -17,7 +17,7 @@ from ..engine.waiting import Waiter, running_loop
 from ..events import Announcer, HealthChanged, log_fault
 from ..typing import Clock
 from .aggregation import behind_failures
-from .registration import Checked, Entry, Registry, testimony_of
+from .registration import Checked, Entry, Registry
 from .report import Result
 from .runs import Run, Runner
 from .tidy import tidy
@@ -72,6 +72,10 @@ class Monitor:
             reference: weakref.ref[Monitor] = weakref.ref(self)
             loop.call_soon_threadsafe(_begin_pulse, loop, reference, context=Context())
             self._pulsing_on = loop
+
+    def open(self) -> None:
+        """Run again what is due, after `close`."""
+        self._closed = False
 
     def close(self) -> None:
         """Run nothing any more."""
@@ -158,11 +162,10 @@ class Monitor:
                     log_fault("%r does not take the loop %r", entry.check, loop)
 
     def _start(self, entry: Checked, run: Run) -> None:
-        if entry.judge is not None:
-            testimony = testimony_of(entry.judge)
-            if testimony.calls:
-                self._settle(run, testimony)
-                return
+        testimony = entry.testimony()
+        if testimony is not None:
+            self._settle(run, testimony)
+            return
         try:
             at_home = entry.abandoned < _PATIENCE
             self._runner.start(run, entry.context, is_async=entry.is_async, at_home=at_home)
@@ -181,6 +184,7 @@ class Monitor:
     def _ended(self, run: Run, finding: Finding | None) -> None:
         entry: Checked = run.place
         found = None if finding is None else tidy(finding)
+        entry.hear()
         with self.lock:
             entry.end(run, found, self._clock())
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "Watched",
     "facts_of",
     "is_coroutine_check",
+    "judge_in",
     "kind_of",
     "testimony_of",
     "witnesses_in",
@@ -69,7 +71,18 @@ class Entry:
 class Checked(Entry):
     """A check, and what it has found. All but *facts* is guarded by the lock of whoever made it."""
 
-    __slots__ = ("abandoned", "check", "context", "is_async", "judge", "lag", "offer_loop", "record", "run")
+    __slots__ = (
+        "abandoned",
+        "check",
+        "context",
+        "heard",
+        "is_async",
+        "judge",
+        "lag",
+        "offer_loop",
+        "record",
+        "run",
+    )
 
     def __init__(self, facts: Facts, check: Callable[[], Any], record: Record, judge: Witness | None) -> None:
         super().__init__(facts)
@@ -78,6 +91,7 @@ class Checked(Entry):
         self.context = contextvars.copy_context()
         self.offer_loop: Callable[[Any], object] | None = getattr(check, "offer_loop", None)
         self.judge = judge
+        self.heard = 0 if judge is None else testimony_of(judge).calls or 0  # calls that it had seen by then
         self.record = record
         self.run: Run | None = None  # that is under way
         self.abandoned = 0  # runs in a row that were cancelled from outside
@@ -91,6 +105,23 @@ class Checked(Entry):
         run = self.run = Run(self.check, self.record.rules.timeout, self)
         self.record.queue(now)
         return run
+
+    def testimony(self) -> Finding | None:
+        """Return what the judge says, if it has seen calls since the last look and they do not fail.
+
+        Where they do, or none were let through, the check has to look for itself: who else would see that
+        what it guards is back?
+        """
+        if self.judge is None:
+            return None
+        testimony = testimony_of(self.judge)
+        before, self.heard = self.heard, testimony.calls or 0
+        return testimony if self.heard > before and testimony.status is not Status.FAIL else None
+
+    def hear(self) -> None:
+        """Do not count what the judge has seen of a run of the check itself."""
+        if self.judge is not None:
+            self.heard = testimony_of(self.judge).calls or 0
 
     def begun(self, run: Run, now: float) -> bool:
         """Have the time of *run* run from now on; return False where it is not to begin any more."""
@@ -199,7 +230,7 @@ class Registry:
     def __init__(self) -> None:
         self.entries: tuple[Entry, ...] = ()
         self._named: dict[str, list[Entry]] = {}
-        self._links: _Links | None = None  # None: to be found anew
+        self._links = _Links(self.entries)
 
     def add(self, entry: Entry) -> None:
         """Register *entry*.
@@ -234,7 +265,7 @@ class Registry:
         """
         self._check_dependencies(facts)
         entry.facts = facts
-        self._set(self.entries)
+        self._set([*self.entries])  # another tuple, as it says something else
 
     def remove(self, name: str) -> None:
         """Take out everything named *name*.
@@ -263,14 +294,14 @@ class Registry:
     @property
     def links(self) -> _Links:
         """What stands on what."""
-        links = self._links
-        if links is None:
-            links = self._links = _Links(self._named)
+        links, entries = self._links, self.entries
+        if links.of is not entries:
+            # From what one reader has, which nobody changes: whoever comes second does it once more.
+            links = self._links = _Links(entries)
         return links
 
-    def _set(self, entries: tuple[Entry, ...]) -> None:
-        self.entries = entries
-        self._links = None
+    def _set(self, entries: Iterable[Entry]) -> None:
+        self.entries = (*entries,)
 
     def _check_dependencies(self, facts: Facts) -> None:
         for name in facts.depends_on:
@@ -292,27 +323,26 @@ class _Links:
     """What stands on what, as of one moment.
 
     Attributes:
+        of: the entries of which this tells.
         needs: the names on which each name stands directly, where there are any.
         linked: the names of all that stand on something, or that something stands on.
         apart: the checks of which can be told without a word of a witness: neither they nor what they stand
             on have the name of one.
     """
 
-    __slots__ = ("apart", "linked", "needs")
+    __slots__ = ("apart", "linked", "needs", "of")
 
-    def __init__(self, named: Mapping[str, Sequence[Entry]]) -> None:
-        needs = {
-            name: tuple(need for entry in entries for need in entry.facts.depends_on)
-            for name, entries in named.items()
-        }
-        self.needs = {name: below for name, below in needs.items() if below}
-        self.linked = frozenset(self.needs).union(*self.needs.values())
-        seen = {name for name, entries in named.items() if any(isinstance(one, Watched) for one in entries)}
+    def __init__(self, entries: tuple[Entry, ...]) -> None:
+        needs: dict[str, tuple[str, ...]] = {}
+        for facts in (entry.facts for entry in entries):
+            if facts.depends_on:
+                needs[facts.name] = (*needs.get(facts.name, ()), *facts.depends_on)
+        witnesses = {entry.facts.name for entry in entries if isinstance(entry, Watched)}
+        self.of = entries
+        self.needs: Mapping[str, Sequence[str]] = needs
+        self.linked = frozenset(needs).union(*needs.values())
         self.apart = tuple(
-            entry
-            for name, entries in named.items()
-            if seen.isdisjoint(with_dependencies((name,), self.needs))
-            for entry in entries
+            entry for entry in entries if witnesses.isdisjoint(with_dependencies((entry.facts.name,), needs))
         )
 
 
@@ -333,6 +363,8 @@ def facts_of(
         ValueError: an argument is out of range, or something outside is to decide about liveness.
     """
     checked_name, is_external = _name("name", name), params.flag("external", external)
+    if checked_name in {ALL, *_GATES}:
+        params.refuse(ValueError, "name", "must not be that of a group", name)
     chosen = None if groups is None else frozenset(_group(group) for group in _names("groups", groups))
     if critical is not None:
         params.flag("critical", critical)
@@ -371,6 +403,12 @@ def is_coroutine_check(check: Callable[[], Any]) -> bool:
         rule = "must be a function, or an object that can be called, and no class"
         params.refuse(TypeError, "check", rule, check)
     shape = shape_of(check)
+    try:
+        inspect.signature(check).bind()
+    except TypeError as error:
+        raise TypeError(f"check must need no arguments, {describe(check)} does: {error}") from None
+    except ValueError:  # of something in C that does not tell
+        pass
     if shape in {Shape.GENERATOR, Shape.ASYNC_GENERATOR}:
         raise TypeError(
             f"check must be a function or a coroutine function, {describe(check)} is a {shape.value}"
@@ -378,7 +416,23 @@ def is_coroutine_check(check: Callable[[], Any]) -> bool:
     return shape is Shape.COROUTINE
 
 
-def witnesses_in(given: Any) -> tuple[Witness, ...]:
+def judge_in(given: Any) -> Witness | None:
+    """Return the witness in *given* that tells how calls end.
+
+    Raises:
+        TypeError: it is no policy or pool.
+        ValueError: none in it tells that.
+    """
+    if given is None:
+        return None
+    for witness in witnesses_in("judged_by", given):
+        if testimony_of(witness).calls is not None:
+            return witness
+    rule = "must see how calls end, as circuit breakers, adaptive throttles and pools do"
+    return params.refuse(ValueError, "judged_by", rule, given)
+
+
+def witnesses_in(parameter: str, given: Any) -> tuple[Witness, ...]:
     """Return the witnesses that *given* is, or consists of, or is decorated with.
 
     Raises:
@@ -392,7 +446,7 @@ def witnesses_in(given: Any) -> tuple[Witness, ...]:
         rule = (
             "must be a policy, a pool, or whatever has a name and finding(); or a function with such policies"
         )
-        params.refuse(TypeError, "what is watched", rule, given)
+        params.refuse(TypeError, parameter, rule, given)
     return witnesses
 
 

@@ -24,8 +24,8 @@ class Result:
         value: the one figure that says most; None where there is none.
         unit: what *value* counts; None where nothing needs to be said.
         facts: further figures and words, by name.
-        critical: whether a failure of it fails the groups it is in. So it does for what a critical check
-            depends on.
+        critical: whether a failure of it fails the groups it is in; and so does a failure of what it depends
+            on, where that is why nobody knows how it is doing.
         external: whether it looks at something outside this process.
         groups: the groups it is in, beside that of everything.
         depends_on: the checks that this one stands on.
@@ -98,7 +98,8 @@ class Report:
         """Return the result of the check named *name*.
 
         Args:
-            name: of a check in this report.
+            name: of a check in this report; of several of the name, such as a check and a breaker, the one
+                that was registered first.
 
         Returns:
             Its result.

@@ -53,6 +53,8 @@ class Reporting(Announcing):
         clock: Clock = time.monotonic,
     ) -> None:
         self._service = params.named("service", service)
+        if not service.isprintable():
+            params.refuse(ValueError, "service", "must be printable, in one line", service)
         self._version = None if version is None else params.named("version", version)
         self._defaults = Defaults(
             timeout=params.seconds("timeout", timeout, above=True),
@@ -193,12 +195,14 @@ class Reporting(Announcing):
     def start(self) -> None:
         """Begin with the checks that run in the background; the first question does so, too.
 
-        Concurrency: where a loop runs in this thread, coroutine functions will run on it.
+        Concurrency: where a loop runs in this thread, coroutine functions will run on it. After `close`, all
+            of it begins anew.
         """
+        self._monitor.open()
         self._monitor.start()
 
     def close(self) -> None:
-        """Run no check any more, and answer with what was found last; closing twice does nothing."""
+        """Run no check any more, until `start`, and answer with what was found last."""
         self._monitor.close()
 
     def drain(self, reason: str = "") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import math
 import re
@@ -141,7 +140,7 @@ class Runner:
         Raises:
             RuntimeError: neither a thread nor a loop is to be had.
         """
-        context = context.run(contextvars.copy_context)
+        context = context.copy()
         context.run(inside.set, (*inside.get(), self._owner))
         context.run(innermost_priority.set, Priority.PROBE)
         context.run(innermost.set, None)  # it may have been registered under a deadline

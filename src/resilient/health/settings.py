@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
 from ..engine import params
-from ..engine.finding import Witness
 from ..typing import Seconds
 from .record import Rules
 
@@ -33,7 +32,7 @@ class CheckWords(TypedDict, total=False):
     depends_on: Iterable[str]
     external: bool | None
     live_anyway: str | None
-    judged_by: Witness | None
+    judged_by: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,8 @@ class Defaults:
         timeout = _seconds(words, "timeout") or self.timeout
         interval = _seconds(words, "interval") or self.interval
         ttl = interval or _seconds(words, "ttl") or self.ttl
-        failed_ttl = _seconds(words, "failed_ttl") or min(ttl, _FAILED_TTL)
+        # In the background a check is run as often as was said, and no more often because it fails.
+        failed_ttl = _seconds(words, "failed_ttl") or interval or min(ttl, _FAILED_TTL)
         longer = max(ttl, failed_ttl)
         fail_after, pass_after = words.get("fail_after"), words.get("pass_after")
         grace, stale_after = words.get("grace"), words.get("stale_after")

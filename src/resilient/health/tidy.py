@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -46,9 +47,14 @@ def reason(error: BaseException) -> str:
 
 
 def _facts(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
-    return {
-        one_line(name): _fact(one_line(name), value) for name, value in islice(facts.items(), _MOST_FACTS)
-    }
+    few = islice(facts.items(), _MOST_FACTS)
+    return {name: _fact(name, value) for name, value in ((_name(name), value) for name, value in few)}
+
+
+@lru_cache(maxsize=512)
+def _name(name: str) -> str:
+    """Return the name of a fact; they are the same few for ever."""
+    return one_line(name)
 
 
 def _fact(name: str, value: object) -> Fact:
@@ -81,5 +87,6 @@ def one_line(value: object) -> str:
         # one: so the word that was cut through goes, and the rest is masked before it is cut short.
         del words[-1:]
     line = masked(" ".join(words))
-    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -427,14 +427,13 @@ class _Core:
         """Tell how what this guards is doing, as far as the calls in the window show."""
         with self._lock:
             stats = self.stats()
-            ended = sum(part.accepts + part.failures for part in self._parts)
         status, output = Status.PASS, ""
         if stats.probability:
             answered = f"{stats.accepts} of {stats.attempts} calls of the last {self.rules.window:g} s"
             status = Status.WARN
             output = f"refuses {stats.probability:.0%} of the calls: {answered} were accepted"
         facts = {"attempts": stats.attempts, "accepts": stats.accepts, "rejected": stats.rejected}
-        return Finding(status, output, value=stats.probability, unit="ratio", facts=facts, calls=ended)
+        return Finding(status, output, value=stats.probability, unit="ratio", facts=facts, calls=stats.calls)
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: what is under way belongs to threads of the parent."""

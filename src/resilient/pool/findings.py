@@ -25,6 +25,7 @@ def told(
     limit: int | None,
     waiting: int,
     leaked: int,
+    returned: int,
     borrowers: Callable[[], list[Borrower]],
 ) -> Finding:
     """Return what is to be said of a pool.
@@ -36,6 +37,7 @@ def told(
         limit: the most there may be; None: no limit, or nobody knows.
         waiting: callers that wait for one.
         leaked: connections that were reported as held too long.
+        returned: how often one was lent, and is back.
         borrowers: returns those who have one, the oldest first; asked only where somebody is to be named.
     """
     found = [*flaws]
@@ -51,6 +53,7 @@ def told(
         value=100.0 * used / limit if limit else float(used),
         unit="percent" if limit else "connections",
         facts=facts,
+        calls=returned,
     )
 
 

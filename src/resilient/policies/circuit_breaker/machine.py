@@ -195,8 +195,7 @@ class BreakerMachine:
             value=stats.failure_ratio if has_ratio else None,
             unit="ratio" if has_ratio else None,
             facts=facts,
-            # Only a window of time knows when its calls were.
-            calls=stats.window_calls if isinstance(window, TimeWindow) else None,
+            calls=stats.calls,
         )
 
     def _standing(self, now: float) -> tuple[Status, str]:
