@@ -44,7 +44,7 @@ PLUMBING = {
     "AdaptiveLimit": {"bounded", "drop_after", "open"},
     "Bulkhead": {"after_fork"},
     "CPU": {"after_fork"},
-    "Endpoints": {"find", "places", "below", "respond", "arespond"},
+    "Endpoints": {"claims", "find", "places", "below", "respond", "arespond"},
     "EventLoopLag": {"after_fork", "offer_loop"},
     "Health": {"after_fork"},
     "MemoryGrowth": {"after_fork"},

@@ -241,6 +241,15 @@ def test_service_that_checks_itself_has_no_edge_to_itself() -> None:
     ]
 
 
+def test_a_map_is_merged_with_others() -> None:
+    """As in a program that has a report of each service."""
+    checkout, payments = map_of(report_of(result("payments"))), map_of(report_of(service="payments"))
+
+    assert checkout.merge(payments) == merge([checkout, payments])
+    assert [node.name for node in checkout.merge(payments).nodes] == ["checkout", "payments"]
+    assert checkout.merge() == checkout
+
+
 def test_map_of_nothing_is_a_map() -> None:
     """Nobody has told anything."""
     found = merge([])

@@ -156,6 +156,20 @@ class DependencyMap:
         """
         return drawing.dot(*self._strokes())
 
+    def merge(self, *others: DependencyMap) -> DependencyMap:
+        """Return this map and *others* as one picture, as that of a fleet.
+
+        A dependency that has the name of a service in another map becomes that service; dependencies that
+        share a name are one node, and so are instances of one service, with the worst of all.
+
+        Args:
+            *others: maps of other services, or of instances of the same.
+
+        Returns:
+            The map of all.
+        """
+        return merge([self, *others])
+
     def _strokes(self) -> tuple[list[drawing.Shape], list[drawing.Arrow]]:
         said: dict[str, dict[str, None]] = {}  # the kinds that speak of a node, each once
         for edge in self.edges:
