@@ -1,4 +1,4 @@
-"""The app that a real server runs in `test_prober.py`: its checks take two seconds, and count their runs."""
+"""The app that a real server runs in `test_prober.py`: two checks take two seconds; all count their runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from resilient.health.serving.asgi import asgi_app
 
 TTL = 0.5
 TOOK = 2.0
+# How long after one run of a check the next may begin: what a run finds is kept from its end on.
+APART = {"task": TOOK + TTL, "thread": TOOK + TTL, "quick": TTL}
 
 health = Health("slow", ttl=TTL, timeout=2.5, details="always")
-begun: dict[str, list[float]] = {"task": [], "thread": []}
+begun: dict[str, list[float]] = {"task": [], "thread": [], "quick": []}
 
 
 @health.check("task", critical=True)
@@ -30,6 +32,12 @@ def thread() -> None:
     """Take two seconds in a thread."""
     begun["thread"].append(time.monotonic())
     time.sleep(TOOK)
+
+
+@health.check("quick", critical=True)
+def quick() -> None:
+    """Take no time, so that nothing but `ttl` keeps it from being run for each probe."""
+    begun["quick"].append(time.monotonic())
 
 
 async def _runs(scope: Any, receive: Any, send: Any) -> None:

@@ -208,9 +208,9 @@ class Storm:
 def test_storm_of_probes_runs_no_check_more_often(served: int) -> None:
     """200 a second against checks that take two seconds: answered from what is known, at once.
 
-    Each check runs again when what it has found is older than `ttl`, and one run at a time.
+    Each check runs again when what it has found is older than `ttl`, and no sooner, however long it takes.
     """
-    assert eventually(lambda: fetch(served, "/readyz")[0] == 200, 10)  # both have been run once
+    assert eventually(lambda: fetch(served, "/readyz")[0] == 200, 10)  # all have been run once
     first = json.loads(fetch(served, "/begun")[2])["begun"]
     storm = Storm()
 
@@ -224,4 +224,6 @@ def test_storm_of_probes_runs_no_check_more_often(served: int) -> None:
     assert storm.percentile(0.99) < (P99 if SOAK else P99_SHARED), told
     for name, begun in last.items():
         assert len(begun) > len(first[name])
-        assert all(after - before >= slow.TOOK for before, after in itertools.pairwise(begun)), (name, begun)
+        apart = [after - before for before, after in itertools.pairwise(begun)]
+        assert min(apart) >= slow.APART[name], (name, apart)
+        assert len(begun) <= 1 + (begun[-1] - begun[0]) / slow.APART[name]
