@@ -21,6 +21,8 @@ import pytest
 
 from resilient import CircuitBreaker
 from resilient.cli import main
+from resilient.command.fetching import Fetched
+from resilient.command.health import judge
 from resilient.health import Health, Report, Result, Status, bearer
 from resilient.health.serving.forms import View, chosen
 from resilient.health.serving.status_file import StatusFile
@@ -168,6 +170,15 @@ def test_service_that_is_well_ends_in_0(serve: Serve) -> None:
     done = command("health", "--url", serve(UP).url())
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "pass checkout: 1 check passes\n", "")
+
+
+@pytest.mark.parametrize(("many", "told"), [(1, "1 check passes"), (2, "2 checks pass")])
+def test_checks_that_pass_are_counted(many: int, told: str) -> None:
+    """In words that people read."""
+    checks = {f"c{number}:status": [{"status": "pass"}] for number in range(many)}
+    body = json.dumps({"status": "pass", "checks": checks}).encode()
+
+    assert judge(Fetched(200, "application/health+json", body), "shop").output == told
 
 
 def test_service_that_is_not_ends_in_1_and_says_why(serve: Serve) -> None:
