@@ -187,10 +187,10 @@ class ProtectedCarts(Carts):
         self._met = ""
 
     def observe(self, health: Health) -> None:
-        """Have the primary asked, as long as nobody else does; there are carts without it, too."""
+        """Have the primary asked; there are carts without it, too."""
         health.watch(self._primary, self._replica)
         primary = self._sentinels.master_for(SERVICE)
-        health.add(RedisServer(primary, role="master", name="store"), judged_by=self._primary)
+        health.add(RedisServer(primary, role="master", name="store"))
 
     async def read(self, user: str) -> Cart:
         """Return what is in a cart, to look at it: at worst what was last seen, and what is to be stored."""

@@ -11,11 +11,13 @@ from functools import partial
 
 from examples.shop.neighbours import DEPENDENCIES, Neighbours
 from examples.shop.timing import scaled
-from resilient.health import Health, Witness
+from resilient.health import EventLoopLag, Health, Witness
 
 VERSION = "1.0"
 # What is known of others is looked up again after 5 seconds; who does not answer within 2.5 is not there.
 TTL, TIMEOUT = scaled(5), scaled(2.5)
+# An event loop that has stood still for so long is late, or will not turn again.
+WORRYING, HOPELESS = 1.0, 30.0
 # What goes on without whom, by what is on: with a fallback for it, a service is ready all the same.
 SPARED: Mapping[str, Mapping[str, Collection[str]]] = {
     "calls": {"currency": ["rates"]},
@@ -32,6 +34,7 @@ def health_of(name: str, neighbours: Neighbours, protections: Collection[str]) -
     # The frontend's is open to everybody, who need not know what is behind it.
     details = "never" if name == "frontend" else "always"
     health = Health(name, VERSION, timeout=TIMEOUT, ttl=TTL, details=details)
+    health.add(EventLoopLag(warn=WORRYING, fail=HOPELESS), groups=["live"])
     spared = {other for protection in protections for other in SPARED.get(protection, {}).get(name, ())}
     judges = _judges(name, protections)
     for other in neighbours.names:

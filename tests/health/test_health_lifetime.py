@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 import os
@@ -172,7 +173,29 @@ def test_what_blocks_its_loop_is_named_once(caplog: pytest.LogCaptureFixture) ->
     asyncio.run(main())
     told = [one.getMessage() for one in caplog.records if "stood still" in one.getMessage()]
     assert len(told) == 1
-    assert "check 'orders' was under way: what blocks has to be a plain function" in told[0]
+    assert "check 'orders' was under way: what blocks, there or elsewhere on the loop, has to be" in told[0]
+
+
+def test_who_is_deaf_does_not_block(caplog: pytest.LogCaptureFixture) -> None:
+    """A check that ignores its cancellation leaves the loop to others."""
+    health = Health("shop", timeout=0.01)
+
+    async def deaf() -> None:
+        until = time.monotonic() + 0.7
+        while time.monotonic() < until:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    health.add(deaf)
+
+    async def main() -> None:
+        await health.areport()
+        while (await health.areport()).result("deaf").running_for is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    caplog.set_level(logging.WARNING, "resilient")
+    asyncio.run(main())
+    assert not [one for one in caplog.records if "stood still" in one.getMessage()]
 
 
 def test_lag_is_measured_on_one_loop_after_another() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -266,26 +265,29 @@ def test_run_of_the_check_itself_is_no_traffic(clock: FakeClock) -> None:
 
 
 def test_judge_that_cannot_judge_is_refused() -> None:
-    """At once: words that do nothing would be believed."""
+    """At once: words that do nothing would be believed. A pool does not see what came of a loan."""
+    pool = ConnectionPool(object, name="bank")
     with a_health() as health:
         for judge in (
             Bulkhead("bank", 3),
             RateLimiter("5/second"),
             Retry(on=OSError),
             Pipeline(Bulkhead("bank", 3)),
+            pool,
             Seen("odd", RuntimeError("no idea")),
             Seen("odd", "fine"),
         ):
-            with pytest.raises(ValueError, match="judged_by must see how calls end, as circuit breakers, "):
+            with pytest.raises(
+                ValueError, match="judged_by must see how calls end, as circuit breakers and "
+            ):
                 health.add(Scripted(), "bank", judged_by=judge)
         for judge in ("breaker", Timeout(3), Scripted()):
             with pytest.raises(TypeError, match="judged_by must be a policy, a pool, or whatever"):
                 health.add(Scripted(), "bank", judged_by=judge)
 
 
-def test_pipelines_functions_and_pools_judge(clock: FakeClock) -> None:
+def test_pipelines_and_functions_judge(clock: FakeClock) -> None:
     """Each by the first thing in it that sees how calls end."""
-    pool = ConnectionPool(lambda: sqlite3.connect(":memory:", check_same_thread=False), name="bank")
     guarded = Pipeline(Retry(on=OSError), CircuitBreaker("bank", fail_max=3))
 
     @guarded
@@ -294,11 +296,7 @@ def test_pipelines_functions_and_pools_judge(clock: FakeClock) -> None:
     @AdaptiveThrottle("bank")
     def throttled() -> None: ...
 
-    def borrow() -> None:
-        with pool.connection():
-            pass
-
-    for judge, call in ((guarded, ask), (ask, ask), (throttled, throttled), (pool, borrow)):
+    for judge, call in ((guarded, ask), (ask, ask), (throttled, throttled)):
         check = Scripted()
         with a_health(clock=clock, ttl=10.0) as health:
             health.add(check, "bank", judged_by=judge)
@@ -308,7 +306,6 @@ def test_pipelines_functions_and_pools_judge(clock: FakeClock) -> None:
                 assert health.report().result("bank").status is Status.PASS
                 assert check.runs == runs
                 clock.advance(600.0)
-    pool.close()
 
 
 def test_real_breaker_judges_what_its_calls_show(clock: FakeClock) -> None:

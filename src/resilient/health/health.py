@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from ..engine import params
+from ..engine.shape import describe
 from ..typing import Seconds
 from .mapping.dependency_map import DependencyMap, map_of
 from .record import Record
@@ -125,8 +126,8 @@ class Health(Reporting):
                 says, else True.
             live_anyway: why an external check is to decide about life and death of the process; None: it is
                 refused in the group "live".
-            judged_by: a circuit breaker, an adaptive throttle or a pool that sees the traffic to what this
-                checks; or a pipeline or a decorated function with one. When the check is due and calls have
+            judged_by: a circuit breaker or an adaptive throttle that sees the traffic to what this checks; or
+                a pipeline or a decorated function with one. When the check is due and calls have
                 ended there since the last look, what it says of them counts, and the check is not run; unless
                 it says that they fail. None: it always is.
 
@@ -154,6 +155,8 @@ class Health(Reporting):
             "live_anyway": live_anyway,
             "judged_by": judged_by,
         }
+        if callable(name):
+            raise TypeError(f"name must be text: write @health.check('name') above {describe(name)}")
         params.named("name", name)
 
         def register(check: C) -> C:
@@ -168,7 +171,7 @@ class Health(Reporting):
             check: a function or a coroutine function without arguments, or an object that can be called so,
                 such as `DiskSpace("/")`. One that has `attach(loop)`, as `EventLoopLag` does, is given the
                 first event loop on which a question is asked.
-            name: of the check. None: the object's own name.
+            name: of the check. None: the object's own name, or the function's.
             **words: the arguments of `check`.
 
         Returns:
@@ -184,7 +187,7 @@ class Health(Reporting):
                 params.refuse(TypeError, "a word of a check", f"must be one of {_WORDS}", word)
         external = words.get("external")
         facts = facts_of(
-            getattr(check, "name", None) if name is None else name,
+            _own_name(check) if name is None else name,
             kind_of(check, "check"),
             critical=words.get("critical"),
             external=getattr(check, "external", True) if external is None else external,
@@ -383,3 +386,8 @@ class Health(Reporting):
             The map, as of now: `to_mermaid()`, `to_dot()`, `to_json()`.
         """
         return map_of(self.latest())
+
+
+def _own_name(check: Any) -> Any:
+    name = getattr(check, "name", None) or getattr(check, "__name__", None)
+    return None if name == "<lambda>" else name

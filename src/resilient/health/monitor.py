@@ -184,7 +184,6 @@ class Monitor:
     def _ended(self, run: Run, finding: Finding | None) -> None:
         entry: Checked = run.place
         found = None if finding is None else tidy(finding)
-        entry.hear()
         with self.lock:
             entry.end(run, found, self._clock())
         try:
@@ -197,6 +196,7 @@ class Monitor:
             for waiter in waiters:
                 waiter.wake()
         self._announcer.deliver()
+        entry.hear()
 
     def _look(self, entries: Sequence[Entry]) -> dict[Entry, Result]:
         with self.lock:

@@ -73,6 +73,7 @@ class Checked(Entry):
 
     __slots__ = (
         "abandoned",
+        "blamed",
         "check",
         "context",
         "heard",
@@ -94,6 +95,7 @@ class Checked(Entry):
         self.heard = 0 if judge is None else testimony_of(judge).calls or 0  # calls that it had seen by then
         self.record = record
         self.run: Run | None = None  # that is under way
+        self.blamed = False  # whether it was told that its loop stood still
         self.abandoned = 0  # runs in a row that were cancelled from outside
         self.lag = 0.0  # seconds by which background runs come late, so that the processes of a fleet differ
 
@@ -428,7 +430,7 @@ def judge_in(given: Any) -> Witness | None:
     for witness in witnesses_in("judged_by", given):
         if testimony_of(witness).calls is not None:
             return witness
-    rule = "must see how calls end, as circuit breakers, adaptive throttles and pools do"
+    rule = "must see how calls end, as circuit breakers and adaptive throttles do"
     return params.refuse(ValueError, "judged_by", rule, given)
 
 

@@ -119,6 +119,11 @@ class Reporting(Announcing):
         return self._answer_within
 
     @property
+    def names(self) -> frozenset[str]:
+        """The names of all checks, and of what is watched."""
+        return frozenset(entry.facts.name for entry in self._monitor.registry.entries)
+
+    @property
     def groups(self) -> frozenset[str]:
         """The groups that may be asked for."""
         return self._monitor.registry.groups
@@ -140,7 +145,9 @@ class Reporting(Announcing):
         Concurrency: blocks the calling thread, for *within* at most.
         """
         if running_loop() is not None:
-            raise RuntimeError("an event loop runs in this thread: use `await health.areport()`")
+            raise RuntimeError(
+                "an event loop runs in this thread: use `await health.areport()`, or ask in a thread"
+            )
         for run, seconds in self._to_wait_for(group, within):
             waiter = ThreadWaiter()
             if self._monitor.join(run, waiter):
@@ -239,7 +246,7 @@ class Reporting(Announcing):
         if group == ALL:
             return entries
         if group not in self.groups:
-            raise KeyError(group)
+            raise KeyError(f"group must be one of {', '.join(sorted(self.groups))}, got {group!r}")
         wanted = {group, STARTUP} if group == READY and not self._started else {group}
         chosen = [entry for entry in entries if not wanted.isdisjoint(entry.facts.groups)]
         below = {*self._monitor.registry.below(need for one in chosen for need in one.facts.depends_on)}

@@ -120,7 +120,6 @@ class Runner:
         self._begun = begun
         self._ended = ended
         self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        self._blamed: set[str] = set()  # checks whose loop stood still, told once of each
         self.keeper = Keeper("resilient-health-loop")
         renew_after_fork(self)
 
@@ -180,13 +179,21 @@ class Runner:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         if task is None or not self._begun(run):
             return
-        cut = loop.call_later(run.timeout, task.cancel)
+        due, fired = loop.time() + run.timeout, False
+
+        def cut_off() -> None:
+            nonlocal fired
+            fired = True
+            _look_at_loop(run, loop.time() - due)
+            task.cancel()
+
+        cut = loop.call_at(due, cut_off)
         finding: Finding | None = None
         try:
             with deadline(run.timeout):
                 finding = await afound_by(run.check)
         except asyncio.CancelledError:
-            if loop.time() >= cut.when():
+            if fired:
                 finding = Finding(Status.FAIL, f"no answer within {run.timeout:g} s")
             elif self.keeper.keeps(loop):  # nobody else would cancel there
                 finding = Finding(Status.FAIL, "it has cancelled itself")
@@ -194,20 +201,21 @@ class Runner:
                 raise  # by whoever closes the loop
         finally:
             cut.cancel()
-            self._look_at_loop(run, loop.time() - cut.when())
+            if not fired:  # though it may have been due
+                _look_at_loop(run, loop.time() - due)
             self._ended(run, finding if run.is_at_home or finding is None else _with_hint(finding))
 
-    def _look_at_loop(self, run: Run, late: float) -> None:
-        """Say, once for each check, that a loop stood still when it should have cut that off."""
-        name = run.place.facts.name
-        if late > _STOOD_STILL and name not in self._blamed:
-            self._blamed.add(name)
-            _log.warning(
-                "the event loop stood still for %.1f s while check %r was under way: what blocks has to be a "
-                "plain function, which gets a thread",
-                late,
-                name,
-            )
+
+def _look_at_loop(run: Run, late: float) -> None:
+    """Say, once for each check, that a loop stood still when it should have cut that off."""
+    if late > _STOOD_STILL and not run.place.blamed:
+        run.place.blamed = True
+        _log.warning(
+            "the event loop stood still for %.1f s while check %r was under way: what blocks, there or "
+            "elsewhere on the loop, has to be called in a thread, as checks are that are plain functions",
+            late,
+            run.place.facts.name,
+        )
 
 
 def _with_hint(finding: Finding) -> Finding:

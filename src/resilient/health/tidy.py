@@ -18,6 +18,7 @@ _LONGEST: Final = 300  # characters of a text in a report
 _LOOKED_AT: Final = 16_384  # of a text, beyond which nothing of it is looked at
 _LARGEST: Final = 2**63  # of a whole number; there are readers of JSON that take no larger one
 _MOST_FACTS: Final = 32
+_SHORT: Final = 64  # characters
 
 
 def tidy(finding: Finding) -> Finding:
@@ -51,8 +52,13 @@ def _facts(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
     return {name: _fact(name, value) for name, value in ((_name(name), value) for name, value in few)}
 
 
+def _name(name: object) -> str:
+    # Nothing is kept of what may be anything.
+    return _short_name(name) if type(name) is str and len(name) <= _SHORT else one_line(name)
+
+
 @lru_cache(maxsize=512)
-def _name(name: str) -> str:
+def _short_name(name: str) -> str:
     """Return the name of a fact; they are the same few for ever."""
     return one_line(name)
 

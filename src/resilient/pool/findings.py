@@ -25,7 +25,6 @@ def told(
     limit: int | None,
     waiting: int,
     leaked: int,
-    returned: int,
     borrowers: Callable[[], list[Borrower]],
 ) -> Finding:
     """Return what is to be said of a pool.
@@ -37,7 +36,6 @@ def told(
         limit: the most there may be; None: no limit, or nobody knows.
         waiting: callers that wait for one.
         leaked: connections that were reported as held too long.
-        returned: how often one was lent, and is back.
         borrowers: returns those who have one, the oldest first; asked only where somebody is to be named.
     """
     found = [*flaws]
@@ -53,7 +51,6 @@ def told(
         value=100.0 * used / limit if limit else float(used),
         unit="percent" if limit else "connections",
         facts=facts,
-        calls=returned,
     )
 
 

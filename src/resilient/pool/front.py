@@ -153,7 +153,6 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
             limit=stats.max_size,
             waiting=stats.waiting,
             leaked=stats.leaked,
-            returned=stats.checkouts - stats.used,
             borrowers=self.borrowers,
         )
 

@@ -86,6 +86,6 @@ def test_borrowers_are_named_in_time() -> None:
         with pool.connection():
             result = health.report(within=PATIENT).result("database")
         health.close()
-    assert result.status is Status.FAIL
+    assert result.status is Status.WARN
     assert re.match(f"no connection came free {SIX_TENTHS}", result.output)
     assert "test_in_time.py" in result.output

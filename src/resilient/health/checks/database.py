@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 from ...engine import params
 from ...engine.finding import Fact, Finding, Status
+from ...errors import PoolTimeoutError
 from ...typing import Seconds
 from .base import Check, Watchdog, duration, in_time, reason, seconds_of
 from .sources import AsyncSource, Source, Watch, cut, source_of
@@ -113,7 +114,8 @@ class Database(Check):
         """Tell why there is no answer: the pool has no connection, or the server does not give one."""
         names = {kind.__name__ for kind in type(error).__mro__}
         if not connected and names & self._source.exhausted:
-            return Finding(Status.FAIL, self._exhausted(error, seconds), facts={"pool_exhausted": True})
+            status = Status.WARN if self._is_busy(error) else Status.FAIL
+            return Finding(status, self._exhausted(error, seconds), facts={"pool_exhausted": True})
         if late or isinstance(error, TimeoutError):
             what = "no answer" if connected else "no connection"
             return Finding(Status.FAIL, f"{what} within {seconds:.3g} s")
@@ -121,6 +123,17 @@ class Database(Check):
         if names & _FORBIDDEN or "authentication failed" in told:
             return Finding(Status.FAIL, f"it refuses the credentials: {told}", facts={"permission": False})
         return Finding(Status.FAIL, told)
+
+    def _is_busy(self, error: BaseException) -> bool:
+        """Tell whether all connections are in use, and none for too long.
+
+        Then there is much to do, and other processes have as much: if each of them failed, the next one would
+        have to do it. Pools of others say the same where their server is down, and are not believed.
+        """
+        used, size = getattr(error, "used", None), getattr(error, "size", None)
+        return (
+            isinstance(error, PoolTimeoutError) and bool(size) and used == size and not self._source.leaks()
+        )
 
     def _exhausted(self, error: BaseException, seconds: float) -> str:
         borrowers = _borrowers(error)

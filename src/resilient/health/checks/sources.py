@@ -42,6 +42,13 @@ class _Pool:
         """Return who knows the borrowers, if the pool is watched."""
         return mark_of(self.pool)
 
+    def leaks(self) -> bool:
+        """Tell whether somebody is known to keep a connection for too long."""
+        try:
+            return bool(self.watched().stats().leaked)
+        except Exception:  # noqa: BLE001 - nobody knows: it is not watched, or is no more
+            return False
+
 
 class Source(_Pool):
     """A function that connects, as PEP 249 has it: each connection is closed after its use."""
@@ -69,6 +76,9 @@ class Source(_Pool):
 
 
 class _OurPool(Source):
+    def watched(self) -> Any:
+        return self.pool
+
     def borrow(self, seconds: float, /) -> AbstractContextManager[Any]:
         block: AbstractContextManager[Any] = self.pool.connection(seconds)
         return block
@@ -136,6 +146,9 @@ class AsyncSource(_Pool):
 
 
 class _OurAsyncPool(AsyncSource):
+    def watched(self) -> Any:
+        return self.pool
+
     def borrow(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
         block: AbstractAsyncContextManager[Any] = self.pool.connection(seconds)
         return block

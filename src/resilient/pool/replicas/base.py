@@ -101,10 +101,8 @@ class Base(Generic[C], metaclass=ABCMeta):
         primary = self._routing.primary.finding()
         flaws = [(primary.status, f"primary {self._routing.primary.name!r}: {primary.output}")]
         facts: dict[str, Fact] = {}
-        calls = primary.calls or 0
         for replica in replicas:
             name, pool = replica.pool.name, replica.pool.finding()
-            calls += pool.calls or 0
             facts[name] = "up" if replica.is_up else replica.state
             if replica.lag is not None:
                 facts[f"{name} lag"] = replica.lag
@@ -121,7 +119,6 @@ class Base(Generic[C], metaclass=ABCMeta):
             value=float(sum(replica.is_up for replica in replicas)),
             unit="replicas",
             facts=facts,
-            calls=calls,
         )
 
     def __repr__(self) -> str:

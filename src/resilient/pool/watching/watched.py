@@ -225,7 +225,6 @@ class Watched(Announcing):
             limit=stats.max_size,
             waiting=stats.waiting,
             leaked=stats.leaked,
-            returned=stats.checkouts - stats.used,
             borrowers=self.borrowers,
         )
 
