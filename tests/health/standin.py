@@ -42,6 +42,10 @@ class StandIn:
         self.drained: list[str] = []
         self.started: list[asyncio.AbstractEventLoop] = []
 
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(result.name for result in self.results)
+
     def report(self, group: str = "all") -> Report:
         self.asked.append(group)
         if self.error is not None:
