@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-from ...typing import Seconds
-from ...web.addresses import Trusted
 from ...web.asgi import WAITS
-from ...web.door import Gate, RateLimit
-from ...web.headers import Dialect
-from ...web.keys import Key
-from ...web.maintenance import Maintenance
-from ...web.priorities import PriorityKey
 from .. import needing
 from .calls import Doorkeeper, Served, guarded
 from .server import InThread, wrap_in_threads
@@ -27,43 +20,15 @@ with needing("grpcio", extra="grpc"):
 __all__ = ["AioResilienceServerInterceptor"]
 
 
-class AioResilienceServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class AioResilienceServerInterceptor(Doorkeeper, grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Guard a gRPC server of tasks: rate limits, shedding, deadlines, maintenance, answers to refusals.
 
-    A call passes, in this order: *exempt* methods (which nothing here touches), *maintenance*, its deadline,
-    *rate_limit*, *shed*. Who is refused gets `RESOURCE_EXHAUSTED`, `UNAVAILABLE` or `DEADLINE_EXCEEDED`, and
-    where it is known, in `grpc-retry-pushback-ms`, when to try again. So does whoever's call ends in a
-    `RejectedError` or `CallTimeoutError` that leaves the handler. Other errors pass as they are.
+    It is `ResilienceServerInterceptor` for `grpc.aio.server`. What is said there holds here, but where it
+    speaks of threads, and the arguments are the same.
 
-    The time that the client gives a call is the deadline of everything inside the handler: `time_left()`
-    tells it, and calls to other services take it along. When it is up, the handler is cancelled.
-
-    The place that *shed* gave is given back when the handler has answered; for a stream, when that has ended.
-    Handlers that are plain functions run in the server's threads, and are guarded there. A plain generator
-    whose client leaves may hang in gRPC for ever, with its thread; its place is given back.
-
-    Args:
-        rate_limit: a `RateLimiter`; a rate such as "100/minute"; or a mapping of methods to either. The exact
-            method, "/shop.Payment/Charge", wins, then the longest "/shop.Payment/*", then "*"; one limit
-            applies to each call. Nobody waits: a limiter's `max_wait` and `key` are for functions. None: no
-            limit.
-        key: makes the key that a call is limited by, of a request whose header is the metadata; None from it
-            lifts the limit. None: the client's address.
-        shed: a gate such as a `Bulkhead` or a `CircuitBreaker`. It is told of errors and of the codes
-            `UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS` as failures, and of
-            clients that have left as abandonments. None: nothing is shed.
-        priority: tells the priority of a call, for *shed* and everything inside, such as
-            `requested_priority()`. None, or None from it: that of the context.
-        deadline: seconds that a call may take; above 0. A client's own counts where it is earlier; what fails
-            when that is up is an abandonment for *shed*. None: only that.
-        maintenance: the switch that closes the service. None: there is none.
-        exempt: methods that nothing here touches, in the patterns of *rate_limit*; those of the health
-            service in any case.
-        headers: what tells of limits in the trailing metadata: "ietf" for `ratelimit` and `ratelimit-policy`,
-            "legacy" for `x-ratelimit-*`, "both", or None.
-        trusted: the proxies and services whose `x-forwarded-for`, priorities and deadlines are believed:
-            networks, or `TrustedProxies`. None: nobody but for deadlines, which are everybody's: gRPC itself
-            ends a call when its time is up.
+    When a call's time is up, the handler is cancelled. Handlers that are plain functions run in the server's
+    threads, and are guarded there. A plain generator whose client leaves may hang in gRPC for ever, with its
+    thread; its place is given back.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -73,33 +38,6 @@ class AioResilienceServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignor
 
     Source: gRFC A6 for the pushback; draft-ietf-httpapi-ratelimit-headers-11.
     """
-
-    def __init__(
-        self,
-        *,
-        rate_limit: RateLimit | None = None,
-        key: Key | None = None,
-        shed: Gate | None = None,
-        priority: PriorityKey | None = None,
-        deadline: Seconds | None = None,
-        maintenance: Maintenance | None = None,
-        exempt: Iterable[str] = (),
-        headers: Dialect = "ietf",
-        trusted: Trusted | None = None,
-    ) -> None:
-        self._doorkeeper = Doorkeeper(
-            {
-                "rate_limit": rate_limit,
-                "key": key,
-                "shed": shed,
-                "priority": priority,
-                "deadline": deadline,
-                "maintenance": maintenance,
-                "exempt": exempt,
-                "headers": headers,
-                "trusted": trusted,
-            }
-        )
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -114,17 +52,17 @@ class AioResilienceServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignor
             A handler; None where there is no such method.
         """
         handler = await continuation(handler_call_details)
-        request = None if handler is None else self._doorkeeper.admit(handler_call_details)
+        request = None if handler is None else self._admit(handler_call_details)
         if request is None:
             return handler
 
         def wrap(behaviour: Callable[[Any, Any], Any], streams: bool) -> Callable[[Any, Any], Any]:
             if inspect.isasyncgenfunction(behaviour):
-                return _many(self._doorkeeper.serving(_InTask, request), behaviour)
+                return _many(self._serving(_InTask, request), behaviour)
             # A coroutine function may answer with a stream, too: it writes to its context.
             if inspect.iscoroutinefunction(behaviour):
-                return _one(self._doorkeeper.serving(_InTask, request), behaviour)
-            return wrap_in_threads(self._doorkeeper.serving(InThread, request), behaviour, streams)
+                return _one(self._serving(_InTask, request), behaviour)
+            return wrap_in_threads(self._serving(InThread, request), behaviour, streams)
 
         return guarded(handler, wrap)
 

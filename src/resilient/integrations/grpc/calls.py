@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Any, ClassVar, Final, TypedDict, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import unquote
 
 from ...engine import params
@@ -28,7 +28,7 @@ with needing("grpcio", extra="grpc"):
     import grpc
     from grpc import StatusCode
 
-__all__ = ["HEALTH", "CallRequest", "Doorkeeper", "Served", "Words", "guarded"]
+__all__ = ["HEALTH", "CallRequest", "Doorkeeper", "Served", "guarded"]
 
 HEALTH: Final = "/grpc.health.v1.Health/*"
 """Exempt always: an orchestrator that is refused would restart the service."""
@@ -144,60 +144,57 @@ def _written(seconds: float | None) -> str | None:
 B = TypeVar("B", bound="Served")
 
 
-class Words(TypedDict):
-    """The arguments of an interceptor, which are documented there."""
-
-    rate_limit: RateLimit | None
-    key: Key | None
-    shed: Gate | None
-    priority: PriorityKey | None
-    deadline: Seconds | None
-    maintenance: Maintenance | None
-    exempt: Iterable[str]
-    headers: Dialect
-    trusted: Trusted | None
-
-
 class Doorkeeper:
-    """The settings of a server interceptor.
+    """What a server interceptor is set to. The arguments are documented at `ResilienceServerInterceptor`.
 
     Concurrency: read only.
     """
 
-    def __init__(self, words: Words) -> None:
-        exempt, trusted = words["exempt"], words["trusted"]
+    def __init__(
+        self,
+        *,
+        rate_limit: RateLimit | None = None,
+        key: Key | None = None,
+        shed: Gate | None = None,
+        priority: PriorityKey | None = None,
+        deadline: Seconds | None = None,
+        maintenance: Maintenance | None = None,
+        exempt: Iterable[str] = (),
+        headers: Dialect = "ietf",
+        trusted: Trusted | None = None,
+    ) -> None:
         if isinstance(exempt, str | bytes):  # its letters would be the paths
             params.refuse(TypeError, "exempt", "must be several paths, not one text", exempt)
         if not isinstance(exempt, Iterable):
             params.refuse(TypeError, "exempt", "must be several paths", exempt)
         self._believes_all = trusted is None
-        self.tasks = Door(
+        self._tasks = Door(
             in_tasks=True,
-            rate_limit=words["rate_limit"],
-            key=words["key"],
-            shed=words["shed"],
-            priority=words["priority"],
-            deadline=words["deadline"],
-            maintenance=words["maintenance"],
+            rate_limit=rate_limit,
+            key=key,
+            shed=shed,
+            priority=priority,
+            deadline=deadline,
+            maintenance=maintenance,
             # The probes of the web are none of gRPC's methods: exempt, nobody looks for them.
             exempt=(*PROBES, HEALTH, *exempt),
-            headers=words["headers"],
+            headers=headers,
             trusted=() if trusted is None else trusted,
         )
         # A server of tasks runs plain functions in threads: with the same limits, and none is cut off.
-        self._threads = copy(self.tasks)
-        seconds = params.optional_seconds("deadline", words["deadline"])
+        self._threads = copy(self._tasks)
+        seconds = params.optional_seconds("deadline", deadline)
         self._threads.time_limits = TimeLimits(seconds, in_tasks=False)
 
-    def admit(self, details: Any) -> CallRequest | None:
+    def _admit(self, details: Any) -> CallRequest | None:
         """Return a call as a request; None where it is none of our business."""
-        proxies, metadata = self.tasks.proxies, details.invocation_metadata
+        proxies, metadata = self._tasks.proxies, details.invocation_metadata
         request = CallRequest(details.method, metadata, proxies, believed=self._believes_all)
-        return None if self.tasks.exempts(request) else request
+        return None if self._tasks.exempts(request) else request
 
-    def serving(self, kind: type[B], request: CallRequest) -> Callable[[Any], B]:
+    def _serving(self, kind: type[B], request: CallRequest) -> Callable[[Any], B]:
         """Return what makes a call that is served of its context."""
-        door = self.tasks if kind.in_tasks else self._threads
+        door = self._tasks if kind.in_tasks else self._threads
 
         def serve(context: Any) -> B:
             request.arrived(context)

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from ...typing import Seconds
-from ...web.addresses import Trusted
-from ...web.door import Gate, RateLimit
-from ...web.headers import Dialect
-from ...web.keys import Key
-from ...web.maintenance import Maintenance
-from ...web.priorities import PriorityKey
 from ...web.wsgi import WAITS, at_once
 from .. import needing
 from .calls import Doorkeeper, Served, guarded
@@ -26,7 +19,7 @@ with needing("grpcio", extra="grpc"):
 __all__ = ["InThread", "ResilienceServerInterceptor", "wrap_in_threads"]
 
 
-class ResilienceServerInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+class ResilienceServerInterceptor(Doorkeeper, grpc.ServerInterceptor):  # type: ignore[misc]
     """Guard a gRPC server of threads: rate limits, shedding, deadlines, maintenance, answers to refusals.
 
     A call passes, in this order: *exempt* methods (which nothing here touches), *maintenance*, its deadline,
@@ -74,33 +67,6 @@ class ResilienceServerInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
     Source: gRFC A6 for the pushback; draft-ietf-httpapi-ratelimit-headers-11.
     """
 
-    def __init__(
-        self,
-        *,
-        rate_limit: RateLimit | None = None,
-        key: Key | None = None,
-        shed: Gate | None = None,
-        priority: PriorityKey | None = None,
-        deadline: Seconds | None = None,
-        maintenance: Maintenance | None = None,
-        exempt: Iterable[str] = (),
-        headers: Dialect = "ietf",
-        trusted: Trusted | None = None,
-    ) -> None:
-        self._doorkeeper = Doorkeeper(
-            {
-                "rate_limit": rate_limit,
-                "key": key,
-                "shed": shed,
-                "priority": priority,
-                "deadline": deadline,
-                "maintenance": maintenance,
-                "exempt": exempt,
-                "headers": headers,
-                "trusted": trusted,
-            }
-        )
-
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Put what guards a call before its handler; gRPC asks for that.
 
@@ -113,10 +79,10 @@ class ResilienceServerInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]
         """
         handler = continuation(handler_call_details)
         # Nothing is decided here: the one thread that takes in all calls would wait for it.
-        request = None if handler is None else self._doorkeeper.admit(handler_call_details)
+        request = None if handler is None else self._admit(handler_call_details)
         if request is None:
             return handler
-        serve = self._doorkeeper.serving(InThread, request)
+        serve = self._serving(InThread, request)
         return guarded(handler, partial(wrap_in_threads, serve))
 
 
