@@ -23,13 +23,14 @@ from tests.support.valkey import ValkeyServer
 # busy: they run one after another when all others are done.
 _ALONE = (
     "tests/incidents/test_a[47]_demo.py",
-    "tests/incidents/test_b1_demo.py",
-    "tests/incidents/test_d7_fleet.py",
-    "tests/incidents/test_d9_*.py",
+    "tests/incidents/test_d9_demo.py",
+    "tests/incidents/test_d9_overload.py",
 )
 # These measure as well, and wait for most of their time: they get on with one another, and begin together.
 _FIRST = (
     "tests/incidents/test_a[2568]_demo.py",
+    "tests/incidents/test_b1_demo.py",
+    "tests/incidents/test_d7_fleet.py",
     "tests/fleet/test_outages.py",
     "tests/fleet/test_failover.py",
     "tests/faults/test_state_storage.py",
