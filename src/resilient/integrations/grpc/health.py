@@ -8,8 +8,8 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
 from concurrent import futures
-from functools import partial
-from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar
+from functools import cached_property, partial
+from typing import Any, ClassVar, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 from ...engine import params
 from ...engine.finding import Status
@@ -70,22 +70,28 @@ class _Look(NamedTuple):
 
 
 class _Desk(Generic[W]):
-    """What the two servicers have in common: who asks for what, and who watches."""
+    """What the two servicers have in common: who asks for what, and who watches.
+
+    The arguments are documented where users find them: at the servicers.
+    """
+
+    _most: ClassVar[int]
+    """Watches at the same time, where nobody has said how many."""
 
     def __init__(
         self,
         health: Health,
         *,
-        services: Mapping[str, str] | None,
-        max_watchers: int | None,
-        most: int,
-        every: Seconds,
+        services: Mapping[str, str] | None = None,
+        max_watchers: int | None = None,
+        every: Seconds = 1.0,
     ) -> None:
         if not isinstance(health, Health):
             params.refuse(TypeError, "health", "must be a Health", health)
         self._health = health
         self._services = {**_SERVICES, **_mapped(services)}
-        self._limit = most if max_watchers is None else params.count("max_watchers", max_watchers, least=0)
+        most = self._most if max_watchers is None else max_watchers
+        self._limit = params.count("max_watchers", most, least=0)
         self._every = params.seconds("every", every, above=True)
         self._lock = threading.Lock()
         self._seats: set[_Seat[W]] = set()
@@ -219,17 +225,13 @@ class HealthServicer(_Desk[ThreadWaiter], _Servicer):  # type: ignore[misc]
     Source: gRPC health checking protocol.
     """
 
-    def __init__(
-        self,
-        health: Health,
-        *,
-        services: Mapping[str, str] | None = None,
-        max_watchers: int | None = None,
-        every: Seconds = 1.0,
-    ) -> None:
-        super().__init__(health, services=services, max_watchers=max_watchers, most=_THREADS, every=every)
+    _most = _THREADS
+
+    @cached_property
+    def Watch(self) -> Any:  # noqa: N802 # pyright: ignore[reportIncompatibleMethodOverride]
+        """What tells how a service is doing, now and whenever that changes."""
         # One more: for who is told that there are too many.
-        self.Watch = _InOwnThreads(self._watch, Workers(self._limit + 1, "resilient-grpc-watch"))
+        return _InOwnThreads(self._watch, Workers(self._limit + 1, "resilient-grpc-watch"))
 
     def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Tell how a service is doing.
@@ -279,17 +281,8 @@ class HealthServicer(_Desk[ThreadWaiter], _Servicer):  # type: ignore[misc]
 class AioHealthServicer(_Desk[TaskWaiter], _Servicer):  # type: ignore[misc]
     """Tell gRPC's probes and channels how a service is doing; for `grpc.aio.server`.
 
-    It does as `HealthServicer`; a watch is a task, and takes no thread.
-
-    Args:
-        health: what knows.
-        services: names of gRPC services, and the group of checks that each stands for; such as
-            `{"shop.Payment": "payments"}`. None: no more than "", "liveness", "readiness", "startup" and the
-            groups.
-        max_watchers: watches at the same time; who comes then gets `RESOURCE_EXHAUSTED`. 0: nobody may watch.
-            None: 1024.
-        every: seconds after which watches look, beside the moments in which *health* tells of a change; above
-            0.
+    It does as `HealthServicer`, and the arguments are the same. But a watch is a task, and takes no thread:
+    None as *max_watchers* stands for 1024, and interceptors let in as many.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -300,15 +293,7 @@ class AioHealthServicer(_Desk[TaskWaiter], _Servicer):  # type: ignore[misc]
     Source: gRPC health checking protocol.
     """
 
-    def __init__(
-        self,
-        health: Health,
-        *,
-        services: Mapping[str, str] | None = None,
-        max_watchers: int | None = None,
-        every: Seconds = 1.0,
-    ) -> None:
-        super().__init__(health, services=services, max_watchers=max_watchers, most=_TASKS, every=every)
+    _most = _TASKS
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Tell how a service is doing.
