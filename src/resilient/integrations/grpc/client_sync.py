@@ -111,16 +111,7 @@ class ResilienceClientInterceptor(
     def intercept_stream_unary(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        """Make a call with streamed requests; of grpc's interface.
-
-        Args:
-            continuation: makes the call.
-            client_call_details: the method, the timeout and what else is sent.
-            request_iterator: the requests.
-
-        Returns:
-            The call, which has ended; or has not, where `future()` was asked for.
-        """
+        """Make a call with streamed requests, as `intercept_unary_unary` makes one of a single request."""
         return self._unary(continuation, client_call_details, request_iterator, streams=True)
 
     def intercept_unary_stream(
@@ -141,16 +132,7 @@ class ResilienceClientInterceptor(
     def intercept_stream_stream(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        """Make a call with streamed requests and answers; of grpc's interface.
-
-        Args:
-            continuation: makes the call.
-            client_call_details: the method, the timeout and what else is sent.
-            request_iterator: the requests.
-
-        Returns:
-            The call, which is an iterator.
-        """
+        """Make a call with streams both ways, as `intercept_unary_stream` makes one of a single request."""
         return self._stream(continuation, client_call_details, request_iterator, streams=True)
 
     def _rpc(self, continuation: Any, details: Any, request: Any, *, streams: bool) -> tuple[Rpc, Guard]:
