@@ -26,6 +26,12 @@ def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def threads_that_leave_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have idle threads end at once: hundreds that end in ten seconds would be in the way of other tests."""
+    monkeypatch.setattr("resilient.engine.workers._IDLE_SECONDS", 0.1)
+
+
+@pytest.fixture
 def without_collector() -> Iterator[None]:
     """What dies in here dies because nothing refers to it."""
     gc.collect()

@@ -29,7 +29,7 @@ TIMEOUT = 0.02  # seconds, after which what an interrupt has kept from beginning
 pytestmark = [
     # One that is made and struck before it is assigned, as with `asyncio.run`, is closed by the collector.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.usefixtures("without_collector"),
+    pytest.mark.usefixtures("without_collector", "threads_that_leave_soon"),
     pytest.mark.timeout(600.0 if SOAK else 60.0),
 ]
 
