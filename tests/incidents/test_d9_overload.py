@@ -17,7 +17,7 @@ from examples.shop.scenario import play
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(90)]
 
-HURRY = {"warm_up": 0.5, "calm": 0.5, "onset": 9.0, "fault": 1.5, "recovery": 0.5}
+HURRY = {"warm_up": 0.5, "calm": 0.5, "onset": 7.0, "fault": 1.5, "recovery": 0.5}
 
 
 async def _play(logs: Path) -> tuple[Settings, Run]:
