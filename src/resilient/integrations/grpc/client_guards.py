@@ -49,10 +49,10 @@ class _Final(BaseException):
 class _Told:
     """A result in place of an error that is an answer like another to the policy that gets it."""
 
-    __slots__ = ("error",)
+    __slots__ = ("told",)
 
     def __init__(self, error: Exception) -> None:
-        self.error = error
+        self.told: Exception | None = error
 
 
 class Attempts:
@@ -118,15 +118,10 @@ class Guard:
     def _around(self, leaves: list[Policy], fn: Callable[[Rpc], Any], shape: Shape) -> Callable[[Rpc], Any]:
         for leaf in reversed(leaves):
             if isinstance(leaf, _JUDGES):
-                fn = _SHIELDS[shape](leaf, fn, self._shown_to(leaf))
+                fn = _SHIELDS[shape](leaf, fn, _Rule(leaf, self._failures, shape))
             else:
                 fn = leaf.wrap(fn, shape)
         return fn
-
-    def _shown_to(self, policy: Policy) -> frozenset[StatusCode]:
-        if isinstance(policy, Retry):
-            return self._failures | _NOT_NOW
-        return self._failures | _TOO_MUCH if isinstance(policy, AdaptiveThrottle) else self._failures
 
 
 def _leaves(policy: Policy) -> list[Policy]:
@@ -145,37 +140,51 @@ def _limit_of(policy: Policy) -> float | None:
     return policy.timeout if isinstance(policy, Retry) else None
 
 
-# Around a policy that judges go two wrappers. The inner one hands on the failures that are meant for it; an
-# error that is an answer (nothing found, not allowed) it keeps and ends well; the outer one raises it again.
+class _Rule:
+    """What a policy that judges is told of an error.
+
+    Around such a policy go two wrappers, a pair for each shape. The inner one hands on the failures that are
+    meant for it; an error that is an answer (nothing found, not allowed) it keeps and ends well; the outer
+    one raises it again.
+    """
+
+    __slots__ = ("_is_retry", "_reads_results", "_shown")
+
+    def __init__(self, policy: Policy, failures: frozenset[StatusCode], shape: Shape) -> None:
+        self._is_retry = isinstance(policy, Retry)
+        more = _NOT_NOW if self._is_retry else _TOO_MUCH if isinstance(policy, AdaptiveThrottle) else ()
+        self._shown = failures.union(more)
+        # A rule about results could not read what is there in place of one. Streams have none.
+        self._reads_results = shape in _ANSWERS and _judges_results(policy)
+
+    def keeps(self, error: Exception, rpc: Rpc) -> bool:
+        """Tell whether *error* is an answer like any other.
+
+        Raises:
+            _Final: the policy is not to hear of it at all.
+        """
+        code = None if isinstance(error, RejectedError) else code_of(error)
+        is_answer = code is not None and code not in self._shown
+        spared = self._reads_results if is_answer else self._is_retry and rpc.is_final(error)
+        if spared:
+            raise _Final(error) from None
+        return is_answer
 
 
-def _is_hidden(error: Exception, shown: frozenset[StatusCode]) -> bool:
-    code = None if isinstance(error, RejectedError) else code_of(error)
-    return code is not None and code not in shown
-
-
-def _passes(policy: Any, rpc: Rpc, error: Exception) -> bool:
-    """Whether *policy* is not to hear of *error* at all."""
-    return isinstance(policy, Retry) and rpc.is_final(error)
+_ANSWERS: Final = frozenset({Shape.FUNCTION, Shape.COROUTINE})
 
 
 def _judges_results(policy: Any) -> bool:
     return getattr(policy, "_on_result", None) is not None or getattr(policy, "refuses", None) is not None
 
 
-def _function(policy: Policy, fn: Callable[[Rpc], Any], shown: frozenset[StatusCode]) -> Callable[[Rpc], Any]:
-    judges_results = _judges_results(policy)
-
+def _function(policy: Policy, fn: Callable[[Rpc], Any], rule: _Rule) -> Callable[[Rpc], Any]:
     def told(rpc: Rpc) -> Any:
         try:
             return fn(rpc)
         except grpc.RpcError as error:
-            if _is_hidden(error, shown):
-                if judges_results:
-                    raise _Final(error) from None
+            if rule.keeps(error, rpc):
                 return _Told(error)
-            if _passes(policy, rpc, error):
-                raise _Final(error) from None
             raise
 
     guarded = policy.wrap(told, Shape.FUNCTION)
@@ -186,30 +195,19 @@ def _function(policy: Policy, fn: Callable[[Rpc], Any], shown: frozenset[StatusC
         except _Final as final:
             result = _Told(final.error)
         if type(result) is _Told:
-            try:
-                raise result.error
-            finally:
-                del result  # this frame is in its traceback
+            _tell(result)
         return result
 
     return around
 
 
-def _coroutine(
-    policy: Policy, fn: Callable[[Rpc], Any], shown: frozenset[StatusCode]
-) -> Callable[[Rpc], Any]:
-    judges_results = _judges_results(policy)
-
+def _coroutine(policy: Policy, fn: Callable[[Rpc], Any], rule: _Rule) -> Callable[[Rpc], Any]:
     async def told(rpc: Rpc) -> Any:
         try:
             return await fn(rpc)
         except grpc.RpcError as error:
-            if _is_hidden(error, shown):
-                if judges_results:
-                    raise _Final(error) from None
+            if rule.keeps(error, rpc):
                 return _Told(error)
-            if _passes(policy, rpc, error):
-                raise _Final(error) from None
             raise
 
     guarded = policy.wrap(told, Shape.COROUTINE)
@@ -220,28 +218,20 @@ def _coroutine(
         except _Final as final:
             result = _Told(final.error)
         if type(result) is _Told:
-            try:
-                raise result.error
-            finally:
-                del result
+            _tell(result)
         return result
 
     return around
 
 
-def _generator(
-    policy: Policy, fn: Callable[[Rpc], Any], shown: frozenset[StatusCode]
-) -> Callable[[Rpc], Any]:
+def _generator(policy: Policy, fn: Callable[[Rpc], Any], rule: _Rule) -> Callable[[Rpc], Any]:
     def told(rpc: Rpc) -> Generator[Any, Any, None]:
         try:
             yield from fn(rpc)
         except grpc.RpcError as error:
-            if _is_hidden(error, shown):
-                rpc.told = error
-            elif _passes(policy, rpc, error):
-                raise _Final(error) from None
-            else:
+            if not rule.keeps(error, rpc):
                 raise
+            rpc.told = error
 
     guarded = policy.wrap(told, Shape.GENERATOR)
 
@@ -255,21 +245,16 @@ def _generator(
     return around
 
 
-def _async_generator(
-    policy: Policy, fn: Callable[[Rpc], Any], shown: frozenset[StatusCode]
-) -> Callable[[Rpc], Any]:
+def _async_generator(policy: Policy, fn: Callable[[Rpc], Any], rule: _Rule) -> Callable[[Rpc], Any]:
     async def told(rpc: Rpc) -> AsyncGenerator[Any, Any]:
         try:
             async with contextlib.aclosing(fn(rpc)) as stream:
                 async for item in stream:
                     yield item
         except grpc.RpcError as error:
-            if _is_hidden(error, shown):
-                rpc.told = error
-            elif _passes(policy, rpc, error):
-                raise _Final(error) from None
-            else:
+            if not rule.keeps(error, rpc):
                 raise
+            rpc.told = error
 
     guarded = policy.wrap(told, Shape.ASYNC_GENERATOR)
 
@@ -285,8 +270,9 @@ def _async_generator(
     return around
 
 
-def _tell(rpc: Rpc) -> None:
-    error, rpc.told = rpc.told, None
+def _tell(keeper: _Told | Rpc) -> None:
+    """Raise the error that was kept, if any was: once, since whoever calls this is in its traceback."""
+    error, keeper.told = keeper.told, None
     if error is not None:
         try:
             raise error
