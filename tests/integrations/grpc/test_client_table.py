@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -13,24 +17,32 @@ from grpc import StatusCode
 from tests.integrations.grpc.client_rig import Backend, Stub, Told, serving
 from tests.support.waiting import wait_until
 
-from resilient import AdaptiveThrottle, CircuitBreaker, CircuitOpenError, Retry
+from resilient import (
+    AdaptiveThrottle,
+    CircuitBreaker,
+    CircuitOpenError,
+    RateLimitedError,
+    RateLimiter,
+    Retry,
+)
 from resilient.integrations.grpc.client import (
     AioResilienceClientInterceptors,
     ResilienceClientInterceptor,
 )
+from resilient.integrations.grpc.client_guards import Attempts, Guard
 from resilient.integrations.grpc.statuses import FAULTS
 
 CODES = [code for code in StatusCode if code not in {StatusCode.OK, StatusCode.CANCELLED}]
 STREAM = [b"0", b"1", b"2", b"3", b"4"]
 
 Ask = Callable[..., list[bytes]]
-"""Makes one call under policies, and returns all its answers or raises."""
+"""Makes one call under policies, and others *inside*; returns all its answers or raises."""
 
 
-def unary(backend: Backend, *policies, cancel=False) -> list[bytes]:
+def unary(backend: Backend, *policies, inside=(), cancel=False) -> list[bytes]:
     """One answer, in a thread."""
     with grpc.insecure_channel(backend.address) as plain:
-        stub = Stub(grpc.intercept_channel(plain, ResilienceClientInterceptor(*policies)))
+        stub = _guarded(plain, policies, inside)
         if not cancel:
             return [stub.unary(b"0")]
         call = stub.held.future(b"")
@@ -39,10 +51,10 @@ def unary(backend: Backend, *policies, cancel=False) -> list[bytes]:
         return [call.result(10)]
 
 
-def stream(backend: Backend, *policies, cancel=False) -> list[bytes]:
+def stream(backend: Backend, *policies, inside=(), cancel=False) -> list[bytes]:
     """A stream, in a thread."""
     with grpc.insecure_channel(backend.address) as plain:
-        stub = Stub(grpc.intercept_channel(plain, ResilienceClientInterceptor(*policies)))
+        stub = _guarded(plain, policies, inside)
         if not cancel:
             return list(stub.stream(b""))
         call = stub.endless(b"")
@@ -51,7 +63,7 @@ def stream(backend: Backend, *policies, cancel=False) -> list[bytes]:
         return list(call)
 
 
-def aio_unary(backend: Backend, *policies, cancel=False) -> list[bytes]:
+def aio_unary(backend: Backend, *policies, inside=(), cancel=False) -> list[bytes]:
     """One answer, in a task."""
 
     async def ask(stub: Stub) -> list[bytes]:
@@ -62,10 +74,10 @@ def aio_unary(backend: Backend, *policies, cancel=False) -> list[bytes]:
         call.cancel()
         return [await call]
 
-    return _in_a_task(backend, policies, ask)
+    return _in_a_task(backend, policies, inside, ask)
 
 
-def aio_stream(backend: Backend, *policies, cancel=False) -> list[bytes]:
+def aio_stream(backend: Backend, *policies, inside=(), cancel=False) -> list[bytes]:
     """A stream, in a task."""
 
     async def ask(stub: Stub) -> list[bytes]:
@@ -76,12 +88,19 @@ def aio_stream(backend: Backend, *policies, cancel=False) -> list[bytes]:
         call.cancel()
         return [await call.read()]
 
-    return _in_a_task(backend, policies, ask)
+    return _in_a_task(backend, policies, inside, ask)
 
 
-def _in_a_task(backend: Backend, policies, ask) -> list[bytes]:
+def _guarded(plain: grpc.Channel, policies, inside) -> Stub:
+    others = [ResilienceClientInterceptor(*inside)] if inside else []
+    return Stub(grpc.intercept_channel(plain, ResilienceClientInterceptor(*policies), *others))
+
+
+def _in_a_task(backend: Backend, policies, inside, ask) -> list[bytes]:
     async def run() -> list[bytes]:
-        interceptors = AioResilienceClientInterceptors(*policies)
+        interceptors = [*AioResilienceClientInterceptors(*policies)]
+        if inside:
+            interceptors.extend(AioResilienceClientInterceptors(*inside))
         async with grpc.aio.insecure_channel(backend.address, interceptors=interceptors) as channel:
             return await ask(Stub(channel))
 
@@ -107,6 +126,7 @@ def backend(server: Backend) -> Iterator[Backend]:
     server.hold.set()
 
 
+STREAMS = (stream, aio_stream)
 WAYS = pytest.mark.parametrize("ask", [unary, stream, aio_unary, aio_stream])
 
 
@@ -122,6 +142,20 @@ def told(breaker: CircuitBreaker) -> dict[str, int]:
     stats = breaker.stats()
     kinds = ("calls", "failures", "rejected", "abandoned", "ignored")
     return {kind: count for kind in kinds if (count := getattr(stats, kind))}
+
+
+def shut() -> tuple[CircuitBreaker, type[Exception], StatusCode]:
+    """A breaker that lets nothing in, and how it refuses."""
+    breaker = CircuitBreaker("shut")
+    breaker.force_open()
+    return breaker, CircuitOpenError, StatusCode.UNAVAILABLE
+
+
+def spent() -> tuple[RateLimiter, type[Exception], StatusCode]:
+    """A limiter that has let in all that it will, and how it refuses."""
+    limiter = RateLimiter("1/hour")
+    limiter.hit()
+    return limiter, RateLimitedError, StatusCode.RESOURCE_EXHAUSTED
 
 
 @WAYS
@@ -189,17 +223,19 @@ def test_cancelled_by_the_caller(backend, ask):
 
 
 @WAYS
-def test_refusal(backend, ask):
-    """What an open breaker refuses is no evidence to the policies around it, and nothing is sent."""
-    outer, throttle, inner = CircuitBreaker("outer", fail_max=1), AdaptiveThrottle("t"), CircuitBreaker("b")
-    inner.force_open()
-    error = failing(ask, backend, outer, throttle, inner)
-    assert isinstance(error, CircuitOpenError)
-    assert error.code() is StatusCode.UNAVAILABLE
+@pytest.mark.parametrize("refuse", [shut, spent])
+@pytest.mark.parametrize("is_other", [False, True], ids=["same", "other-interceptor"])
+def test_refusal(backend, ask, refuse, is_other):
+    """What a policy refuses is no evidence to those around it, whatever its code, and nothing is sent."""
+    breaker, throttle = CircuitBreaker("b", fail_max=1), AdaptiveThrottle("t")
+    policy, kind, code = refuse()
+    own, others = ([], [policy]) if is_other else ([policy], [])
+    error = failing(ask, backend, breaker, throttle, *own, inside=others)
+    assert isinstance(error, kind)
+    assert error.code() is code
     assert backend.calls == []
-    assert told(inner) == {"rejected": 1}
     assert throttle.stats().attempts == 0
-    assert told(outer) == {"ignored": 1}
+    assert told(breaker) == {"ignored": 1}
 
 
 @WAYS
@@ -222,9 +258,9 @@ def test_on_result(backend, ask, caplog):
     backend.tell(StatusCode.NOT_FOUND)
     assert failing(ask, backend, breaker).code() is StatusCode.NOT_FOUND
     assert shown == []
-    assert breaker.stats().failures == 0
-    answers = ask(backend, breaker)
-    assert (shown, breaker.stats().failures) == (([], 0) if answers == STREAM else ([b"0"], 1))
+    assert told(breaker) == ({"calls": 1} if ask in STREAMS else {"abandoned": 1})
+    ask(backend, breaker)
+    assert (shown, breaker.stats().failures) == (([], 0) if ask in STREAMS else ([b"0"], 1))
     assert not caplog.records
 
 
@@ -236,3 +272,63 @@ def test_error_has_no_other_behind_it(backend, ask):
     for _ in range(2):
         error = failing(ask, backend, retry, CircuitBreaker("b", on_result=bool))
         assert error.__context__ is None
+
+
+class NotFoundError(grpc.RpcError):
+    """An answer, as gRPC raises it."""
+
+    def code(self) -> StatusCode:
+        """What it is."""
+        return StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("judges", [False, True], ids=["plain", "on_result"])
+@pytest.mark.parametrize("kind", ["function", "generator", "coroutine", "async generator"])
+def test_errors_leave_nothing_for_the_collector(kind, judges):
+    """An error that went past a policy is gone as soon as nobody has it."""
+    errors: list[weakref.ref[NotFoundError]] = []
+
+    def fail() -> None:
+        error = NotFoundError()
+        errors.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    def answer(_rpc):
+        fail()
+
+    def answers(_rpc):
+        fail()
+        yield
+
+    async def answer_soon(_rpc):
+        fail()
+
+    async def answers_soon(_rpc):
+        fail()
+        yield
+
+    is_async, streams = kind in {"coroutine", "async generator"}, kind.endswith("generator")
+    breaker = CircuitBreaker("b", on_result=bool) if judges else CircuitBreaker("b")
+    attempts = Attempts(answer_soon, answers_soon) if is_async else Attempts(answer, answers)
+    guard = Guard((breaker,), attempts, FAULTS, is_async=is_async)
+    rpc = SimpleNamespace(told=None)
+    make = guard.streams(lambda begin: begin)[1] if streams else guard.unary
+
+    def ask() -> None:
+        call = make(rpc)
+        if streams:
+            call = anext(call) if is_async else next(call)
+        if is_async:
+            call.send(None)  # without a loop, which would hold the error for a while
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(NotFoundError):
+            ask()
+        assert [error() for error in errors] == [None]
+    finally:
+        gc.enable()
