@@ -29,9 +29,19 @@ def no_loop_of_ours_is_left() -> object:
     wait_until(lambda: not [one for one in set(threading.enumerate()) - before if one.name == LOOP], "ended")
 
 
+_before: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _those_of_others() -> None:
+    """Other tests, and the code in the docs, may have left a Health that lives on."""
+    _before.clear()
+    _before.update(threading.enumerate())
+
+
 def pulses() -> list[threading.Thread]:
-    """Return the threads in which the background runs."""
-    return [one for one in threading.enumerate() if one.name == LOOP]
+    """Return the threads in which the background runs, but for those of others."""
+    return [one for one in threading.enumerate() if one.name == LOOP and one not in _before]
 
 
 @pytest.mark.parametrize("kind", [Scripted, AScripted])
