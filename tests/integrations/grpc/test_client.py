@@ -58,25 +58,6 @@ FAULTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Backend]:
-    """One server for all tests of this file."""
-    with serving() as backend:
-        yield backend
-
-
-@pytest.fixture
-def backend(server: Backend) -> Iterator[Backend]:
-    """The server, as if it were new."""
-    server.told.clear()
-    server.calls.clear()
-    server.hold = threading.Event()
-    server.begun = threading.Semaphore(0)
-    server.cancelled = threading.Semaphore(0)
-    yield server
-    server.hold.set()
-
-
 @contextmanager
 def channel(backend: Backend, *policies, **words) -> Iterator[Stub]:
     """A channel under policies, and its methods."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
 import pytest
 from grpc import StatusCode
-from tests.integrations.grpc.client_rig import Backend, Stub, Told, serving
+from tests.integrations.grpc.client_rig import Backend, Stub, Told
 from tests.support.waiting import await_until
 
 from resilient import (
@@ -30,25 +30,6 @@ from resilient import (
     deadline,
 )
 from resilient.integrations.grpc.client import AioResilienceClientInterceptors, is_transient, status_in
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Backend]:
-    """One server, of threads, for all tests of this file."""
-    with serving(threads=32) as backend:
-        yield backend
-
-
-@pytest.fixture
-def backend(server: Backend) -> Iterator[Backend]:
-    """The server, as if it were new."""
-    server.told.clear()
-    server.calls.clear()
-    server.hold = threading.Event()
-    server.begun = threading.Semaphore(0)
-    server.cancelled = threading.Semaphore(0)
-    yield server
-    server.hold.set()
 
 
 @asynccontextmanager

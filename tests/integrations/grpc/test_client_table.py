@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from grpc import StatusCode
-from tests.integrations.grpc.client_rig import Backend, Stub, Told, serving
+from tests.integrations.grpc.client_rig import Backend, Stub, Told
 from tests.support.waiting import wait_until
 
 from resilient import (
@@ -105,25 +104,6 @@ def _in_a_task(backend: Backend, policies, inside, ask) -> list[bytes]:
             return await ask(Stub(channel))
 
     return asyncio.run(run())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Backend]:
-    """One server for all tests of this file."""
-    with serving(threads=32) as backend:
-        yield backend
-
-
-@pytest.fixture
-def backend(server: Backend) -> Iterator[Backend]:
-    """The server, as if it were new."""
-    server.told.clear()
-    server.calls.clear()
-    server.hold = threading.Event()
-    server.begun = threading.Semaphore(0)
-    server.cancelled = threading.Semaphore(0)
-    yield server
-    server.hold.set()
 
 
 STREAMS = (stream, aio_stream)
