@@ -37,6 +37,10 @@ _FIRST = (
 )
 # All else may run beside anything, so its limits of time are generous.
 
+# gRPC, once it is loaded, looks after its threads whenever its process forks, also where the child becomes
+# another program at once: psql, say, has ended of what they left behind. No test forks and goes on with gRPC.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 # A task or thread that is on its way out gets this long to be gone, in seconds.
 _GRACE = 0.5
 
