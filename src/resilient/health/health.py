@@ -68,9 +68,9 @@ class Health(Reporting):
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
 
-    Concurrency: safe from any thread, task and event loop. Coroutine functions run on the loop that asks
-        first, or, where threads ask, on one in a thread of its own. In a forked child nothing has been found
-        yet.
+    Concurrency: safe from any thread, task and event loop. Coroutine functions run on the loop on which it is
+        started or asked first, or, where only threads ask, on one in a thread of its own. In a forked child
+        nothing has been found yet.
 
     Source: draft-inadarei-api-health-check-06 for the words; D. Yanacek, "Implementing health checks" (Amazon
         Builders' Library), for what a probe may look at.
