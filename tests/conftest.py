@@ -34,6 +34,7 @@ _FIRST = (
     "tests/fleet/test_outages.py",
     "tests/fleet/test_failover.py",
     "tests/faults/test_state_storage.py",
+    "tests/test_bench.py",  # takes long, and would be among the last, when nobody is left to work beside it
 )
 # All else may run beside anything, so its limits of time are generous.
 
