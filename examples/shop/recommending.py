@@ -1,6 +1,6 @@
 """What keeps the recommendations' memory in bounds, and tells when it grows: all that differs in A5.
 
-`model` loads it once, for all, and watches what the process takes; `bounded` keeps only the latest answers.
+`model` loads it once, for all, and watches what the process takes; `latest` keeps one answer only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resilient.health import MemoryGrowth
 from resilient.health.checks.cgroups import Memory
 from resilient.health.checks.memory import resident_memory
 
-ANSWERS = 2
+ANSWERS = 1
 # What a container may take says its control group; where there is none, we do.
 LIMIT = float(os.environ.get("SHOP_MEMORY_MB", "512")) * MB
 # 50 MB in 10 minutes, after a minute to come up in; look twice a minute.
@@ -28,7 +28,7 @@ load = model(recommendation.load)
 
 
 def latest() -> deque[Answer]:
-    """Return a place for answers that holds the latest, and no more."""
+    """Return a place for answers that holds the latest one, and no more."""
     return deque(maxlen=ANSWERS)
 
 

@@ -185,7 +185,7 @@ class GrowingService(Incident):
             SIGKILL when it takes more than it may, as the kernel would, and starts it again at once.""",
             """The watched run loads the model once and still leaks, as before, for its health to tell of it;
             to look at its health, somebody asks for it ten times a second. In the protected one only the
-            latest answers are kept.""",
+            latest answer is kept.""",
         ]
 
     def policies(self, settings: Settings) -> list[dict[str, object]]:
@@ -287,7 +287,7 @@ def _lives(protected: Outcome) -> Check:
 
 def _stays_flat(protected: Outcome) -> Check:
     fault = protected.run.span(FAULT)
-    # By then the latest answers are there.
+    # By then the latest answer is there.
     since = fault.start + 0.3 * fault.seconds
     taken = [note.told["mb"] for note in protected.run.noted(MEMORY) if note.at >= since]
     return Check(
