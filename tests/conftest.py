@@ -28,6 +28,9 @@ _ALONE = (
 )
 # These measure as well, and wait for most of their time: they get on with one another, and begin together.
 _FIRST = (
+    # In a process that has few threads yet: where hundreds wake up, starting one takes long, and what is
+    # interrupted in Python's own `Thread.start` is lost sight of for longer than these tests wait.
+    "tests/stress/test_pool_interrupts.py",
     "tests/incidents/test_a[2568]_demo.py",
     "tests/incidents/test_b1_demo.py",
     "tests/incidents/test_d7_fleet.py",
@@ -126,6 +129,10 @@ async def _no_task_left_behind() -> AsyncIterator[None]:
     assert not tasks, "the test left tasks pending"
 
 
+# It reads from a pipe that another loop has read empty; grpc#25364. It goes on.
+_OF_GRPC = "PollerCompletionQueue._handle_events"
+
+
 class _Complaints(logging.Handler):
     """Collect what asyncio can only log, such as an exception nobody retrieved."""
 
@@ -134,7 +141,9 @@ class _Complaints(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        message = record.getMessage()
+        if _OF_GRPC not in message:
+            self.messages.append(message)
 
 
 def _threads_still_running(before: set[threading.Thread]) -> list[threading.Thread]:

@@ -181,7 +181,8 @@ class TestCancellation:
                     crowd.create_task(caller(number))
 
         assert (mixed, failed) == (0, 0)
-        assert TAGGED // 1000 < pool.stats().discarded <= cancelled
+        # How many are struck between the question and its answer depends on how quick the machine is.
+        assert 0 < pool.stats().discarded <= cancelled
         assert_nothing_leaked(pool)
         await asyncio.to_thread(wait_until, lambda: clients(server) == 0, "nobody is connected")
 
