@@ -84,8 +84,8 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def one_line(value: object) -> str:
-    """Return *value* as a text for a report: short, in one line, without secrets."""
+def one_line(value: object, most: int = _LONGEST) -> str:
+    """Return *value* as a text for a report: of at most so many characters, in one line, without secrets."""
     text = value if isinstance(value, str) else repr(value)
     words = text[:_LOOKED_AT].split()
     if len(text) > _LOOKED_AT and not text[_LOOKED_AT - 1].isspace():
@@ -95,4 +95,4 @@ def one_line(value: object) -> str:
     line = masked(" ".join(words))
     if not line.isprintable():
         line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -479,6 +479,16 @@ class TestAnyDatabase:
         assert found.status is Status.FAIL
         assert found.output == ("OperationalError: cannot reach postgresql://shop:***@db/x with password=***")
 
+    def test_reason_is_cut_short_when_secrets_are_out_of_it(self) -> None:
+        """Where a password is in the middle of what is too long, no half of it is told."""
+
+        def connect() -> sqlite3.Connection:
+            raise sqlite3.OperationalError(f"{'x' * 150} postgresql://shop:{'Zq7' * 20}@db/x is not there")
+
+        found = found_by(connect)
+        assert "Zq7" not in found.output
+        assert " postgresql://shop:***@db/x is" in found.output
+
     def test_slow_one_warns(self) -> None:
         """It answers, and somebody should look at it."""
         found = found_by(Connections(), slow_after=0.000_001)

@@ -10,8 +10,8 @@ from typing import ClassVar, Final, Self
 from ...engine import params
 from ...engine.deadline import time_left
 from ...engine.finding import Status
-from ...events import error_text
 from ...typing import Seconds
+from .. import tidy
 from ..secrets import masked
 
 __all__ = [
@@ -32,6 +32,7 @@ _GB: Final = 1024 * MB
 # Of the time that is left: so that whoever asks first, and does not wait for all of it, is told as well.
 _MOST: Final = 0.6
 _LEAST: Final = 0.01  # seconds
+_LONGEST: Final = 200  # characters of a reason, which may not be all there is to say
 _MINUTE: Final = 60.0
 _TEN: Final = 10.0
 
@@ -99,7 +100,7 @@ class Watchdog:
 
 def reason(error: BaseException) -> str:
     """Return why something failed, in one line without secrets."""
-    return masked(error_text(error))
+    return tidy.one_line(tidy.reason(error), _LONGEST)
 
 
 def seconds_of(timeout: Seconds) -> float:
