@@ -257,3 +257,81 @@ def test_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.Monkey
     assert pool.threads == 0
 
     assert submitted(pool, int).wait(5.0)
+
+
+def struck_before(_self: threading.Thread) -> None:
+    """Start as one does that is interrupted too early: Python has noted the thread, and it never comes."""
+    raise KeyboardInterrupt
+
+
+def struck_after(self: threading.Thread) -> None:
+    """Start as one does that is interrupted while it waits for the thread."""
+    REAL_START(self)
+    raise KeyboardInterrupt
+
+
+def struck_within(self: threading.Thread) -> None:
+    """Start as one does that is interrupted while the condition that it waits on has let go of its lock."""
+    REAL_START(self)
+    lock = threading.Lock()
+    with lock:
+        lock.release()
+        raise KeyboardInterrupt
+
+
+REAL_START = threading.Thread.start
+
+
+@pytest.mark.parametrize("start", [struck_before, struck_after, struck_within])
+def test_interrupted_start_raises_the_interrupt(
+    start: Callable[[threading.Thread], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what becomes of it inside of Python; and there are as many threads as before."""
+    pool = Workers(1, "pool")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(job(int))
+
+    assert submitted(pool, int).wait(5.0)
+    assert pool.threads <= 1
+
+
+def test_no_threads_are_none_whatever_is_being_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller is about is no interrupt."""
+
+    def no_thread(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            Workers(1, "pool").submit(job(int))
+
+
+def test_thread_that_an_interrupt_keeps_from_coming_has_no_place_and_no_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python keeps it for ever. Should it come after all, it finds that nobody expects it."""
+    pool, kept, begun = Workers(1, "pool"), list[threading.Thread](), list[object]()
+    wanted = threading.Event()
+
+    def keep(self: threading.Thread) -> None:
+        kept.append(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", keep)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(job(lambda held=wanted: begun.append(held)))
+
+    assert pool.threads == 0
+    assert sys.getrefcount(wanted) == 2
+    kept[0].start()
+    kept[0].join(5.0)
+    assert not kept[0].is_alive()
+    assert not begun
+    assert submitted(pool, int).wait(5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -347,6 +348,27 @@ def test_no_thread_to_be_had_breaks_no_call(monkeypatch: pytest.MonkeyPatch):
 
     call_badly(breaker)
     eventually(lambda: storage.counter, 3)
+
+
+def test_interrupt_that_keeps_a_thread_from_starting_loses_no_change(monkeypatch: pytest.MonkeyPatch):
+    """It is told with the next one."""
+    import fakeredis
+
+    monkeypatch.setattr("resilient.engine.workers._IDLE_SECONDS", 0.01)
+    storage = pybreaker.CircuitRedisStorage("closed", fakeredis.FakeRedis(), "shop")
+    breaker = CircuitBreaker("rates", fail_max=10, state_storage=storage)
+    eventually(lambda: breaker._mirror._workers.threads, 0)
+
+    def start(_thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            call_badly(breaker)
+
+    call_badly(breaker)
+    eventually(lambda: storage.counter, 2)
 
 
 def test_forked_child_mirrors_on(valkey: ValkeyServer):

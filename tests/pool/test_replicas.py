@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import inspect
@@ -923,6 +924,24 @@ class TestLag:
         self.ask(rig)
         assert rig.state("r1") == "closed"
         assert rig.set.stats().replicas[0].lag is None
+
+    def test_where_there_was_no_thread_the_next_round_asks(self, rig, monkeypatch):
+        """A process at its limit asks again when it can."""
+
+        def submit(_job: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        rig.read()
+        self.ask(rig)
+        gauge: Any = rig.set._gauge
+        wait_until(lambda: self.have_answered(gauge), "all have answered")
+        with monkeypatch.context() as patch:
+            patch.setattr(gauge._workers, "submit", submit)
+            rig.clock.advance(1.0)
+            with contextlib.suppress(RuntimeError):  # unless the one who makes rounds was here first
+                gauge.round()
+        self.ask(rig)
+        assert rig.set.stats().replicas[0].lag == 0.0
 
     def test_nonsense_is_logged_once(self, rig, caplog):
         """An answer that is no number is reported, and again only after a good one."""

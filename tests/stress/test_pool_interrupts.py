@@ -64,7 +64,6 @@ def test_ten_thousand_interrupts_lose_no_connection(interrupter: Interrupter) ->
     """They come out, and all connections can be lent afterwards; the textbook's way is hit just as hard."""
     book, textbook = Book(), Textbook(SIGNALS)
     pool = ConnectionPool(book.link, name="p", max_size=SIZE, timeout=LONG)
-    started(pool)
 
     def borrow() -> None:
         with pool.connection() as conn:
@@ -194,7 +193,6 @@ def test_no_form_of_borrowing_loses_a_connection(
     """Each form, in pools that have more or less to do when a connection comes back."""
     book = Book()
     pool = ConnectionPool(book.link, name="p", max_size=SIZE, timeout=LONG, broken=LostError, **options)
-    started(pool)
 
     interrupter.strike(form(pool), times=OF_EACH // len(POOLS))
 
@@ -202,20 +200,6 @@ def test_no_form_of_borrowing_loses_a_connection(
     assert book.most <= SIZE
     assert_whole(pool, book)
     assert_all_closed(pool, book)
-
-
-def started(pool: ConnectionPool[Link]) -> None:
-    """Have threads there for all there is to do: Python's own `Thread.start` does not survive an interrupt.
-
-    One that is struck is kept for ever among those that are about to start, with what it was to do.
-    """
-    pool.wait()
-    conns = [pool.getconn() for _ in range(SIZE)]
-    pool.drain()  # so that the next ones are made, and these closed, all at once
-    for conn in conns:
-        pool.putconn(conn)
-    for conn in [pool.getconn() for _ in range(SIZE)]:
-        pool.putconn(conn)
 
 
 @pytest.mark.usefixtures("restless")
@@ -261,8 +245,7 @@ def test_interrupt_in_the_first_checkout_leaves_a_pool_that_is_seen_to(interrupt
     """It is visited about once a second, and closed at exit, as any other: leaks are found."""
     for _ in range(OF_EACH // 5):
         book = Book()
-        # Struck while a thread starts, what that was to do is never done: until it is taken to have failed.
-        pool = ConnectionPool(book.link, name="p", max_size=1, timeout=LONG, connect_timeout=0.1)
+        pool = ConnectionPool(book.link, name="p", max_size=1, timeout=LONG)
         interrupter.strike(in_a_block(pool), times=1)
         with pool.connection():
             pass
@@ -274,7 +257,6 @@ def test_no_lock_is_left_behind(interrupter: Interrupter) -> None:
     """Other threads use the pool after each interrupt."""
     book = Book()
     pool = ConnectionPool(book.link, name="p", max_size=SIZE, timeout=LONG, broken=LostError)
-    started(pool)
 
     for _ in range(20):
         for form in (in_a_block, breaking, telling, in_vain):

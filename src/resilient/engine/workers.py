@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import Any
 
 from .fork import renew_after_fork
+from .threads import start
 from .waiting import ThreadWaiter
 
 __all__ = ["Job", "Stage", "Workers"]
@@ -112,8 +113,10 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         pool, self._pool = self._pool, None
+        if pool is None or not pool.expects(self):
+            return
         job: Job | None = self.inbox.get()
-        while job is not None and pool is not None:
+        while job is not None:
             job.run()
             del job  # or the idle thread would keep the last call's arguments and result alive
             job = pool.next_job(self)
@@ -123,6 +126,8 @@ class Workers:
     """At most *size* threads, started when needed and gone when idle for a while.
 
     A place belongs to its thread: if an interrupt keeps that from starting, the place comes back by itself.
+    But Python keeps a thread for ever whose start was interrupted at a bad moment, with all that it has: so
+    it loses its place and its job then, unless it has come.
 
     Concurrency: safe from any thread; in a forked child it starts empty.
     """
@@ -134,7 +139,11 @@ class Workers:
         renew_after_fork(self)
 
     def submit(self, job: Job) -> None:
-        """Have *job* run by the next free thread."""
+        """Have *job* run by the next free thread. If an interrupt strikes here, it may not be begun.
+
+        Raises:
+            RuntimeError: there are no more threads, for now, or because the interpreter ends.
+        """
         thread = None
         with self._lock:
             idle = [*self._idle]  # in one step: threads take themselves out without the lock
@@ -145,12 +154,13 @@ class Workers:
                 self._idle.pop(idle[-1], None)
             elif len(self._threads) < self.size:
                 thread = _Worker(self, self._name)
-                self._threads.add(thread)
+                # Weak references call C code: Python code could be interrupted there, and the interrupt lost.
+                self._threads.add(weakref.ref(thread, self._threads.discard))
                 thread.inbox.put(job)
             else:
                 self._wait_in_line(job)
         if thread is not None:
-            thread.start()
+            self._start(thread, job)
 
     def carry_out(self, job: Job, seconds: float | None) -> Stage:
         """Have *job* run, and wait for its end, for at most *seconds* (None: without end).
@@ -166,6 +176,11 @@ class Workers:
             # Also when an interrupt ends the wait: what was not begun must not be begun without a caller.
             stage = Stage.DONE if ended else job.withdraw()
         return stage
+
+    def expects(self, thread: _Worker) -> bool:
+        """Tell whether *thread*, which has come, has its place still."""
+        with self._lock:
+            return weakref.ref(thread) in self._threads
 
     def next_job(self, thread: _Worker) -> Job | None:
         """Return what *thread* is to do next; None if it is to end."""
@@ -185,13 +200,25 @@ class Workers:
         """How many threads there are now."""
         return len(self._threads)
 
+    def _start(self, thread: _Worker, job: Job) -> None:
+        try:
+            start(thread)
+        except RuntimeError:
+            raise
+        except BaseException:
+            with self._lock:
+                if thread.ident is None:  # if it comes now, it sees that it is not expected
+                    self._threads.discard(weakref.ref(thread))
+            job.withdraw()
+            raise
+
     def _leave(self, thread: _Worker) -> Job | None:
         with self._lock:
             try:
                 return thread.inbox.get_nowait()  # it may have come between the last look and this one
             except queue.Empty:
                 self._idle.pop(thread, None)
-                self._threads.discard(thread)
+                self._threads.discard(weakref.ref(thread))
                 return None
 
     def _wait_in_line(self, job: Job) -> None:
@@ -216,5 +243,5 @@ class Workers:
         self._waiting: deque[Job] = deque()  # for a thread to come free
         self._idle: dict[_Worker, None] = {}  # a set in order: who came last goes first
         self._sweep_at = _SLACK
-        self._threads: weakref.WeakSet[_Worker] = weakref.WeakSet()
+        self._threads: set[weakref.ref[_Worker]] = set()
         self.overdue: set[Job] = set()  # for jobs that run on without anybody waiting for them

@@ -14,6 +14,7 @@ import time
 from typing import Final, NamedTuple
 
 from ..engine.fork import renew_after_fork
+from ..engine.threads import start
 from ..engine.waiting import Waiter
 from ..policies.rate_limiter.decision import Decision
 from ..policies.rate_limiter.keys import checked
@@ -238,7 +239,7 @@ class LeaseDesk:
         if self._upkeep is None:
             upkeep = threading.Thread(target=self._keep_up, name="resilient-leases", daemon=True)
             with contextlib.suppress(RuntimeError):  # there are no more threads, or the interpreter ends
-                upkeep.start()
+                start(upkeep)
                 self._upkeep = upkeep
 
     def _keep_up(self) -> None:

@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import Final
 
 from ..engine.fork import renew_after_fork
+from ..engine.threads import start
 
 __all__ = ["Keeper"]
 
@@ -66,7 +67,7 @@ class Keeper:
         thread = threading.Thread(target=self._keep, args=(own,), name=self._name, daemon=True)
         self._own = own
         try:
-            nobody.run(thread.start)
+            nobody.run(start, thread)
         except BaseException as error:
             # Where that was an interrupt, the thread may come all the same, and finds that nobody wants it.
             self._own = None
@@ -77,8 +78,6 @@ class Keeper:
     def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
             wanted = self._own is loop
-        if loop.is_closed():
-            return
         asyncio.set_event_loop(loop)
         try:
             if wanted:

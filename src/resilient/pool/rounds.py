@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from ..engine.fork import renew_after_fork
+from ..engine.threads import start
 from ..engine.workers import Job, Stage, Workers
 from ..events import log_fault
 
@@ -101,7 +102,7 @@ class Watcher:
             thread = threading.Thread(target=self._make_rounds, name="resilient-rounds", daemon=True)
             self._thread = thread
             try:
-                thread.start()
+                start(thread)
             except RuntimeError:  # no more threads; whoever attends next tries again
                 self._thread = None
 

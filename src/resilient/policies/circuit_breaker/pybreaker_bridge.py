@@ -17,7 +17,7 @@ import pybreaker
 
 from ...engine.fork import renew_after_fork
 from ...engine.policy import callee_of
-from ...engine.workers import Job, Workers
+from ...engine.workers import Job, Stage, Workers
 from ...events import (
     CircuitClosed,
     CircuitHalfOpened,
@@ -175,11 +175,17 @@ class StorageMirror:
             self._submit(core)
 
     def _submit(self, core: BreakerCore) -> None:
+        job = Job(self._work, self._overdue)
         try:
-            self._workers.submit(Job(self._work, self._overdue))
+            self._workers.submit(job)
         except RuntimeError as exc:  # no thread to be had, or the interpreter is on its way out
             self._busy = False
             self._lose(core, exc)
+        except BaseException:
+            if job.withdraw() is not Stage.RUNNING:
+                self._published = None  # the next change tries again
+                self._busy = False
+            raise
 
     def _work(self) -> None:
         try:

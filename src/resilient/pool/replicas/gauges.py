@@ -124,8 +124,8 @@ class ThreadGauge(Gauge):
         job = self._jobs.get(replica)
         if job is None or job.stage is Stage.DONE:
             job = Context().run(Job, partial(self._ask, replica), self._workers.overdue)
-            self._jobs[replica] = job
             self._workers.submit(job)
+            self._jobs[replica] = job  # not before: where there are no threads, the next round asks
 
     def _ask(self, replica: Replica) -> None:
         pool: Any = replica.pool
