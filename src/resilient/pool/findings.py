@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-from ..engine.finding import Fact, Finding, Status, worst
+from ..engine.finding import Finding, Status, worst
 from .borrowers import Borrower
+
+if TYPE_CHECKING:
+    from .stats import PoolStats
+    from .watching.watched import WatchStats
 
 __all__ = ["Flaw", "told"]
 
@@ -18,29 +22,19 @@ _FEW: Final = 5  # connections: of fewer, that share is all of them, which is no
 
 
 def told(
-    flaws: list[Flaw],
-    facts: Mapping[str, Fact],
-    *,
-    used: int,
-    limit: int | None,
-    waiting: int,
-    leaked: int,
-    borrowers: Callable[[], list[Borrower]],
+    flaws: list[Flaw], stats: PoolStats | WatchStats, borrowers: Callable[[], list[Borrower]]
 ) -> Finding:
     """Return what is to be said of a pool.
 
     Args:
         flaws: what is amiss with it beyond the connections that are lent.
-        facts: its figures.
-        used: connections that are lent.
-        limit: the most there may be; None: no limit, or nobody knows.
-        waiting: callers that wait for one.
-        leaked: connections that were reported as held too long.
+        stats: where it stands.
         borrowers: returns those who have one, the oldest first; asked only where somebody is to be named.
     """
+    used, limit, waiting = stats.used, stats.max_size, stats.waiting
     found = [*flaws]
-    if leaked:
-        found.append((Status.WARN, _leak(leaked, borrowers())))
+    if stats.leaked:
+        found.append((Status.WARN, _leak(stats.leaked, borrowers())))
     if limit and used >= limit and waiting:
         found.append((Status.WARN, f"all {limit} connections are lent, and {waiting} waiting"))
     elif limit and limit >= _FEW and used >= _CROWDED * limit:
@@ -50,7 +44,14 @@ def told(
         "; ".join(text for _, text in found),
         value=100.0 * used / limit if limit else float(used),
         unit="percent" if limit else "connections",
-        facts=facts,
+        facts={
+            "used": used,
+            "idle": stats.idle,
+            "max_size": limit,
+            "waiting": waiting,
+            "timeouts": stats.timeouts,
+            "leaked": stats.leaked,
+        },
     )
 
 

@@ -139,22 +139,7 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
             # Known from those who came last. If it failed because of that, and nobody came any more, nobody
             # would find out that the server is back.
             flaws.append((Status.WARN, f"could not connect when it was last tried: {stats.last_failure}"))
-        return told(
-            flaws,
-            {
-                "used": stats.used,
-                "idle": stats.idle,
-                "max_size": stats.max_size,
-                "waiting": stats.waiting,
-                "timeouts": stats.timeouts,
-                "leaked": stats.leaked,
-            },
-            used=stats.used,
-            limit=stats.max_size,
-            waiting=stats.waiting,
-            leaked=stats.leaked,
-            borrowers=self.borrowers,
-        )
+        return told(flaws, stats, self.borrowers)
 
     def borrowers(self) -> list[Borrower]:
         """Return who holds a connection: where it was borrowed, by whom and since when.

@@ -210,23 +210,7 @@ class Watched(Announcing):
         """
         if self._adapter.levels() is None:
             return Finding(Status.UNKNOWN, "the pool is gone")
-        stats = self.stats()
-        return told(
-            [],
-            {
-                "used": stats.used,
-                "idle": stats.idle,
-                "max_size": stats.max_size,
-                "waiting": stats.waiting,
-                "timeouts": stats.timeouts,
-                "leaked": stats.leaked,
-            },
-            used=stats.used,
-            limit=stats.max_size,
-            waiting=stats.waiting,
-            leaked=stats.leaked,
-            borrowers=self.borrowers,
-        )
+        return told([], self.stats(), self.borrowers)
 
     def counts(self) -> ConnectionCounts:
         """Return what is to be reported as metrics now; nothing of what others report."""
