@@ -9,24 +9,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import sys
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
-from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import pytest
+from tests.stress.moments import EVENTS, INTERRUPTIBLE, Moments
 from tests.stress.pools import SOAK, Book, Link, LostError, assert_all_closed, assert_whole
 from tests.support.waiting import wait_until
 
 import resilient
 from resilient import ConnectionPool, PoolTimeoutError
 
-HOME = str(Path(resilient.__file__).parent / "pool")
-EVENTS = {"call", "return", "c_call", "c_return"}
-INTERRUPTIBLE = {"call", "c_return"}  # where Python runs the handlers of signals
 SIZE = 2
 LONG = 20.0
 STRIDE = 1 if SOAK else 13  # each so many-th moment
@@ -45,36 +40,6 @@ def reports_off(caplog: pytest.LogCaptureFixture) -> None:
 
 class Interrupted(BaseException):
     """What the handler of a signal raises."""
-
-
-class Moments:
-    """Has *act* called at the *moment*-th call or return in a pool's code, in this thread."""
-
-    def __init__(self, moment: int, act: Callable[[], object], events: Container[str]) -> None:
-        self._moments = itertools.count()
-        self._events = events
-        self._moment = moment
-        self._act = act
-        self.struck = ""  # where
-
-    def __enter__(self) -> Self:
-        self._former = sys.getprofile()  # coverage may be there
-        sys.setprofile(self._profile)
-        return self
-
-    def __exit__(self, *_exc_info: object) -> None:
-        sys.setprofile(self._former)
-
-    def _profile(self, frame: FrameType, event: str, _arg: object) -> None:
-        if (
-            frame.f_code.co_filename.startswith(HOME)
-            and event in self._events
-            and frame.f_code.co_name != "<genexpr>"  # one that is thrown away is told of as if it were called
-            and next(self._moments) == self._moment
-        ):
-            self.struck = f"{frame.f_code.co_qualname}:{frame.f_lineno}, {event}"
-            sys.setprofile(self._former)
-            self._act()
 
 
 class Knot:
@@ -168,7 +133,7 @@ def test_whatever_comes_in_between_loses_no_connection_and_lends_none_twice(
             next(begun)
             del begun
         pool.getconn()  # and lost
-        moments = Moments(moment, lambda: act(pool), ACTS[act])
+        moments = Moments("pool", moment, lambda: act(pool), ACTS[act])
         with contextlib.suppress(Interrupted), moments:
             step(pool)
         gc.collect()
@@ -189,7 +154,7 @@ def test_whatever_comes_in_between_the_first_checkout_leaves_the_pool_in_use(
     for moment in itertools.count(0, STRIDE):
         book = Book()
         pool = ConnectionPool(book.link, name="p", max_size=1, timeout=LONG)
-        moments = Moments(moment, lambda pool=pool: act(pool), ACTS[act])
+        moments = Moments("pool", moment, lambda pool=pool: act(pool), ACTS[act])
         with contextlib.suppress(Interrupted), moments:
             borrow(pool)
         borrow(pool)
@@ -215,7 +180,7 @@ def test_whatever_comes_in_between_closing_every_connection_is_closed_once(
         pool = ConnectionPool(book.link, name="p", max_size=SIZE, timeout=LONG)
         lent = [pool.getconn(), pool.getconn()]
         pool.putconn(lent.pop())
-        moments = Moments(moment, lambda pool=pool: try_to(pool), ACTS[act])
+        moments = Moments("pool", moment, lambda pool=pool: try_to(pool), ACTS[act])
         with contextlib.suppress(Interrupted), moments:
             pool.close(0.001)
         lent.clear()
@@ -250,7 +215,7 @@ def test_connection_reclaimed_at_any_moment_of_its_return_is_nobody_elses() -> N
             attendant.start()
             attendant.join(0.005)
 
-        moments = Moments(moment, come_and_go, EVENTS)
+        moments = Moments("pool", moment, come_and_go, EVENTS)
         with contextlib.suppress(resilient.ConnectionReclaimedError), moments:
             pool.putconn(conn)
         time.sleep(0.0)
