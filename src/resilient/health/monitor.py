@@ -187,8 +187,10 @@ class Monitor:
         with self.lock:
             entry.end(run, found, self._clock())
         try:
-            # Logged before those go on who wait for it.
-            self._look(self._linked_with(entry))
+            # Logged before those go on who wait for it. Where a witness has a say, none are looked at: those
+            # are asked by whoever wants to know of them, and by nobody else. One that hangs, against what it
+            # promises, must not hang up our own threads.
+            self._look(self.registry.links.touched_by(entry))
         finally:
             with self.lock:
                 run.ended = True
@@ -212,17 +214,6 @@ class Monitor:
         for entry, result in results.items():
             self._announce(entry, result, look)
         return results
-
-    def _linked_with(self, entry: Entry) -> Sequence[Entry]:
-        """Return those for whom it may be news what has become of *entry*: mostly nobody else.
-
-        Where a witness has a say, none: those are asked by whoever wants to know of them, and by nobody else.
-        One that hangs, against what it promises, must not hang up our own threads.
-        """
-        links = self.registry.links
-        if entry.facts.name in links.linked:
-            return [one for one in links.apart if one.facts.name in links.linked]
-        return (entry,) if entry in links.apart else ()
 
     def _announce(self, entry: Entry, result: Result, look: int) -> None:
         with self.lock:

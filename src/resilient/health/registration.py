@@ -15,7 +15,7 @@ from ..engine.finding import Finding, Status, Witness
 from ..engine.policy import policies_of
 from ..engine.shape import Shape, describe, shape_of
 from .aggregation import ALL, LIVE, READY, STARTUP, with_dependencies
-from .record import Record
+from .record import Record, Standing
 from .report import Result
 from .runs import Run
 from .tidy import reason, tidy
@@ -66,6 +66,37 @@ class Entry:
     def result(self, now: float, at: datetime) -> Result:
         """Return how it stands; *now* and *at* are the same moment."""
         raise NotImplementedError
+
+    def _result(
+        self,
+        standing: Standing,
+        now: datetime,
+        *,
+        took: float | None = None,
+        running_for: float | None = None,
+        failures: int = 0,
+    ) -> Result:
+        """Return *standing* with what was said of it when it was registered."""
+        facts, finding, age = self.facts, standing.finding, standing.age
+        return Result(
+            facts.name,
+            facts.kind,
+            standing.status,
+            standing.output,
+            None if finding is None else finding.value,
+            None if finding is None else finding.unit,
+            None if finding is None else finding.facts,
+            critical=facts.critical,
+            external=facts.external,
+            groups=facts.groups,
+            depends_on=facts.depends_on,
+            at=None if age is None else now - timedelta(seconds=age),
+            age=age,
+            took=took,
+            running_for=running_for,
+            failures_in_a_row=failures,
+            stale=standing.stale,
+        )
 
 
 class Checked(Entry):
@@ -161,27 +192,13 @@ class Checked(Entry):
 
     def result(self, now: float, at: datetime) -> Result:
         """Return what counts of what it has found."""
-        facts, record = self.facts, self.record
-        standing = record.standing(now)
-        finding, age = standing.finding, standing.age
-        return Result(
-            facts.name,
-            facts.kind,
-            standing.status,
-            standing.output,
-            None if finding is None else finding.value,
-            None if finding is None else finding.unit,
-            None if finding is None else finding.facts,
-            critical=facts.critical,
-            external=facts.external,
-            groups=facts.groups,
-            depends_on=facts.depends_on,
-            at=None if age is None else at - timedelta(seconds=age),
-            age=age,
+        record = self.record
+        return self._result(
+            record.standing(now),
+            at,
             took=record.took,
             running_for=None if self.run is None else record.running_for(now),
-            failures_in_a_row=record.failures,
-            stale=standing.stale,
+            failures=record.failures,
         )
 
 
@@ -196,26 +213,11 @@ class Watched(Entry):
 
     def result(self, now: float, at: datetime) -> Result:  # noqa: ARG002 - it tells of this moment
         """Return what the witness tells; it is a failure only where that is critical."""
-        facts = self.facts
         finding = testimony_of(self.witness)
         status = finding.status
-        if status is Status.FAIL and not facts.critical:
+        if status is Status.FAIL and not self.facts.critical:
             status = Status.WARN
-        return Result(
-            facts.name,
-            facts.kind,
-            status,
-            finding.output,
-            finding.value,
-            finding.unit,
-            finding.facts,
-            critical=facts.critical,
-            external=facts.external,
-            groups=facts.groups,
-            depends_on=facts.depends_on,
-            at=at,
-            age=0.0,
-        )
+        return self._result(Standing(status, finding.output, finding, 0.0, stale=False), at)
 
 
 def testimony_of(witness: Witness) -> Finding:
@@ -327,12 +329,11 @@ class _Links:
     Attributes:
         of: the entries of which this tells.
         needs: the names on which each name stands directly, where there are any.
-        linked: the names of all that stand on something, or that something stands on.
         apart: the checks of which can be told without a word of a witness: neither they nor what they stand
             on have the name of one.
     """
 
-    __slots__ = ("apart", "linked", "needs", "of")
+    __slots__ = ("_alone", "_linked", "_together", "apart", "needs", "of")
 
     def __init__(self, entries: tuple[Entry, ...]) -> None:
         needs: dict[str, tuple[str, ...]] = {}
@@ -342,10 +343,19 @@ class _Links:
         witnesses = {entry.facts.name for entry in entries if isinstance(entry, Watched)}
         self.of = entries
         self.needs: Mapping[str, Sequence[str]] = needs
-        self.linked = frozenset(needs).union(*needs.values())
         self.apart = tuple(
             entry for entry in entries if witnesses.isdisjoint(with_dependencies((entry.facts.name,), needs))
         )
+        # The names of all that stand on something, or that something stands on.
+        self._linked = frozenset(needs).union(*needs.values())
+        self._together = tuple(entry for entry in self.apart if entry.facts.name in self._linked)
+        self._alone = frozenset(self.apart).difference(self._together)
+
+    def touched_by(self, entry: Entry) -> Sequence[Entry]:
+        """Return those of *apart* for whom it may be news what has become of *entry*: mostly nobody else."""
+        if entry in self._alone:
+            return (entry,)
+        return self._together if entry.facts.name in self._linked else ()
 
 
 def facts_of(
