@@ -21,11 +21,12 @@ _SLACK: Final = 64  # finished entries that may stand behind a long call before 
 class Cutoff(Instant):
     """One call that will be cut off, and the deadline it sets for what it calls."""
 
-    __slots__ = ("cancelling", "fired", "queue", "seconds", "task", "timer")
+    __slots__ = ("cancelling", "fired", "heeded", "queue", "seconds", "task", "timer")
 
-    seconds: float  # how long the call was given
+    seconds: float  # how long the call was given; not set where it stands in a queue, which is of one length
     task: asyncio.Task[Any] | None  # None once the call has ended
     fired: bool  # whether it was cut off
+    heeded: list[bool]  # not empty where there is more to its end than to leave the queue
     cancelling: int  # how often the task had been asked to cancel before
     queue: CutoffQueue | None  # where it stands; None if it has a timer of its own
     timer: asyncio.TimerHandle | None
@@ -34,6 +35,7 @@ class Cutoff(Instant):
         """Cancel the call, if it is still under way."""
         if self.task is not None:
             self.fired = True
+            self.heeded = [True]
             self.task.cancel()
 
 

@@ -22,8 +22,9 @@ class Instant:
     Whoever makes one sets its fields: a constructor would cost a frame on every call.
     """
 
-    __slots__ = ("clock", "outer", "over", "when")
+    __slots__ = ("begun", "clock", "outer", "over", "when")
 
+    begun: float  # set only where the call may be timed
     when: float
     clock: Clock
     outer: Instant | None

@@ -32,6 +32,7 @@ class Flight:
     __slots__ = (
         "awaits",
         "background",
+        "begun",
         "cancel",
         "entry",
         "error",
@@ -48,8 +49,9 @@ class Flight:
         "waiters",
     )
 
-    def __init__(self, key: Hashable, *, background: bool) -> None:
+    def __init__(self, key: Hashable, *, background: bool, begun: float = 0.0) -> None:
         self.key = key
+        self.begun = begun
         self.background = background
         self.running = not background  # a refresh may have to wait for a thread
         self.overdue = False  # somebody has waited for it as long as one may: the next one loads anew

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random as _random
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,12 +15,14 @@ from ..engine.drive.gates import NO_RESULT, GateBlock, gate
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.matching import Matcher, is_refusal
+from ..engine.measure import Measure
 from ..engine.policy import Policy
 from ..engine.shape import Shape
 from ..engine.window import BUCKETS, Tally, ticker
 from ..errors import ThrottledError
 from ..events import Announcer, ThrottlingStarted, ThrottlingStopped
 from ..typing import Clock, FailureRule, Seconds
+from .measures import of_throttle
 
 __all__ = ["AdaptiveThrottle", "ThrottleRules", "ThrottleStats"]
 
@@ -165,6 +167,10 @@ class AdaptiveThrottle(Policy):
     def stats(self) -> ThrottleStats:
         """Return what the throttle has counted and the share it refuses, as of one moment."""
         return self._core.stats()
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_throttle(self.stats())
 
     def finding(self) -> Finding:
         """Return how what it guards is doing, for health. A warning: a share of the calls is refused."""

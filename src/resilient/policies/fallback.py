@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
@@ -12,10 +12,12 @@ from ..engine import params
 from ..engine.drive.rescues import rescue
 from ..engine.fork import renew_after_fork
 from ..engine.matching import Matcher, is_one, verdict_of
+from ..engine.measure import Measure
 from ..engine.policy import Policy, callee_of, policies_of
 from ..engine.shape import Shape, describe, shape_of
 from ..events import Announcer, FallbackUsed, error_text
 from ..typing import FailureRule
+from .measures import of_fallback
 
 __all__ = ["Fallback", "FallbackStats"]
 
@@ -147,6 +149,10 @@ class Fallback(Policy):
         """Return what has been counted so far."""
         with self._lock:
             return FallbackStats(self._used, self._failed)
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_fallback(self.stats())
 
     def __repr__(self) -> str:
         stats = self.stats()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Final
@@ -21,13 +21,16 @@ from ..engine.deadline import time_left
 from ..engine.drive.loops import loop
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
+from ..engine.latency import Latency, Recorder
 from ..engine.matching import verdict_of
+from ..engine.measure import Measure
 from ..engine.policy import Policy, callee_of
 from ..engine.shape import Shape, describe
 from ..engine.window import Tally
 from ..events import Announcer, BudgetExhausted, RetriesExhausted, RetryScheduled, error_text, log_fault
 from ..typing import Clock, FailureRule, Predicate, Seconds
 from .backoff import LONGEST_ASKED, retry_after_of, wait_full_jitter
+from .measures import of_retry
 from .retry_block import AsyncAttempts, Attempts
 from .retry_budget import RetryBudget, checked_budget
 from .retry_judge import Judge
@@ -57,6 +60,7 @@ class RetryStats:
         recovered: calls that ended well after a retry.
         exhausted: calls that failed for good after a failure that could have been retried.
         over_budget: retries not made because the budget was spent.
+        waited: how long was waited lately before an attempt was made again.
     """
 
     calls: int
@@ -64,6 +68,7 @@ class RetryStats:
     recovered: int
     exhausted: int
     over_budget: int
+    waited: Latency
 
     @property
     def amplification(self) -> float:
@@ -153,6 +158,7 @@ class Retry(Policy):
         )
         if self.budget is not None:
             self.budget.enrol(self, self._calls)
+        self.waits = Recorder(self.clock)
         self.lock = threading.RLock()
         self.retries = self.recovered = self.exhausted = self.over_budget = 0
         renew_after_fork(self)
@@ -183,8 +189,17 @@ class Retry(Policy):
         """Return what has been counted so far."""
         with self.lock:
             return RetryStats(
-                self._calls.read(), self.retries, self.recovered, self.exhausted, self.over_budget
+                self._calls.read(),
+                self.retries,
+                self.recovered,
+                self.exhausted,
+                self.over_budget,
+                self.waits.lately(),
             )
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_retry(self.stats(), self.waits.histogram())
 
     def finding(self) -> Finding:
         """Return how it stands, for health. A warning: its budget is spent."""
@@ -286,7 +301,7 @@ class Run:
         except BaseException:
             self.unsent()
             raise
-        self._sent()
+        self._sent(delay)
 
     async def asleep(self, delay: float) -> None:
         """Wait in a task."""
@@ -295,7 +310,7 @@ class Run:
         except BaseException:
             self.unsent()
             raise
-        self._sent()
+        self._sent(delay)
 
     def unsent(self) -> None:
         """Give back what the budget granted: the attempt will not be made."""
@@ -389,7 +404,8 @@ class Run:
         self._state.outcome = Outcome.construct(self._state.attempt_number, value, has_exception=failed)
         self._state.outcome_timestamp = self._policy.clock()
 
-    def _sent(self) -> None:
+    def _sent(self, waited: float) -> None:
+        self._policy.waits.record(waited)
         with self._policy.lock:
             self._policy.retries += 1
 

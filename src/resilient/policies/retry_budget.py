@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,8 +13,10 @@ from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
+from ..engine.measure import Measure
 from ..engine.window import Tally
 from ..typing import Clock, Seconds
+from .measures import of_budget
 
 __all__ = ["BudgetStats", "RetryBudget"]
 
@@ -119,6 +122,10 @@ class RetryBudget:
         with self._lock:
             self._roll()
             return BudgetStats(sum(self._calls), sum(self._retries), self._retries_left(), self._denied)
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_budget(self.stats())
 
     def finding(self) -> Finding:
         """Return how it stands, for health. A warning: it is spent, and failures are not retried."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..engine.deadline import Instant, current_deadline
 from ..engine.fork import renew_after_fork
+from ..engine.latency import BATCH, Latency, Stopwatch
 from ..engine.window import Tally
 from ..errors import BulkheadFullError, CallTimeoutError, DeadlineExceededError
 from ..events import Announcer, CallTimedOut
@@ -24,24 +25,37 @@ class TimeoutStats:
         timed_out: calls that were cut off, or that their caller stopped waiting for.
         rejected: calls not begun, because the deadline had passed or no thread came free in time.
         abandoned: calls whose caller has gone and whose thread still works on them, now.
+        latency: how long calls took lately that were answered in time, or cut off; streams are not timed.
     """
 
     calls: int
     timed_out: int
     rejected: int
     abandoned: int
+    latency: Latency
 
 
 class Limit:
     """What the forms of one time limit share: its length, its counters, its errors."""
 
-    def __init__(self, kind: str, name: str, seconds: float, clock: Clock, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        seconds: float,
+        clock: Clock,
+        announcer: Announcer,
+        *,
+        stopwatch: Stopwatch | None,
+    ) -> None:
         self.kind = kind
         self.name = name
         self.seconds = seconds
         self.clock = clock
         self.announcer = announcer
         self.calls = Tally()
+        self.stopwatch = stopwatch
+        self.timed: list[bool] = [] if stopwatch is None else stopwatch.running
         self.timed_out = self.rejected = 0
         self.after_fork()
         renew_after_fork(self)
@@ -60,9 +74,19 @@ class Limit:
         next(self.calls.ticker)
         instant.outer = outer
         instant.clock = self.clock
-        instant.when = self.clock() + seconds
+        instant.begun = now = self.clock()
+        instant.when = now + seconds
         instant.over = False
         return seconds
+
+    def answered(self, begun: float) -> None:
+        """Note how long a call took that was *begun* then, and was answered."""
+        now, watch = self.clock(), self.stopwatch
+        if watch is None:
+            return
+        watch.good.add(now - begun)
+        if len(watch.good.pending) >= BATCH:
+            watch.rest(now)
 
     def too_late(self, left: float) -> DeadlineExceededError:
         """Count and describe a call whose deadline had passed: *left* seconds, 0 or less, were left."""
@@ -82,6 +106,9 @@ class Limit:
         """Count, announce and describe a call that took too long."""
         with self.lock:
             self.timed_out += 1
+        if self.stopwatch is not None:
+            self.stopwatch.bad.record(seconds)
+            self.stopwatch.resume(self.clock())
         if self.announcer.heard:
             self.announcer.announce(CallTimedOut(self.name, seconds, running))
         message = f"{self.kind} {self.name!r}: no answer in {seconds:.3g} s"
@@ -89,8 +116,12 @@ class Limit:
 
     def stats(self, abandoned: int) -> TimeoutStats:
         """Return what has been counted so far."""
+        latency = Latency()
+        if self.stopwatch is not None:
+            self.stopwatch.resume(self.clock())
+            latency = self.stopwatch.lately()
         with self.lock:
-            return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned)
+            return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned, latency)
 
     def after_fork(self) -> None:
         """Begin afresh in a forked child: a lock may be held by a thread that was not copied."""

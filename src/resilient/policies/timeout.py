@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 from asyncio import current_task, get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
@@ -16,11 +16,14 @@ from ..engine.cutoff import Cutoff, CutoffQueue
 from ..engine.deadline import Instant, innermost
 from ..engine.drive.bounds import bound_function, bound_stream
 from ..engine.drive.gates import GateBlock, gate, settle
+from ..engine.latency import Stopwatch
+from ..engine.measure import Measure
 from ..engine.policy import Policy
 from ..engine.shape import Shape
 from ..engine.workers import Job, Stage, Workers
 from ..events import Announcer
 from ..typing import Clock, Seconds
+from .measures import of_timeout
 from .time_limit import Limit, TimeoutStats
 
 __all__ = ["Deadline", "Timeout", "TimeoutStats", "deadline"]
@@ -70,6 +73,7 @@ class _CutoffGate:
         self._queues = _Queues()
         self._queue: CutoffQueue | None = None  # the one used last, of whatever thread
         self._is_real_time = limit.clock is MONOTONIC
+        self._timed = limit.timed
 
     def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Cutoff:
         loop = get_running_loop()
@@ -86,11 +90,11 @@ class _CutoffGate:
         if task is None:
             raise self._no_task()
         next(self._ticker)
-        cutoff.seconds = self._seconds
         cutoff.when = MONOTONIC() + self._seconds
         cutoff.clock = MONOTONIC
         cutoff.outer = None
         cutoff.over = cutoff.fired = False
+        cutoff.heeded = self._timed
         cutoff.cancelling = task.cancelling()
         cutoff.queue = queue
         queue.entries.append(cutoff)
@@ -103,8 +107,10 @@ class _CutoffGate:
 
     def success(self, cutoff: Cutoff, _result: Any) -> None:
         queue = cutoff.queue
-        if queue is None or cutoff.fired or queue.entries[0] is not cutoff:
+        if queue is None or cutoff.heeded or queue.entries[0] is not cutoff:
             self._end_carefully(cutoff)
+            if self._timed:
+                self._limit.answered(self._begun(cutoff))
             return
         cutoff.over = True
         cutoff.task = None
@@ -119,7 +125,11 @@ class _CutoffGate:
     def abandon(self, cutoff: Cutoff, exc: BaseException) -> None:
         ours = self._end_carefully(cutoff)
         if ours and isinstance(exc, asyncio.CancelledError):
-            raise self._limit.overrun(cutoff.seconds, running=False) from exc
+            seconds = cutoff.seconds if cutoff.queue is None else self._seconds
+            raise self._limit.overrun(seconds, running=False) from exc
+
+    def _begun(self, cutoff: Cutoff) -> float:
+        return cutoff.begun if cutoff.queue is None else cutoff.when - self._seconds
 
     def _admit_carefully(self, loop: asyncio.AbstractEventLoop) -> Cutoff:
         """Admit a call by itself: in another deadline, on a clock that is not the real one, or a block."""
@@ -130,6 +140,7 @@ class _CutoffGate:
         cutoff.seconds = seconds = self._limit.begin(cutoff)
         cutoff.task = task
         cutoff.fired = False
+        cutoff.heeded = self._timed
         cutoff.cancelling = task.cancelling()
         # Out of the queue's order, it gets a timer of its own.
         cutoff.queue = None
@@ -239,7 +250,9 @@ class _ThreadForm:
             raise self._limit.no_thread(self.workers.size, seconds)
         if stage is Stage.RUNNING:
             raise self._limit.overrun(seconds, running=True)
-        return job.outcome()
+        outcome = job.outcome()
+        self._limit.answered(instant.begun)
+        return outcome
 
     def _job(self, call: Callable[[], Any], instant: Instant) -> Job:
         before = innermost.get()
@@ -265,12 +278,20 @@ class _TimeLimit(Policy):
     _limit: Limit
 
     def __init__(
-        self, seconds: Seconds, name: str | None, clock: Clock, announcer: Announcer | None = None
+        self,
+        seconds: Seconds,
+        name: str | None,
+        clock: Clock,
+        announcer: Announcer | None = None,
+        *,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         length = params.seconds("seconds", seconds, above=True)
         label = f"{self.kind}-{length:g}s" if name is None else params.named("name", name)
         self.announcer = Announcer() if announcer is None else announcer
-        self._limit = Limit(self.kind, label, length, params.callback("clock", clock), self.announcer)
+        self._limit = Limit(
+            self.kind, label, length, params.callback("clock", clock), self.announcer, stopwatch=stopwatch
+        )
         self._deadline_gate = _DeadlineGate(self._limit)
         self._cutoff_gate = _CutoffGate(self._limit)
 
@@ -287,7 +308,8 @@ class _TimeLimit(Policy):
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""
         if shape is Shape.FUNCTION:
-            return bound_function(self._deadline_gate.set, fn)
+            limit = self._limit
+            return bound_function(self._deadline_gate.set, fn, limit.timed, limit.answered)
         if shape is Shape.COROUTINE:
             return gate(self._cutoff_gate, fn, shape)
         return bound_stream(functools.partial(_StreamLimit, self._limit), fn, shape)
@@ -337,7 +359,8 @@ class Timeout(_TimeLimit):
         name: str | None = None,
         clock: Clock = MONOTONIC,
     ) -> None:
-        super().__init__(seconds, name, clock)
+        self._stopwatch = Stopwatch(params.callback("clock", clock))
+        super().__init__(seconds, name, clock, stopwatch=self._stopwatch)
         self._threads = (
             None if threads is None else _ThreadForm(self._limit, params.count("threads", threads))
         )
@@ -351,6 +374,10 @@ class Timeout(_TimeLimit):
     def stats(self) -> TimeoutStats:
         """Return what the limit has counted so far."""
         return self._limit.stats(0 if self._threads is None else len(self._threads.workers.overdue))
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_timeout(self.stats(), self._stopwatch)
 
     def __repr__(self) -> str:
         stats = self.stats()

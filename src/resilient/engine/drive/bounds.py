@@ -25,8 +25,16 @@ class StreamBound(Protocol):
     def end(self) -> None: ...
 
 
-def bound_function(begin: Callable[[Instant], object], fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function *fn* with each of its calls within an instant that *begin* sets."""
+def bound_function(
+    begin: Callable[[Instant], object],
+    fn: Callable[..., Any],
+    timed: list[bool],
+    answered: Callable[[float], object],
+) -> Callable[..., Any]:
+    """Return the function *fn* with each of its calls within an instant that *begin* sets.
+
+    *answered* is told when a call had begun that returned, while *timed* is not empty.
+    """
 
     @functools.wraps(fn)
     def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -35,9 +43,12 @@ def bound_function(begin: Callable[[Instant], object], fn: Callable[..., Any]) -
         # thread, and when it had passed, every later call would be refused.
         try:
             begin(instant)
-            return fn(*args, **kwargs)
+            result = fn(*args, **kwargs)
         finally:
             instant.over = True
+        if timed:
+            answered(instant.begun)
+        return result
 
     return bounded
 

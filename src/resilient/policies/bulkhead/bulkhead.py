@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
@@ -13,12 +13,15 @@ from ...engine.drive.holds import HoldBlock, hold
 from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.keys import key_maker
+from ...engine.latency import Latency
 from ...engine.matching import Matcher
+from ...engine.measure import Measure
 from ...engine.policy import Policy
 from ...engine.priority import Priority, priority_of
 from ...engine.shape import Shape
 from ...events import Announcer
 from ...typing import Clock, FailureRule, Seconds
+from ..measures import of_bulkhead
 from .desks import Desk, Facts, KeyedDesk, SharedDesk, level_maker
 from .limits import AdaptiveLimit
 from .sampler import LimitStats, Outcome
@@ -47,6 +50,7 @@ class BulkheadStats:
         evicted: keys that had to make room.
         adaptive: where the adaptive limit stands. None where the limit is fixed, or goes by key and none was
             named.
+        waited: how long calls waited lately, in vain or not, of those that had to.
     """
 
     limit: int
@@ -60,6 +64,7 @@ class BulkheadStats:
     keys: int
     evicted: int
     adaptive: LimitStats | None
+    waited: Latency
 
 
 class Bulkhead(Policy):
@@ -245,7 +250,12 @@ class Bulkhead(Policy):
                 keys=len(desk.all()) if self._is_keyed else 0,
                 evicted=desk.evicted,
                 adaptive=None if one is None else one.adaptive(),
+                waited=books.waits.lately(),
             )
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_bulkhead(self.stats(), self._desk.books.waits.histogram())
 
     def finding(self) -> Finding:
         """Return how it stands, for health. A warning: it is full, and calls wait or would be refused.

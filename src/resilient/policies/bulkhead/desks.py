@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from ...engine import params
 from ...engine.keys import compact
+from ...engine.latency import Recorder
 from ...engine.permits import Permit
 from ...engine.policy import callee_of
 from ...engine.priority import Priority, innermost_priority, priority_of, service_criticality
@@ -145,7 +146,7 @@ class SharedDesk(Desk):
     def __init__(
         self, rules: Rules, limit: int | AdaptiveLimit, level_of: LevelOf, outcome_of: OutcomeOf
     ) -> None:
-        super().__init__(Books(), level_of, outcome_of)
+        super().__init__(Books(Recorder(rules.clock)), level_of, outcome_of)
         self._slots = Slots(rules, limit, self.books)
         self.free = self._slots.free
         self.alert = self._slots.alert
@@ -185,7 +186,7 @@ class KeyedDesk(Desk):
         key_of: KeyOf,
         max_keys: int,
     ) -> None:
-        super().__init__(Books(), level_of, outcome_of)
+        super().__init__(Books(Recorder(rules.clock)), level_of, outcome_of)
         self.free = deque()  # nothing is to be had without a key
         self.alert = [True]
         self._rules = rules

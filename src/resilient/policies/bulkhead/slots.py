@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from ...engine.deadline import time_left
+from ...engine.latency import Recorder
 from ...engine.permits import Permit, Permits
 from ...engine.priority import Priority
 from ...engine.waiting import TaskWaiter, ThreadWaiter, Waiter, spells
@@ -50,6 +51,7 @@ class Books:
     One lock for all slots of a bulkhead: it is held for moments, and only when there is something to see to.
     """
 
+    waits: Recorder
     lock: threading.RLock = field(default_factory=threading.RLock)  # re-entrant, for signal handlers
     calls: Tally = field(default_factory=Tally)
     rejected: int = 0
@@ -363,6 +365,7 @@ class Slots:
     # Waiting.
 
     def _conclude(self, turn: Turn) -> Permit:
+        self._books.waits.record(self._clock() - turn.since)
         if turn.permit is None:
             with self._books.lock:
                 self._line.remove(turn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -13,10 +13,13 @@ from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.drive.lookups import aload, load, lookup
 from ...engine.finding import Finding
+from ...engine.latency import Latency
 from ...engine.matching import Matcher
+from ...engine.measure import Measure
 from ...engine.policy import Policy
 from ...engine.shape import Shape, describe
 from ...typing import Clock, FailureRule, Seconds
+from ..measures import of_cache
 from .core import CacheCore, Lifetimes
 from .desk import Desk
 from .keys import hands_on, is_same, normal
@@ -47,6 +50,9 @@ class CacheStats:
         negative: calls answered with a remembered failure.
         evictions: entries that had to make room; 0 where the store is the user's own.
         size: entries kept now.
+        stale_age: the age, in seconds, of the oldest value past its time that was served in the last minute;
+            0 if none was.
+        latency: how long loads took lately, in seconds, those that failed included.
     """
 
     hits: int
@@ -59,6 +65,8 @@ class CacheStats:
     negative: int
     evictions: int
     size: int
+    stale_age: float
+    latency: Latency
 
     @property
     def hit_ratio(self) -> float:
@@ -263,7 +271,13 @@ class Cache(Policy):
             negative=core.negative,
             evictions=core.store.evictions,
             size=len(core.store),
+            stale_age=core.stale_age,
+            latency=core.loads.lately(),
         )
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_cache(self.stats(), self._core.loads)
 
     def finding(self) -> Finding:
         """Return how it stands, for health. A warning: it is switched off, or the last load failed."""

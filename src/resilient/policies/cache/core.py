@@ -21,6 +21,7 @@ from ...engine.deadline import time_left
 from ...engine.finding import Status
 from ...engine.flight import Flight, Follow, Lead, Outcome, Serve, Step
 from ...engine.fork import renew_after_fork
+from ...engine.latency import Stopwatch
 from ...engine.matching import Matcher, is_refusal
 from ...engine.waiting import Waiter
 from ...engine.window import Tally
@@ -32,6 +33,7 @@ __all__ = ["CacheCore", "Freshness", "Lifetimes", "freshness", "replica", "serve
 
 
 _REFRESH_PAUSE: Final = 1.0  # the most seconds between a refresh that failed and the next one
+_LATELY: Final = 60.0  # seconds for which the oldest answer is told of
 _REMEMBERED: Final = 60.0  # seconds at least for which a load that failed is told of, if none comes after it
 
 
@@ -102,6 +104,8 @@ class CacheCore:
         self.enabled = True
         self.announcer = Announcer()
         self.hits = Tally()
+        self.loads = Stopwatch(clock)
+        self._oldest = (0.0, -math.inf)  # the age of the oldest value past its time that was served, and when
         self.led = self.refreshes = self.load_failures = self.joined = 0
         self.stale = self.rescued = self.negative = 0
         self.failing: Failing | None = None
@@ -151,7 +155,9 @@ class CacheCore:
     def land(self, flight: Flight, value: Any) -> Entry:
         """Settle *flight* with the *value* it loaded."""
         with self._lock:
-            entry = self._entry(value, self.clock())
+            now = self.clock()
+            entry = self._entry(value, now)
+            self.loads.good.record(now - flight.begun)
             if flight.keep and self.enabled and flight.outcome is Outcome.PENDING:
                 self._keep(flight, entry)
             flight.entry = entry
@@ -168,6 +174,7 @@ class CacheCore:
         with self._lock:
             now = self.clock()
             self.load_failures += 1
+            self.loads.bad.record(now - flight.begun)
             answer = self._instead(flight.key, now, excused=excused)
             if answer is not None or not late:
                 self.failing = Failing(now, text, answer is not None)
@@ -225,6 +232,12 @@ class CacheCore:
         entry = self.store.find(key)
         return entry if entry is not None and entry.error is None else None
 
+    @property
+    def stale_age(self) -> float:
+        """The age of the oldest value past its time that was served in the last minute, or 0."""
+        age, at = self._oldest
+        return age if self.clock() - at < _LATELY else 0.0
+
     def standing(self) -> tuple[Status, str]:
         """Tell how the cache stands, and why."""
         if not self.enabled:
@@ -258,7 +271,7 @@ class CacheCore:
         return Follow(flight)
 
     def _take_off(self, key: Hashable, *, background: bool) -> Lead:
-        flight = Flight(key, background=background)
+        flight = Flight(key, background=background, begun=self.clock())
         flight.keep = self.enabled
         # The lead comes first: an interrupt after the flight is known must find somebody whose death is seen.
         # Seen, not announced: a finalizer written in Python would swallow an interrupt that comes within it.
@@ -307,7 +320,10 @@ class CacheCore:
         return Serve(entry, self._staleness(entry, now)) if excused and now < entry.error_until else None
 
     def _staleness(self, entry: Entry, now: float) -> Freshness:
-        return Freshness(self.name, "stale", now - entry.stored_at)
+        age = now - entry.stored_at
+        if age >= self._oldest[0] or now - self._oldest[1] >= _LATELY:
+            self._oldest = (age, now)
+        return Freshness(self.name, "stale", age)
 
     def _land_elsewhere(self, flight: Flight, answer: Serve, retry_at: float) -> None:
         """End *flight*, whose load failed, with *answer* for all who wait for it."""

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Self, overload
 
 import pybreaker
@@ -18,6 +18,7 @@ from ...engine.clock import MONOTONIC
 from ...engine.drive.gates import GateBlock, gate
 from ...engine.finding import Finding
 from ...engine.matching import Matcher, verdict_of
+from ...engine.measure import Measure
 from ...engine.policy import Policy
 from ...engine.shape import Shape
 from ...engine.window import Calls
@@ -25,6 +26,7 @@ from ...errors import CircuitOpenError
 from ...events import Listener
 from ...typing import Clock, FailureRule, P, Predicate, Seconds, T
 from ..fallback import Fallback
+from ..measures import of_breaker
 from .core import BreakerCore
 from .pybreaker_bridge import Bridge, StorageMirror, state_object
 from .states import BreakerStats, Mode, Rules, State
@@ -222,6 +224,10 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
     def stats(self) -> BreakerStats:
         """Return what the breaker has counted and where it stands, as of one moment."""
         return self._core.stats()
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_breaker(self.stats(), self._core.stopwatch)
 
     def finding(self) -> Finding:
         """Return how what it guards is doing, for health. Failing: open, and not due for a probe yet."""

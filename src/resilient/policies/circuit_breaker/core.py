@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ...engine.drive.gates import NO_RESULT
+from ...engine.latency import BATCH
 from ...errors import CircuitOpenError
 from ...events import error_text
 from .machine import BreakerMachine
@@ -43,6 +44,9 @@ class BreakerCore(BreakerMachine):
         self._judge = judge
         self._judge_result = judge_result
         self._throw_new_error_on_trip = throw_new_error_on_trip
+        self._running = self.stopwatch.running
+        self._durations = self.stopwatch.good.pending
+        self._took = self.stopwatch.good.add
 
     # The gate: what the wrappers call.
 
@@ -71,8 +75,13 @@ class BreakerCore(BreakerMachine):
         if type(ticket) is tuple and ticket[0] is self._timed:
             now = self._clock()
             slow_after = self.rules.slow_after  # `_is_slow` in line: it would cost each timed call a frame
-            if now < self._edge and (slow_after is None or now - ticket[1] <= slow_after):
+            took = now - ticket[1]
+            if now < self._edge and (slow_after is None or took <= slow_after):
                 next(self._ok)
+                if self._running:
+                    self._took(took)
+                    if len(self._durations) >= BATCH:
+                        self._rest(now)
                 return
         self._succeed_carefully(ticket, result)
 
@@ -178,6 +187,8 @@ class BreakerCore(BreakerMachine):
             now = self._clock()
             self._expire_override(now)
             period, started = self._give_back(ticket)
+            if started < math.inf:
+                self.stopwatch.good.record(now - started)
             if period is not self._period:
                 self._drop(period)
             else:
@@ -208,6 +219,8 @@ class BreakerCore(BreakerMachine):
             now = self._clock()
             self._expire_override(now)
             period, started = self._give_back(ticket)
+            if started < math.inf:
+                self.stopwatch.bad.record(now - started)
             if period is not self._period:
                 self._drop(period)
             else:
@@ -259,6 +272,12 @@ class BreakerCore(BreakerMachine):
             self._trip(now, "a probe was slow")
         else:
             self._evaluate(now)
+
+    def _rest(self, now: float) -> None:
+        """Put the durations into bins, and time no more calls for a while if they came too quickly."""
+        self.stopwatch.rest(now)
+        with self._lock:
+            self._refresh(now)
 
     def _record_slow(self) -> None:
         self.slow += 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
+from ...engine.latency import Stopwatch
 from ...engine.window import Calls, CallWindow, NoWindow, Tally, TimeWindow, Window
 from ...events import (
     Announcer,
@@ -62,16 +63,17 @@ class BreakerMachine:
         self._lock = threading.RLock()
         self._successes = Tally()
         self._ok = self._successes.ticker
+        self.stopwatch = Stopwatch(clock)
         now = clock()
         self._window = self._new_window(now)
         self._override: Override | None = None
         self.failures = self.slow = self.rejected = self.abandoned = self.ignored = self.stale = 0
-        self.unenforced = self.times_opened = 0
+        self.unenforced = self.times_opened = self.times_half_opened = self.times_closed = 0
         self.consecutive = 0
         self.in_a_row = 0
         self.last_failure: str | None = None
-        # What the fast path reads. `_pass` is the ticket of a calm breaker, `_timed` the same for one that
-        # has to know when each call began; `_edge` is until when a success need not look at anything.
+        # What the fast path reads. `_pass` is the ticket of a calm breaker, `_timed` the same while each call
+        # is to know when it began; `_edge` is until when a success need not look at anything.
         self._pass: Period | None = None
         self._timed: Period | None = None
         self._edge = -math.inf
@@ -169,7 +171,10 @@ class BreakerMachine:
                 consecutive_failures=self.consecutive,
                 opened_for=max(0.0, now - period.since) if period.state is State.OPEN else 0.0,
                 times_opened=self.times_opened,
+                times_half_opened=self.times_half_opened,
+                times_closed=self.times_closed,
                 last_failure=self.last_failure,
+                latency=self.stopwatch.lately(),
             )
 
     def finding(self) -> Finding:
@@ -313,11 +318,13 @@ class BreakerMachine:
                     self.announcer.post(CircuitOpened(self.name, period.reason, seconds, *ask.args))
 
     def _half_open(self, now: float) -> Period:
+        self.times_half_opened += 1
         period = self._enter(Period(State.HALF_OPEN, now), now)
         self.announcer.post(CircuitHalfOpened(self.name))
         return period
 
     def _close(self, now: float, ramp: float) -> Period:
+        self.times_closed += 1
         self.in_a_row = 0
         self.consecutive = 0
         self._window.restart(now)
@@ -337,11 +344,15 @@ class BreakerMachine:
         """Set what the fast path reads, from everything it must not have to look at."""
         period, rules = self._period, self.rules
         calm = period.state is State.CLOSED and now >= period.ramp_until and self.hooks is None
-        self._pass = period if calm and rules.slow_after is None else None
-        self._timed = period if calm and rules.slow_after is not None else None
+        watched = self.stopwatch.resume(now)
+        timed = watched or rules.slow_after is not None
+        self._pass = period if calm and not timed else None
+        self._timed = period if calm and timed else None
         self._edge = -math.inf
         if calm and not self._judges_results and self._settled():
             self._edge = self._window.edge
+            if not watched:
+                self._edge = min(self._edge, self.stopwatch.resumes)
             if self._override is not None:
                 self._edge = min(self._edge, self._override.until)
 

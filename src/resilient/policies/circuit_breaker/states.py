@@ -10,6 +10,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
+from ...engine.latency import Latency
 from ...engine.params import refuse
 from ...engine.window import Calls, Counts
 
@@ -121,7 +122,10 @@ class BreakerStats:
         consecutive_failures: failures since the last success.
         opened_for: seconds since it opened; 0 while it is not open.
         times_opened: how often it opened, since the start.
+        times_half_opened: how often it went to half-open, since the start.
+        times_closed: how often it closed again, since the start.
         last_failure: the last failure, as text.
+        latency: how long calls took lately, of those that were counted; streams are not timed.
     """
 
     state: str
@@ -140,7 +144,10 @@ class BreakerStats:
     consecutive_failures: int
     opened_for: float
     times_opened: int
+    times_half_opened: int
+    times_closed: int
     last_failure: str | None
+    latency: Latency
 
 
 @dataclass(slots=True)

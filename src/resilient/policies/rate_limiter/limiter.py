@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import shield
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
 
@@ -14,10 +14,13 @@ from ...engine.drive.entries import entry
 from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.keys import key_maker
+from ...engine.latency import Latency, Recorder
+from ...engine.measure import Measure
 from ...engine.policy import Policy
 from ...engine.shape import Shape
 from ...events import Announcer
 from ...typing import Clock, Seconds
+from ..measures import of_rate_limiter
 from .algorithms import STRATEGIES
 from .book import Book, open_book
 from .decision import Decision, correction, refusal, settled
@@ -43,6 +46,7 @@ class RateLimiterStats:
         rung: where decisions are made now: "shared", "local", "allow" or "deny".
         keys: keys that are kept in this process.
         evicted: keys that had to make room.
+        waited: how long calls waited lately for their turn, of those that had to.
     """
 
     allowed: int
@@ -52,6 +56,7 @@ class RateLimiterStats:
     rung: str
     keys: int
     evicted: int
+    waited: Latency
 
 
 class Desk(Protocol):
@@ -150,6 +155,7 @@ class RateLimiter(Policy):
         renew_after_fork(self)
         self._entry = _Entry(self, key_maker(None if key is None else params.plain_function("key", key)))
         self._sleep = None if sleep is None else params.callback("sleep", sleep)
+        self._waits = Recorder(params.callback("clock", clock))
         outage = Outage(
             params.one_of("on_outage", on_outage, ("local", "allow", "deny")),
             params.count("instances", instances),
@@ -273,6 +279,7 @@ class RateLimiter(Policy):
             raise refusal(self._name, decision)
         if decision.retry_after > 0.0:
             try:
+                self._waits.record(decision.retry_after)
                 sleep(decision.retry_after, self._sleep)
             except BaseException:
                 self._desk.give(decision, decision.cost)
@@ -300,6 +307,7 @@ class RateLimiter(Policy):
             raise refusal(self._name, decision)
         if decision.retry_after > 0.0:
             try:
+                self._waits.record(decision.retry_after)
                 await asleep(decision.retry_after, self._sleep)
             except BaseException:
                 # In a task of its own: who is cancelled once may be again, as by anyio at every `await`.
@@ -397,10 +405,21 @@ class RateLimiter(Policy):
         allowed, denied, keys, evicted = self._book.counts()
         ladder = self._ladder
         if ladder is None:
-            return RateLimiterStats(allowed, denied, 0, 0, LOCAL, keys, evicted)
+            return RateLimiterStats(allowed, denied, 0, 0, LOCAL, keys, evicted, self._waits.lately())
         return RateLimiterStats(
-            ladder.allowed, ladder.denied, ladder.fallbacks, ladder.errors, ladder.rung, keys, evicted
+            ladder.allowed,
+            ladder.denied,
+            ladder.fallbacks,
+            ladder.errors,
+            ladder.rung,
+            keys,
+            evicted,
+            self._waits.lately(),
         )
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_rate_limiter(self.stats(), self._waits.histogram())
 
     def finding(self) -> Finding:
         """Return how it stands, for health. A warning: the shared store is away."""

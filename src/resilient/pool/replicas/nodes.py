@@ -12,6 +12,7 @@ from typing import Any, Final
 from ...engine.clock import MONOTONIC
 from ...engine.drive.gates import Gate
 from ...engine.fork import renew_after_fork
+from ...engine.latency import Recorder
 from ...engine.permits import Permit
 from ...engine.priority import Priority
 from ...engine.waiting import Waiter
@@ -228,8 +229,9 @@ class Primary(Node):
 
     def __init__(self, pool: Front[Any, Any], share: float | None) -> None:
         self._share = share
-        self.books: Final = Books()
-        self.slots: Final = Slots(_rules(f"reads of {pool.name}"), 1, self.books)
+        rules = _rules(f"reads of {pool.name}")
+        self.books: Final = Books(Recorder(rules.clock))
+        self.slots: Final = Slots(rules, 1, self.books)
         super().__init__(pool, _Slotted(self.slots))
         renew_after_fork(self)
 

@@ -1,0 +1,309 @@
+"""How long calls take: distributions of durations in fixed memory, and when to time a call at all.
+
+Two readings of the clock cost as much as the rest of a call that succeeds at once. So calls are timed while
+there are so few that it does not matter, which is nearly always. Of more of them, one batch is timed after
+another, with rests in between: the distribution is that of a sample.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from itertools import accumulate
+from operator import add, sub
+from typing import TYPE_CHECKING, Final
+
+from .fork import renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..typing import Clock
+
+__all__ = ["BATCH", "EDGES", "Histogram", "Latency", "Recorder", "Stopwatch"]
+
+_MANTISSAS: Final = (
+    "1", "1.15", "1.3", "1.5", "1.75", "2", "2.25", "2.5", "2.75", "3", "3.5", "4", "4.5", "5", "5.5", "6",
+    "6.5", "7", "7.5", "8", "9",
+)  # fmt: skip
+EDGES: Final = tuple(float(f"{m}e{e}") for e in range(-5, 3) for m in _MANTISSAS)
+"""The upper bounds of the bins, in seconds: from 10 us to a quarter of an hour, 21 a decade.
+
+All bounds that metrics have are among them, so that bins can be put together exactly.
+"""
+
+BATCH: Final = 1000
+"""How many durations may be pending."""
+_SLICE: Final = 0.4  # seconds that a batch should last, or there is a rest for what is left of it
+_RECENTLY: Final = 60.0
+_BINS: Final = len(EDGES) + 1
+
+# As methods, not lambdas: each is asked of every duration, and costs no frame.
+_IS_POSITIVE: Final = (0.0).__le__
+_IS_FINITE: Final = math.inf.__gt__
+
+
+class Latency:
+    """How long something took lately: in the last one to two minutes, or since it was last asked before.
+
+    Of more than some 2500 calls a second, that of a sample. Worked out when it is looked at: asking a policy
+    for all that it has counted stays cheap.
+
+    Concurrency: as of one moment; immutable.
+    """
+
+    __slots__ = ("_parts", "_recent")
+
+    def __init__(self, *parts: tuple[Histogram, Histogram]) -> None:
+        self._parts = parts  # what there is now, and what there was a while ago
+        self._recent: Histogram | None = None
+
+    @property
+    def histogram(self) -> Histogram:
+        """The whole distribution, to be put together with others."""
+        if self._recent is None:
+            self._recent = sum((now - before for now, before in self._parts), _EMPTY)
+        return self._recent
+
+    @property
+    def count(self) -> int:
+        """How often it was timed."""
+        return self.histogram.count
+
+    @property
+    def mean(self) -> float | None:
+        """Seconds; None where *count* is 0. So are all that follow."""
+        return self.histogram.total / self.count if self.count else None
+
+    @property
+    def p50(self) -> float | None:
+        """Seconds that half of them took at most, within some 7 %."""
+        return self.histogram.quantile(0.5)
+
+    @property
+    def p95(self) -> float | None:
+        """Seconds that 95 % of them took at most, within some 7 %."""
+        return self.histogram.quantile(0.95)
+
+    @property
+    def p99(self) -> float | None:
+        """Seconds that 99 % of them took at most, within some 7 %."""
+        return self.histogram.quantile(0.99)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Latency) and self.histogram == other.histogram
+
+    def __hash__(self) -> int:
+        return hash(self.histogram)
+
+    def __repr__(self) -> str:
+        figures = (
+            f"{name}={getattr(self, name):.3g}" for name in ("mean", "p50", "p95", "p99") if self.count
+        )
+        return f"Latency({', '.join((f'count={self.count}', *figures))})"
+
+
+class Histogram:
+    """How durations are distributed: how many fell into each bin, their sum, the shortest and the longest.
+
+    Concurrency: immutable.
+
+    Source: HdrHistogram's linear bins within each order of magnitude.
+    """
+
+    __slots__ = ("bins", "count", "longest", "shortest", "total")
+
+    def __init__(
+        self, bins: Sequence[int], count: int, total: float, shortest: float, longest: float
+    ) -> None:
+        self.bins = bins
+        self.count = count
+        self.total = total
+        self.shortest = shortest
+        self.longest = longest
+
+    def __add__(self, other: Histogram) -> Histogram:
+        """Put two of them together."""
+        if not other.count:
+            return self
+        if not self.count:
+            return other
+        return Histogram(
+            tuple(map(add, self.bins, other.bins)),
+            self.count + other.count,
+            self.total + other.total,
+            min(self.shortest, other.shortest),
+            max(self.longest, other.longest),
+        )
+
+    def __sub__(self, earlier: Histogram) -> Histogram:
+        """Return what has come since *earlier*; the shortest and the longest remain those of all."""
+        if not earlier.count:
+            return self
+        if earlier.count == self.count:
+            return _EMPTY
+        return Histogram(
+            tuple(map(sub, self.bins, earlier.bins)),
+            self.count - earlier.count,
+            max(0.0, self.total - earlier.total),
+            self.shortest,
+            self.longest,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Histogram) and self._facts == other._facts
+
+    def __hash__(self) -> int:
+        return hash(self._facts)
+
+    @property
+    def _facts(self) -> tuple[object, ...]:
+        return self.count, self.total, self.shortest, self.longest, tuple(self.bins)
+
+    def quantile(self, share: float) -> float | None:
+        """Return the seconds that so large a *share* took at most, 0 to 1; None where there are none."""
+        if not self.count:
+            return None
+        rank = max(1, math.ceil(share * self.count))
+        number = bisect_left(list(accumulate(self.bins)), rank)
+        below = sum(self.bins[:number])
+        low = EDGES[number - 1] if number else 0.0
+        high = EDGES[number] if number < len(EDGES) else max(low, self.longest)
+        value = low + (high - low) * (rank - below) / self.bins[number]
+        return min(max(value, self.shortest), self.longest)
+
+
+class Recorder:
+    """Gathers durations: appended by anybody with `add`, in one atomic step, and put into bins later.
+
+    Concurrency: safe from any thread.
+    """
+
+    __slots__ = (
+        "__weakref__", "_bins", "_clock", "_count", "_lock", "_longest", "_marks", "_shortest", "_total",
+        "add", "pending",
+    )  # fmt: skip
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.pending: deque[float] = deque()
+        self.add = self.pending.append
+        self._bins: array[int] | None = None
+        self._count = 0
+        self._total = 0.0
+        self._shortest, self._longest = math.inf, -math.inf
+        # What there was when, a minute apart or more: for what happened lately.
+        self._marks: deque[tuple[float, Histogram]] = deque([(clock(), _EMPTY)], maxlen=2)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def record(self, seconds: float) -> None:
+        """Record one duration, where it need not be quick."""
+        self.add(seconds)
+        if len(self.pending) >= BATCH:
+            self.fold()
+
+    def fold(self) -> None:
+        """Put into bins what is pending."""
+        with self._lock:
+            self._put_into_bins()
+            now = self._clock()
+            if now - self._marks[-1][0] >= _RECENTLY:
+                self._marks.append((now, self._snapshot()))
+
+    def histogram(self) -> Histogram:
+        """Return all that was recorded since the start."""
+        with self._lock:
+            self.fold()
+            return self._snapshot()
+
+    def span(self) -> tuple[Histogram, Histogram]:
+        """Return what there is now, and what there was a minute or two ago or when it was last looked at."""
+        with self._lock:
+            self.fold()
+            return self._snapshot(), self._marks[0][1]
+
+    def lately(self) -> Latency:
+        """Return what was recorded in the last one to two minutes."""
+        return Latency(self.span())
+
+    def _put_into_bins(self) -> None:
+        # No more than there are now: others go on appending.
+        taken = [self.pending.popleft() for _ in range(len(self.pending))]
+        # A clock that was set back, or makes no sense, must not spoil the rest.
+        batch = sorted(filter(_IS_FINITE, filter(_IS_POSITIVE, taken)))
+        if not batch:
+            return
+        if self._bins is None:
+            self._bins = array("Q", bytes(8 * _BINS))
+        _count(batch, self._bins)
+        self._count += len(batch)
+        self._total += sum(batch)
+        self._shortest = min(self._shortest, batch[0])
+        self._longest = max(self._longest, batch[-1])
+
+    def _snapshot(self) -> Histogram:
+        if self._bins is None:
+            return _EMPTY
+        return Histogram(self._bins[:], self._count, self._total, self._shortest, self._longest)
+
+    def after_fork(self) -> None:
+        """Free the lock: the thread that had it may not exist in this process."""
+        self._lock = threading.RLock()
+
+
+class Stopwatch:
+    """Tells which calls to time, and gathers what they took.
+
+    Attributes:
+        good: of calls that came to something.
+        bad: of calls that failed.
+        running: not empty while calls are to be timed.
+        resumes: when a rest is over; until then no call need be timed.
+
+    Concurrency: safe from any thread; `running` is read without a lock.
+    """
+
+    __slots__ = ("_begun", "bad", "good", "resumes", "running")
+
+    def __init__(self, clock: Clock) -> None:
+        self.good, self.bad = Recorder(clock), Recorder(clock)
+        self.running = [True]
+        self._begun = clock()
+        self.resumes = -math.inf
+
+    def rest(self, now: float) -> None:
+        """Put the batch into bins; time nothing for a while if it came too quickly."""
+        self.good.fold()
+        over = self._begun + _SLICE
+        if now < over:
+            self.resumes = over
+            self.running.clear()
+        self._begun = now
+
+    def resume(self, now: float) -> bool:
+        """Go on timing, unless the rest is not over; return whether calls are to be timed."""
+        if not self.running and not now < self.resumes:
+            self._begun = now
+            self.running.append(True)
+        return bool(self.running)
+
+    def lately(self) -> Latency:
+        """Return what calls took lately, whether they came to something or not."""
+        return Latency(self.good.span(), self.bad.span())
+
+
+_EMPTY: Final = Histogram((0,) * _BINS, 0, 0.0, math.inf, -math.inf)
+
+
+def _count(batch: list[float], bins: array[int]) -> None:
+    """Add each of *batch*, which is in order, to its bin: a step for each bin, not for each duration."""
+    first, end = 0, len(batch)
+    while first < end:
+        number = bisect_left(EDGES, batch[first])
+        after = bisect_right(batch, EDGES[number], first) if number < len(EDGES) else end
+        bins[number] += after - first
+        first = after

@@ -1,0 +1,110 @@
+"""What can be measured: metrics by name, and what has them to give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from .latency import Histogram
+
+__all__ = ["Instrument", "Measure", "Metered", "Metric", "counter", "gauge", "histogram", "up_down"]
+
+
+class Instrument(Enum):
+    """What kind of number a metric is, in OpenTelemetry's words."""
+
+    COUNTER = "counter"
+    """Only grows. What sources of one name have counted is added up."""
+    UP_DOWN_COUNTER = "up-down counter"
+    """How many there are now. What sources of one name have is added up."""
+    GAUGE = "gauge"
+    """A figure that cannot be added up: of sources of one name, the largest is told."""
+    HISTOGRAM = "histogram"
+    """How values are distributed, in seconds. Those of sources of one name are put together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """A metric: its name and what it means. Its name never changes, as dashboards and alerts go by it.
+
+    Attributes:
+        name: as OpenTelemetry has it, such as "resilient.calls".
+        instrument: what kind of number it is.
+        unit: in UCUM, such as "s" or "{call}"; "1" for ratios and states.
+        description: what it tells, in one sentence.
+        attributes: what it is told by, beside the kind and the name of whatever it is measured on.
+        boundaries: the upper bounds of the buckets, for histograms; otherwise empty.
+    """
+
+    name: str
+    instrument: Instrument
+    unit: str
+    description: str
+    attributes: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+
+
+class Measure(NamedTuple):
+    """One number of a metric, now.
+
+    Attributes:
+        metric: which.
+        value: the number; for a histogram, what was recorded since the start.
+        labels: values of the metric's attributes, in their order. Few different ones: never a key, a user or
+            a message.
+    """
+
+    metric: Metric
+    value: float | Histogram
+    labels: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """Whatever has metrics to give: each policy, each pool, health, what else has these three.
+
+    Concurrency: asked from any thread, while metrics are collected.
+    """
+
+    @property
+    def kind(self) -> str:
+        """What it is, such as "CircuitBreaker"."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    def measures(self) -> Iterable[Measure]:
+        """Return all that can be measured on it now; quickly, and without asking anybody."""
+        ...
+
+
+SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""The bounds that OpenTelemetry advises for the durations of requests."""
+
+
+def counter(name: str, unit: str, description: str, *attributes: str) -> Metric:
+    """Return a metric that only grows."""
+    return Metric(name, Instrument.COUNTER, unit, description, attributes)
+
+
+def up_down(name: str, unit: str, description: str, *attributes: str) -> Metric:
+    """Return a metric that tells how many there are now."""
+    return Metric(name, Instrument.UP_DOWN_COUNTER, unit, description, attributes)
+
+
+def gauge(name: str, unit: str, description: str, *attributes: str) -> Metric:
+    """Return a metric that tells a figure which cannot be added up."""
+    return Metric(name, Instrument.GAUGE, unit, description, attributes)
+
+
+def histogram(
+    name: str, description: str, *attributes: str, boundaries: tuple[float, ...] = SECONDS
+) -> Metric:
+    """Return a metric that tells how durations are distributed."""
+    return Metric(name, Instrument.HISTOGRAM, "s", description, attributes, boundaries)

@@ -1,0 +1,337 @@
+"""The metrics of the policies: what each kind of statistics is told by.
+
+Names follow OpenTelemetry's rules, and never change: dashboards and alerts go by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from ..engine.measure import Measure, counter, gauge, histogram, up_down
+
+if TYPE_CHECKING:
+    from ..engine.latency import Histogram, Stopwatch
+    from ..engine.measure import Metric
+    from .adaptive_throttle import ThrottleStats
+    from .bulkhead.bulkhead import BulkheadStats
+    from .bulkhead.sampler import LimitStats
+    from .cache.cache import CacheStats
+    from .circuit_breaker.states import BreakerStats
+    from .fallback import FallbackStats
+    from .rate_limiter.limiter import RateLimiterStats
+    from .retry import RetryStats
+    from .retry_budget import BudgetStats
+    from .time_limit import TimeoutStats
+
+__all__ = [
+    "CALLS",
+    "REJECTIONS",
+    "of_breaker",
+    "of_budget",
+    "of_bulkhead",
+    "of_cache",
+    "of_fallback",
+    "of_rate_limiter",
+    "of_retry",
+    "of_throttle",
+    "of_timeout",
+]
+
+_OUTCOME: Final = "resilient.outcome"
+_STATE: Final = "resilient.circuit_breaker.state"
+
+CALLS: Final = counter(
+    "resilient.calls",
+    "{call}",
+    "Calls: answered (success, failure), let in by what does not look at answers (admitted), refused "
+    "(rejected), given up (abandoned, gave_up), answered by a fallback (fallback), or counting as nothing "
+    "(ignored).",
+    _OUTCOME,
+)
+REJECTIONS: Final = counter(
+    "resilient.rejections",
+    "{call}",
+    "Calls that a policy refused (enforced), and those it would refuse if it enforced (detected).",
+    "resilient.enforcement",
+)
+CALL_DURATION: Final = histogram(
+    "resilient.call.duration",
+    "How long calls took; of more than some 2500 a second, a sample.",
+    _OUTCOME,
+)
+WAIT_DURATION: Final = histogram(
+    "resilient.wait.duration",
+    "How long calls waited to be let in, or to be made again, where they had to.",
+    boundaries=(0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0),
+)
+
+BREAKER_STATUS: Final = up_down(
+    "resilient.circuit_breaker.status", "1", "The state that breakers are in: 1, the others 0.", _STATE
+)
+BREAKER_OVERRIDE: Final = up_down(
+    "resilient.circuit_breaker.override",
+    "1",
+    "How breakers are set by hand: 1, the other ways 0.",
+    "resilient.circuit_breaker.mode",
+)
+BREAKER_TRANSITIONS: Final = counter(
+    "resilient.circuit_breaker.transitions",
+    "{transition}",
+    "How often breakers changed to this state.",
+    _STATE,
+)
+BREAKER_FAILURE_RATIO: Final = gauge(
+    "resilient.circuit_breaker.failure_ratio", "1", "The share of the calls in the window that failed."
+)
+BREAKER_SLOW_RATIO: Final = gauge(
+    "resilient.circuit_breaker.slow_ratio", "1", "The share of the calls in the window that were slow."
+)
+BREAKER_WINDOW: Final = up_down(
+    "resilient.circuit_breaker.window.calls", "{call}", "Calls in the window that the ratios are of."
+)
+BREAKER_SLOW: Final = counter(
+    "resilient.circuit_breaker.slow_calls", "{call}", "Calls that took longer than slow_after."
+)
+
+RETRY_ATTEMPTS: Final = counter(
+    "resilient.retry.attempts",
+    "{attempt}",
+    "Attempts that were made, first ones (original) and further ones (retry).",
+    "resilient.attempt.type",
+)
+RETRY_CALLS: Final = counter(
+    "resilient.retry.calls",
+    "{call}",
+    "Calls that ended well after a retry (recovered), failed for good (exhausted), or of which a retry was "
+    "not made because the budget was spent (over_budget).",
+    _OUTCOME,
+)
+RETRY_AMPLIFICATION: Final = gauge(
+    "resilient.retry.amplification", "1", "Attempts per call, since the start."
+)
+BUDGET_BALANCE: Final = up_down(
+    "resilient.retry_budget.balance", "{retry}", "Retries that could be made now."
+)
+BUDGET_DENIED: Final = counter("resilient.retry_budget.denied", "{retry}", "Retries that were refused.")
+
+TIMEOUT_OVERRUNS: Final = counter(
+    "resilient.timeout.overruns",
+    "{call}",
+    "Calls that were cut off, or that their caller stopped waiting for.",
+)
+TIMEOUT_ABANDONED: Final = up_down(
+    "resilient.timeout.abandoned", "{call}", "Calls whose caller has gone and whose thread still works."
+)
+
+THROTTLE_PROBABILITY: Final = gauge(
+    "resilient.adaptive_throttle.probability", "1", "The share of calls that is refused now."
+)
+
+LIMITER_STATUS: Final = up_down(
+    "resilient.rate_limiter.status",
+    "1",
+    "The rung that limiters decide on: 1, the others 0.",
+    "resilient.rate_limiter.rung",
+)
+LIMITER_FALLBACKS: Final = counter(
+    "resilient.rate_limiter.fallbacks",
+    "{decision}",
+    "Decisions that were not made where all processes count together.",
+)
+LIMITER_ERRORS: Final = counter(
+    "resilient.rate_limiter.errors", "{error}", "Requests to the shared store that failed or were too slow."
+)
+LIMITER_KEYS: Final = up_down("resilient.rate_limiter.keys", "{key}", "Keys that are kept in this process.")
+LIMITER_EVICTIONS: Final = counter("resilient.rate_limiter.evictions", "{key}", "Keys that had to make room.")
+
+BULKHEAD_LIMIT: Final = up_down("resilient.bulkhead.limit", "{call}", "How many calls may run.")
+BULKHEAD_ACTIVE: Final = up_down("resilient.bulkhead.active", "{call}", "Calls that run.")
+BULKHEAD_QUEUED: Final = up_down("resilient.bulkhead.queued", "{call}", "Calls that wait to run.")
+BULKHEAD_ABANDONED: Final = up_down(
+    "resilient.bulkhead.abandoned",
+    "{call}",
+    "Calls that run on in a thread, and keep their slot, though nobody waits for them any more.",
+)
+BULKHEAD_KEYS: Final = up_down("resilient.bulkhead.keys", "{key}", "Keys that are kept.")
+BULKHEAD_RTT: Final = gauge(
+    "resilient.bulkhead.rtt", "s", "What a good call took in the last window of an adaptive limit."
+)
+BULKHEAD_BASELINE: Final = gauge(
+    "resilient.bulkhead.baseline", "s", "What a call takes without a queue, as an adaptive limit has it."
+)
+BULKHEAD_PRESSURE: Final = gauge(
+    "resilient.bulkhead.pressure",
+    "1",
+    "What an adaptive limit is multiplied by for the lag of the event loop and the processor; 1 for none.",
+)
+
+CACHE_REQUESTS: Final = counter(
+    "resilient.cache.requests",
+    "{request}",
+    "Calls answered with a fresh value (hit), with one past its time (stale), with a remembered failure "
+    "(negative), or that had to load or to wait for a load (miss).",
+    "resilient.cache.result",
+)
+CACHE_RESCUED: Final = counter(
+    "resilient.cache.rescued", "{request}", "Misses that the last known good answered."
+)
+CACHE_LOADS: Final = counter(
+    "resilient.cache.loads", "{load}", "Loads begun, refreshes in the background included."
+)
+CACHE_LOAD_FAILURES: Final = counter("resilient.cache.load_failures", "{load}", "Loads that failed.")
+CACHE_LOAD_DURATION: Final = histogram("resilient.cache.load.duration", "How long loads took.", _OUTCOME)
+CACHE_HIT_RATIO: Final = gauge(
+    "resilient.cache.hit_ratio",
+    "1",
+    "The share of the calls that were answered without waiting for a load, since the start.",
+)
+CACHE_STALE_AGE: Final = gauge(
+    "resilient.cache.stale.age",
+    "s",
+    "The age of the oldest value past its time that was served in the last minute; 0 if none was.",
+)
+CACHE_ENTRIES: Final = up_down("resilient.cache.entries", "{entry}", "Entries that are kept.")
+CACHE_EVICTIONS: Final = counter("resilient.cache.evictions", "{entry}", "Entries that had to make room.")
+
+_STATES: Final = ("closed", "open", "half_open")
+_MODES: Final = ("forced_open", "forced_closed", "observe_only")
+_RUNGS: Final = ("shared", "local", "allow", "deny")
+
+
+def of_breaker(stats: BreakerStats, watch: Stopwatch) -> Iterator[Measure]:
+    """Return what can be told of a breaker."""
+    yield Measure(CALLS, stats.calls - stats.failures, ("success",))
+    yield Measure(CALLS, stats.failures, ("failure",))
+    yield Measure(CALLS, stats.rejected, ("rejected",))
+    yield Measure(CALLS, stats.abandoned, ("abandoned",))
+    yield Measure(CALLS, stats.ignored, ("ignored",))
+    yield Measure(REJECTIONS, stats.rejected, ("enforced",))
+    yield Measure(REJECTIONS, stats.rejected + stats.unenforced, ("detected",))
+    yield Measure(CALL_DURATION, watch.good.histogram(), ("success",))
+    yield Measure(CALL_DURATION, watch.bad.histogram(), ("failure",))
+    yield from _status(BREAKER_STATUS, _STATES, _word(stats.state))
+    yield from _status(BREAKER_OVERRIDE, _MODES, None if stats.override is None else _word(stats.override))
+    yield Measure(BREAKER_TRANSITIONS, stats.times_closed, ("closed",))
+    yield Measure(BREAKER_TRANSITIONS, stats.times_opened, ("open",))
+    yield Measure(BREAKER_TRANSITIONS, stats.times_half_opened, ("half_open",))
+    yield Measure(BREAKER_FAILURE_RATIO, stats.failure_ratio)
+    yield Measure(BREAKER_SLOW_RATIO, stats.slow_ratio)
+    yield Measure(BREAKER_WINDOW, stats.window_calls)
+    yield Measure(BREAKER_SLOW, stats.slow)
+
+
+def of_throttle(stats: ThrottleStats) -> Iterator[Measure]:
+    """Return what can be told of a throttle."""
+    yield Measure(CALLS, stats.calls - stats.failures, ("success",))
+    yield Measure(CALLS, stats.failures, ("failure",))
+    yield Measure(CALLS, stats.rejected, ("rejected",))
+    yield Measure(CALLS, stats.abandoned, ("abandoned",))
+    yield Measure(CALLS, stats.ignored, ("ignored",))
+    yield from _enforced(stats.rejected)
+    yield Measure(THROTTLE_PROBABILITY, stats.probability)
+
+
+def of_retry(stats: RetryStats, waits: Histogram) -> Iterator[Measure]:
+    """Return what can be told of a retry."""
+    yield Measure(RETRY_ATTEMPTS, stats.calls, ("original",))
+    yield Measure(RETRY_ATTEMPTS, stats.retries, ("retry",))
+    yield Measure(RETRY_CALLS, stats.recovered, ("recovered",))
+    yield Measure(RETRY_CALLS, stats.exhausted, ("exhausted",))
+    yield Measure(RETRY_CALLS, stats.over_budget, ("over_budget",))
+    yield Measure(RETRY_AMPLIFICATION, stats.amplification)
+    yield Measure(WAIT_DURATION, waits)
+
+
+def of_budget(stats: BudgetStats) -> Iterator[Measure]:
+    """Return what can be told of a retry budget."""
+    yield Measure(BUDGET_BALANCE, stats.balance)
+    yield Measure(BUDGET_DENIED, stats.denied)
+
+
+def of_timeout(stats: TimeoutStats, watch: Stopwatch) -> Iterator[Measure]:
+    """Return what can be told of a time limit."""
+    yield Measure(CALLS, stats.calls, ("admitted",))
+    yield Measure(CALLS, stats.rejected, ("rejected",))
+    yield from _enforced(stats.rejected)
+    yield Measure(CALL_DURATION, watch.good.histogram(), ("success",))
+    yield Measure(CALL_DURATION, watch.bad.histogram(), ("failure",))
+    yield Measure(TIMEOUT_OVERRUNS, stats.timed_out)
+    yield Measure(TIMEOUT_ABANDONED, stats.abandoned)
+
+
+def of_fallback(stats: FallbackStats) -> Iterator[Measure]:
+    """Return what can be told of a fallback."""
+    yield Measure(CALLS, stats.used, ("fallback",))
+    yield Measure(CALLS, stats.failed, ("failure",))
+
+
+def of_rate_limiter(stats: RateLimiterStats, waits: Histogram) -> Iterator[Measure]:
+    """Return what can be told of a rate limiter."""
+    yield Measure(CALLS, stats.allowed, ("admitted",))
+    yield Measure(CALLS, stats.denied, ("rejected",))
+    yield from _enforced(stats.denied)
+    yield Measure(WAIT_DURATION, waits)
+    yield from _status(LIMITER_STATUS, _RUNGS, stats.rung)
+    yield Measure(LIMITER_FALLBACKS, stats.fallbacks)
+    yield Measure(LIMITER_ERRORS, stats.errors)
+    yield Measure(LIMITER_KEYS, stats.keys)
+    yield Measure(LIMITER_EVICTIONS, stats.evicted)
+
+
+def of_bulkhead(stats: BulkheadStats, waits: Histogram) -> Iterator[Measure]:
+    """Return what can be told of a bulkhead."""
+    refused = stats.rejected + stats.put_out
+    yield Measure(CALLS, stats.calls, ("admitted",))
+    yield Measure(CALLS, refused, ("rejected",))
+    yield Measure(CALLS, stats.gave_up, ("gave_up",))
+    yield from _enforced(refused)
+    yield Measure(WAIT_DURATION, waits)
+    yield Measure(BULKHEAD_LIMIT, stats.limit)
+    yield Measure(BULKHEAD_ACTIVE, stats.in_use)
+    yield Measure(BULKHEAD_QUEUED, stats.waiting)
+    yield Measure(BULKHEAD_ABANDONED, stats.abandoned)
+    yield Measure(BULKHEAD_KEYS, stats.keys)
+    if stats.adaptive is not None:
+        yield from _of_adaptive(stats.adaptive)
+
+
+def _of_adaptive(stats: LimitStats) -> Iterator[Measure]:
+    if stats.rtt is not None:
+        yield Measure(BULKHEAD_RTT, stats.rtt)
+    if stats.baseline is not None:
+        yield Measure(BULKHEAD_BASELINE, stats.baseline)
+    yield Measure(BULKHEAD_PRESSURE, stats.pressure)
+
+
+def of_cache(stats: CacheStats, loads: Stopwatch) -> Iterator[Measure]:
+    """Return what can be told of a cache."""
+    yield Measure(CACHE_REQUESTS, stats.hits, ("hit",))
+    yield Measure(CACHE_REQUESTS, stats.stale, ("stale",))
+    yield Measure(CACHE_REQUESTS, stats.misses, ("miss",))
+    yield Measure(CACHE_REQUESTS, stats.negative, ("negative",))
+    yield Measure(CACHE_RESCUED, stats.rescued)
+    yield Measure(CACHE_LOADS, stats.loads)
+    yield Measure(CACHE_LOAD_FAILURES, stats.load_failures)
+    yield Measure(CACHE_LOAD_DURATION, loads.good.histogram(), ("success",))
+    yield Measure(CACHE_LOAD_DURATION, loads.bad.histogram(), ("failure",))
+    yield Measure(CACHE_HIT_RATIO, stats.hit_ratio)
+    yield Measure(CACHE_STALE_AGE, stats.stale_age)
+    yield Measure(CACHE_ENTRIES, stats.size)
+    yield Measure(CACHE_EVICTIONS, stats.evictions)
+
+
+def _enforced(refused: int) -> Iterator[Measure]:
+    """Return the refusals of a policy that enforces whatever it detects."""
+    yield Measure(REJECTIONS, refused, ("enforced",))
+    yield Measure(REJECTIONS, refused, ("detected",))
+
+
+def _status(metric: Metric, words: tuple[str, ...], current: str | None) -> Iterator[Measure]:
+    """Return a series for each of *words*: 1 for the *current* one, 0 for the others."""
+    for word in words:
+        yield Measure(metric, int(word == current), (word,))
+
+
+def _word(text: str) -> str:
+    return text.replace("-", "_").replace(" ", "_")
