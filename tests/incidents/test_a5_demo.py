@@ -5,23 +5,15 @@ In a hurry that run alone; `make soak` has the demo play all of it.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from examples.children import ROOT
-from examples.shop.figures import Run, summarise
-from examples.shop.incident import Outcome
+from examples.shop.figures import Run
 from examples.shop.incidents.growing import HEALTH, LIMIT, SERVICE, GrowingService
 from examples.shop.orchestrator import ENDED, KILLED, MEMORY, STARTED
-from examples.shop.scenario import play
+from tests.incidents.playing import Demo, demo_of, judged, played
 
 # Twice as long as it takes, and more: the machine may have other things to do.
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(120)]
@@ -35,31 +27,15 @@ SETTINGS = replace(GROWING.defaults, warm_up=0.5, fault=13.0)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The shop whose recommendations leak, and whose health is looked at."""
     [_, watched, _] = GROWING.versions
-    logs = tmp_path_factory.mktemp("logs")
-    return asyncio.run(play(GROWING, watched, SETTINGS, logs, lambda *_: None))
+    return played(GROWING, watched, SETTINGS, tmp_path_factory.mktemp("logs"))
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The demo, over."""
-    out = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "examples.shop", "--incident", "a5", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
-    done.args = out
-    return done
-
-
-@pytest.fixture(scope="module")
-def runs(demo: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    """What it measured, by the version of the shop."""
-    read = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
-    return {run["version"]: run for run in read["incidents"]["a5"]["runs"]}
+demo = demo_of("a5", within=110)
 
 
 def test_leak_is_told_before_the_kill(run: Run) -> None:
     """The demo's own verdicts about it: how long before, and how fast it grows."""
-    phases = {span.name: summarise(run, span, SETTINGS.good_within) for span in run.spans}
-    _, *told, _, _, _ = GROWING.checks(SETTINGS, *[Outcome(run, phases)] * 3)
+    _, *told, _, _, _ = judged(GROWING, SETTINGS, run)
 
     assert len(told) == 2
     assert [check for check in told if not check.held] == []
@@ -87,19 +63,16 @@ def test_warning_takes_nobody_out(run: Run) -> None:
 
 
 @in_full
-def test_demo_ends_well_and_says_so(demo: subprocess.CompletedProcess[str]) -> None:
+def test_demo_ends_well_and_says_so(demo: Demo) -> None:
     """On a terminal, in the exit code and in the report."""
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "Incident prevented." in demo.stdout
-    assert demo.stderr == ""
-    assert "Incident prevented" in (Path(demo.args) / "report.html").read_text(encoding="utf-8")
+    demo.assert_ended_well()
 
 
 @in_full
-def test_bare_shop_is_killed_again_and_again(runs: dict[str, dict[str, Any]]) -> None:
+def test_bare_shop_is_killed_again_and_again(demo: Demo) -> None:
     """And the protected one never comes near its limit."""
-    killed = {name: [n for n in run["notes"] if n["what"] == KILLED] for name, run in runs.items()}
-    taken = [note["told"]["mb"] for note in runs["protected"]["notes"] if note["what"] == MEMORY]
+    killed = {name: [n for n in run["notes"] if n["what"] == KILLED] for name, run in demo.runs.items()}
+    taken = [note["told"]["mb"] for note in demo.runs["protected"]["notes"] if note["what"] == MEMORY]
 
     assert len(killed["bare"]) >= 2
     assert not killed["protected"]

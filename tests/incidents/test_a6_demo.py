@@ -5,22 +5,15 @@ In a hurry that one alone; `make soak` has the demo play both.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from examples.children import ROOT
-from examples.shop.figures import FAULT, Run, summarise
-from examples.shop.incident import Check, Outcome
+from examples.shop.figures import FAULT, Run
+from examples.shop.incident import Check
 from examples.shop.incidents.cut_off import DEPENDENT, OUR_OWN, PAGES, TOLD_WITHIN, CutOff
 from examples.shop.orchestrator import ENDED, KILLED, LIVE, PROBE, READY
-from examples.shop.scenario import play
+from tests.incidents.playing import Demo, demo_of, judged, played
 
 # Twice as long as it takes, and more: the machine may have other things to do.
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(120)]
@@ -35,33 +28,17 @@ PROMISES = ("stays alive", "tells the truth", "pages are served", "the rest is t
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The protected shop, in a hurry."""
     [_, protected] = CUT_OFF.versions
-    logs = tmp_path_factory.mktemp("logs")
-    return asyncio.run(play(CUT_OFF, protected, SETTINGS, logs, lambda *_: None))
+    return played(CUT_OFF, protected, SETTINGS, tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture(scope="module")
 def checks(run: Run) -> dict[str, Check]:
     """What came of the promises about it."""
-    phases = {span.name: summarise(run, span, SETTINGS.good_within) for span in run.spans}
-    _, _, *promised = CUT_OFF.checks(SETTINGS, *[Outcome(run, phases)] * 2)
+    _, _, *promised = judged(CUT_OFF, SETTINGS, run)
     return dict(zip(PROMISES, promised, strict=True))
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The demo, over."""
-    out = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "examples.shop", "--incident", "a6", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
-    done.args = out
-    return done
-
-
-@pytest.fixture(scope="module")
-def runs(demo: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    """What it measured, by the version of the shop."""
-    read = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
-    return {run["version"]: run for run in read["incidents"]["a6"]["runs"]}
+demo = demo_of("a6", within=110)
 
 
 @pytest.mark.parametrize("promise", PROMISES)
@@ -91,20 +68,17 @@ def test_only_who_cannot_work_is_not_ready(run: Run) -> None:
 
 
 @in_full
-def test_demo_ends_well_and_says_so(demo: subprocess.CompletedProcess[str]) -> None:
+def test_demo_ends_well_and_says_so(demo: Demo) -> None:
     """On a terminal, in the exit code and in the report."""
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "Incident prevented." in demo.stdout
-    assert demo.stderr == ""
-    assert "Incident prevented" in (Path(demo.args) / "report.html").read_text(encoding="utf-8")
+    demo.assert_ended_well()
 
 
 @in_full
-def test_bare_services_are_ended_by_who_probes(runs: dict[str, dict[str, Any]]) -> None:
+def test_bare_services_are_ended_by_who_probes(demo: Demo) -> None:
     """With SIGTERM, and for their signs of life; nothing else was wrong with them."""
-    notes = runs["bare"]["notes"]
+    notes = demo.runs["bare"]["notes"]
     ended = {note["told"]["code"] for note in notes if note["what"] == ENDED}
     why = {note["told"]["why"] for note in notes if note["what"] == KILLED}
 
     assert (ended, why) == ({-15}, {LIVE})
-    assert not [note for note in runs["protected"]["notes"] if note["what"] in {ENDED, KILLED}]
+    assert not [note for note in demo.runs["protected"]["notes"] if note["what"] in {ENDED, KILLED}]

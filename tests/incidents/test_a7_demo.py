@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from examples.children import ROOT
 from examples.shop.crowds import CUSTOMERS, FLOOD, HEEDFUL
-from examples.shop.figures import Run, summarise
-from examples.shop.incident import Check, Outcome, Settings
+from examples.shop.figures import Run
+from examples.shop.incident import Check, Settings
 from examples.shop.incidents.flood import Flood
 from examples.shop.scenario import play
+from tests.incidents.playing import Demo, demo_of, judged
 
 LIMIT_OF_CALM_RATE, BURST_OF_CALM_RATE, FLOOD_OF_CALM_RATE = 1 / 2, 1, 10
 
@@ -51,28 +47,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
 @pytest.fixture(scope="module")
 def checks(played: Played) -> dict[str, Check]:
     """What came of the promises about it."""
-    settings, run = played
-    phases = {span.name: summarise(run, span, settings.good_within) for span in run.spans}
-    _, *promised = Flood().checks(settings, *[Outcome(run, phases)] * 2)
+    _, *promised = judged(Flood(), *played)
     return dict(zip(PROMISES, promised, strict=True))
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The demo, over."""
-    out = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "examples.shop", "--incident", "a7", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=140)
-    done.args = out
-    return done
-
-
-@pytest.fixture(scope="module")
-def phases(demo: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    """Its table: a row for each run and phase, such as "bare fault"."""
-    read = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
-    summaries = read["incidents"]["a7"]["summaries"]
-    return {f"{run} {row['phase']}": row for run, rows in summaries.items() for row in rows}
+demo = demo_of("a7", within=140)
 
 
 def _outcomes(run: Run, crowd: str) -> Counter[str]:
@@ -114,26 +93,21 @@ def test_client_that_waits_as_long_as_it_was_told_is_let_in(played: Played) -> N
 
 
 @in_full
-def test_demo_ends_well_and_says_so(demo: subprocess.CompletedProcess[str]) -> None:
+def test_demo_ends_well_and_says_so(demo: Demo) -> None:
     """On a terminal, in the exit code and in the report."""
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "Incident prevented." in demo.stdout
-    assert demo.stderr == ""
-    assert "Incident prevented" in (Path(demo.args) / "report.html").read_text(encoding="utf-8")
+    demo.assert_ended_well()
 
 
 @in_full
 @pytest.mark.parametrize("service", ["catalogue", "currency", "checkout"])
-def test_bare_service_is_waited_for_five_times_as_long(
-    phases: dict[str, dict[str, Any]], service: str
-) -> None:
+def test_bare_service_is_waited_for_five_times_as_long(demo: Demo, service: str) -> None:
     """Behind the frontend, everybody is slow."""
-    calm, fault = phases["bare calm"], phases["bare fault"]
+    calm, fault = demo.phases["bare calm"], demo.phases["bare fault"]
 
     assert fault["services"][service] >= 5 * calm["services"][service]
 
 
 @in_full
-def test_bare_frontend_is_five_times_slower(phases: dict[str, dict[str, Any]]) -> None:
+def test_bare_frontend_is_five_times_slower(demo: Demo) -> None:
     """Which is what customers see."""
-    assert phases["bare fault"]["page_p95"] >= 5 * phases["bare calm"]["page_p95"]
+    assert demo.phases["bare fault"]["page_p95"] >= 5 * demo.phases["bare calm"]["page_p95"]

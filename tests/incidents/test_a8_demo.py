@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from examples.children import ROOT
-from examples.shop.figures import Run, summarise
-from examples.shop.incident import Check, Outcome
+from examples.shop.figures import Run
+from examples.shop.incident import Check
 from examples.shop.incidents.failing_grpc import (
     CHECKOUT,
     FROZEN,
@@ -29,8 +22,8 @@ from examples.shop.incidents.failing_grpc import (
     VICTIM,
     FailingGrpc,
 )
-from examples.shop.scenario import play
 from examples.shop.till import STATS, TOLD
+from tests.incidents.playing import Demo, assert_sent_alike, demo_of, judged, played
 
 # Twice as long as it takes, and more: the machine may have other things to do.
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(150)]
@@ -46,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     incident = FailingGrpc()
     [_, protected] = incident.versions
     settings, logs = replace(incident.defaults, **HURRY), tmp_path_factory.mktemp("logs")
-    return asyncio.run(play(incident, protected, settings, logs, lambda *_: None))
+    return played(incident, protected, settings, logs)
 
 
 @pytest.fixture(scope="module")
@@ -54,26 +47,11 @@ def checks(run: Run) -> dict[str, Check]:
     """What came of the promises about it alone."""
     incident = FailingGrpc()
     settings = replace(incident.defaults, **HURRY)
-    phases = {span.name: summarise(run, span, settings.good_within) for span in run.spans}
-    _, _, errors, in_time, _, charged, told = incident.checks(settings, *[Outcome(run, phases)] * 2)
+    _, _, errors, in_time, _, charged, told = judged(incident, settings, run)
     return dict(zip(PROMISES, (errors, in_time, charged, told), strict=True))
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The demo, over."""
-    out = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "examples.shop", "--incident", "a8", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=140)
-    done.args = out
-    return done
-
-
-@pytest.fixture(scope="module")
-def runs(demo: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    """What it measured, by the version of the shop."""
-    read = json.loads((Path(demo.args) / "figures.json").read_text(encoding="utf-8"))
-    return {run["version"]: run for run in read["incidents"]["a8"]["runs"]}
+demo = demo_of("a8", within=140)
 
 
 @pytest.mark.parametrize("promise", PROMISES)
@@ -114,18 +92,15 @@ def test_every_checkout_is_told_of(run: Run) -> None:
 
 
 @in_full
-def test_demo_ends_well_and_says_so(demo: subprocess.CompletedProcess[str]) -> None:
+def test_demo_ends_well_and_says_so(demo: Demo) -> None:
     """On a terminal, in the exit code and in the report."""
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "Incident prevented." in demo.stdout
-    assert demo.stderr == ""
-    assert "Incident prevented" in (Path(demo.args) / "report.html").read_text(encoding="utf-8")
+    demo.assert_ended_well()
 
 
 @in_full
-def test_bare_shop_goes_on_asking_the_sick_one(runs: dict[str, dict[str, Any]]) -> None:
+def test_bare_shop_goes_on_asking_the_sick_one(demo: Demo) -> None:
     """Half of its calls go there, and customers are charged for orders that came to nothing."""
-    bare = runs["bare"]
+    bare = demo.runs["bare"]
     [sick] = [span for span in bare["spans"] if span["name"] == SICK]
     asked = Counter(
         note["told"]["by"]
@@ -141,12 +116,6 @@ def test_bare_shop_goes_on_asking_the_sick_one(runs: dict[str, dict[str, Any]]) 
 
 
 @in_full
-def test_load_generator_kept_its_pace(runs: dict[str, dict[str, Any]]) -> None:
+def test_load_generator_kept_its_pace(demo: Demo) -> None:
     """The same requests for both, each accounted for, and sent when they were due."""
-    bare, protected = (
-        sorted((sample["at"], sample["action"]) for sample in run["samples"]) for run in runs.values()
-    )
-    late = [sample["lag"] > 0.1 for run in runs.values() for sample in run["samples"]]
-
-    assert bare == protected
-    assert sum(late) < 0.01 * len(late)
+    assert_sent_alike(demo.runs)
