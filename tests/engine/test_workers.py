@@ -312,15 +312,17 @@ def test_no_threads_are_none_whatever_is_being_handled(monkeypatch: pytest.Monke
             Workers(1, "pool").submit(job(int))
 
 
+@pytest.mark.parametrize("ident", [None, 7])
 def test_thread_that_an_interrupt_keeps_from_coming_has_no_place_and_no_job(
-    monkeypatch: pytest.MonkeyPatch,
+    ident: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python keeps it for ever. Should it come after all, it finds that nobody expects it."""
+    """Python keeps it for ever, perhaps with an identity. If it comes after all, nobody expects it."""
     pool, kept, begun = Workers(1, "pool"), list[threading.Thread](), list[object]()
     wanted = threading.Event()
 
     def keep(self: threading.Thread) -> None:
         kept.append(self)
+        self._ident = ident
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

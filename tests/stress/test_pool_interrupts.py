@@ -36,12 +36,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def reports_off(caplog: pytest.LogCaptureFixture) -> None:
-    """Who is struck with a connection in hand has forgotten it; logging does not survive interrupts."""
-    caplog.set_level("CRITICAL", "resilient")
-
-
 class Textbook:
     """Connections as they are lent everywhere: taken out of a list under a lock, put back in `finally`."""
 

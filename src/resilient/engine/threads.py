@@ -25,4 +25,7 @@ def start(thread: threading.Thread) -> None:
             raise
     else:
         return
-    raise interrupt
+    try:
+        raise interrupt
+    finally:
+        del interrupt  # or its traceback would keep this frame alive, and this frame it

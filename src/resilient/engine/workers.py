@@ -111,6 +111,11 @@ class _Worker(threading.Thread):
         self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._pool: Workers | None = pool
 
+    @property
+    def has_come(self) -> bool:
+        """Whether it has begun. That it has an `ident` does not say so: it may hang just before."""
+        return self._pool is None
+
     def run(self) -> None:
         pool, self._pool = self._pool, None
         if pool is None or not pool.expects(self):
@@ -207,7 +212,7 @@ class Workers:
             raise
         except BaseException:
             with self._lock:
-                if thread.ident is None:  # if it comes now, it sees that it is not expected
+                if not thread.has_come:  # if it comes now, it sees that it is not expected
                     self._threads.discard(weakref.ref(thread))
             job.withdraw()
             raise
