@@ -1,0 +1,288 @@
+"""What our metrics are called in Prometheus, and whether a query asks for what there is.
+
+Names are made from the metrics by OpenTelemetry's rules (Prometheus and OpenMetrics Compatibility, with the
+default strategy, UnderscoreEscapingWithSuffixes), and the values of labels are those that policies, pools and
+checks tell.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from itertools import pairwise
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Sum
+
+from resilient import (
+    AdaptiveThrottle,
+    Bulkhead,
+    Cache,
+    CircuitBreaker,
+    ConnectionPool,
+    Fallback,
+    Gradient,
+    RateLimiter,
+    ReplicaSet,
+    Retry,
+    RetryBudget,
+    Timeout,
+)
+from resilient.engine.latency import Histogram
+from resilient.engine.measure import Instrument, Measure, Metric
+from resilient.health import Status
+from resilient.health import measures as health_measures
+from resilient.health.report import Result
+from resilient.policies import measures as policy_measures
+from resilient.pool import measures as pool_measures
+from resilient.telemetry.connections import ConnectionCounts, Connections
+
+ANYWHERE: Final = frozenset(
+    {"job", "instance", "otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}
+)
+"""Labels that every series has. Whoever scrapes sets the first two, and more if they please."""
+
+_KIND: Final = "resilient_policy_kind"
+_NAME: Final = "resilient_policy_name"
+_UNITS: Final = {"s": "_seconds", "By": "_bytes"}
+_PARTS: Final = ("_bucket", "_sum", "_count")
+
+Labels = Mapping[str, str | None]
+"""Labels of a series, as Prometheus has them. None: any value."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a query may name: a metric, or a part of a histogram, with the labels that it comes with.
+
+    Attributes:
+        name: in Prometheus.
+        labels: what it is told by.
+        seen: the values of its labels that belong together.
+    """
+
+    name: str
+    labels: frozenset[str]
+    seen: tuple[Labels, ...] = field(repr=False, default=({},))
+
+
+def in_prometheus(metric: Metric) -> str:
+    """Return what *metric* is called in Prometheus; of a histogram, without "_bucket" and so on."""
+    return _name(metric.name, metric.unit, metric.instrument is Instrument.COUNTER)
+
+
+def label(attribute: str) -> str:
+    """Return what *attribute* is called in Prometheus."""
+    return re.sub(r"[^a-zA-Z0-9]+", "_", attribute)
+
+
+def metrics() -> list[Metric]:
+    """Return all metrics of policies, pools and health; `db.client.connection.*` are not among them."""
+    modules: tuple[ModuleType, ...] = (policy_measures, pool_measures, health_measures)
+    return [one for module in modules for one in vars(module).values() if isinstance(one, Metric)]
+
+
+@cache
+def known() -> Mapping[str, Series]:
+    """Return what queries may name."""
+    seen: dict[str, list[Labels]] = {}
+    for kind, measure in _measured():
+        metric = measure.metric
+        free = metric.name.startswith("resilient.health.") or "resilient.replica.name" in metric.attributes
+        values = zip(map(label, metric.attributes), measure.labels, strict=True)
+        labels = {name: value for name, value in values if not free or name.endswith("_state")}
+        # Names of checks, their units and those of replicas are the user's.
+        anything = dict.fromkeys(map(label, metric.attributes))
+        seen.setdefault(metric.name, []).append({_NAME: None, **anything, _KIND: kind, **labels})
+    found: dict[str, Series] = {}
+    for metric in metrics():
+        is_histogram = metric.instrument is Instrument.HISTOGRAM
+        names = (_KIND, _NAME, *map(label, metric.attributes))
+        _add(found, in_prometheus(metric), is_histogram, names, seen.get(metric.name, ()))
+    for name, is_histogram, points in _connections():
+        _add(found, name, is_histogram, {one for labels in points for one in labels}, points)
+    return found
+
+
+def faults(query: str, also: Mapping[str, Series] | None = None) -> list[str]:
+    """Return what *query* asks for in vain: unknown series, or labels and values that they never have.
+
+    Args:
+        query: in PromQL. A value with a variable in it ("$policy") may be any.
+        also: what it may name beside our metrics: what is recorded, for instance.
+    """
+    series = {**known(), **(also or {})}
+    tokens = [match for match in _TOKEN.finditer(query) if match.lastgroup is not None]
+    told: list[str] = []
+    named: set[str] = set()
+    grouped: list[str] = []
+    in_grouping = False
+    for token, following in pairwise((*tokens, None)):
+        assert token is not None
+        word, then = token.group(), "" if following is None else following.group()
+        if in_grouping:
+            in_grouping = word != ")"
+            grouped += re.findall(_LABEL, word)
+        elif token.lastgroup != "word" or word.lower() in _WORDS:
+            pass
+        elif word.lower() in _GROUPINGS:
+            in_grouping = then == "("
+        elif then == "(" or word.lower() in _AGGREGATIONS:
+            pass
+        elif word not in series:
+            told.append(f"there is no {word}")
+        else:
+            named.update(series[word].labels)
+            if then.startswith("{"):
+                told += _faults_of(series[word], then)
+    made = {token.group()[1:-1] for token in tokens if token.lastgroup == "text"}  # by label_replace
+    labels = ANYWHERE | named | made
+    return told + [f"nothing has the label {one}" for one in grouped if one not in labels]
+
+
+_LABEL: Final = r"[a-zA-Z_]\w*"
+_TOKEN: Final = re.compile(
+    r"#[^\n]*|\s+"
+    r"""|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+    r"""|(?P<braces>\{(?:[^{}"']|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')*\})"""
+    r"|\[[^\]]*\]|\$\w+|\$\{[^}]*\}|\d[\w.]*"
+    r"|(?P<word>[a-zA-Z_:][\w:]*)|(?P<sign>[^\s])"
+)
+_MATCHER: Final = re.compile(r"""(\w+)\s*(=~|!~|!=|=)\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')""")
+_WORDS: Final = frozenset({"and", "or", "unless", "bool", "offset", "inf", "nan", "atan2"})
+_GROUPINGS: Final = frozenset({"by", "without", "on", "ignoring", "group_left", "group_right"})
+_AGGREGATIONS: Final = frozenset(
+    {"sum", "min", "max", "avg", "count", "group", "stddev", "stdvar", "topk", "bottomk", "quantile"}
+)
+
+
+def _faults_of(series: Series, braces: str) -> Iterator[str]:
+    matchers = [(name, sign, one or other) for name, sign, one, other in _MATCHER.findall(braces)]
+    for name, sign, value in matchers:
+        if name not in series.labels | ANYWHERE:
+            yield f"{series.name} has no label {name}"
+        elif name not in ANYWHERE and "$" not in value:
+            choices = value.split("|") if "~" in sign and re.fullmatch(r"[\w|]+", value) else [value]
+            for choice in choices:
+                if not any(
+                    _matches(labels, name, "=~" if "~" in sign else "=", choice) for labels in series.seen
+                ):
+                    yield f"{series.name} never has {name} {choice!r}"
+    if not any(all(_matches(labels, *one) for one in matchers) for labels in series.seen):
+        yield f"no {series.name} has all of {braces}"
+
+
+def _matches(labels: Labels, name: str, sign: str, value: str) -> bool:
+    if name in ANYWHERE or "$" in value:
+        return True
+    has = labels.get(name, "")
+    if has is None:
+        return True
+    same = re.fullmatch(value, has) is not None if "~" in sign else has == value
+    return same is not sign.startswith("!")
+
+
+def _name(name: str, unit: str, is_counter: bool) -> str:
+    text = re.sub(r"[^a-zA-Z0-9:]+", "_", name)
+    suffix = _UNITS.get(unit, "")
+    if not text.endswith(suffix):
+        text += suffix
+    return text + "_total" if is_counter and not text.endswith("_total") else text
+
+
+def _add(
+    found: dict[str, Series], name: str, is_histogram: bool, labels: Iterable[str], seen: Iterable[Labels]
+) -> None:
+    if not is_histogram:
+        found[name] = Series(name, frozenset(labels), tuple(seen))
+        return
+    for part in _PARTS:
+        more: dict[str, None] = {"le": None} if part == "_bucket" else {}
+        found[name + part] = Series(
+            name + part, frozenset({*labels, *more}), tuple({**one, **more} for one in seen)
+        )
+
+
+def _measured() -> Iterator[tuple[str, Measure]]:
+    """Return all that each kind of source tells of itself."""
+    bulkhead = Bulkhead("orders", Gradient())
+    stats = bulkhead.stats()
+    assert stats.adaptive is not None
+    settled = replace(stats, adaptive=replace(stats.adaptive, rtt=0.1, baseline=0.1))
+    policies: tuple[Any, ...] = (
+        AdaptiveThrottle("orders"),
+        Cache("orders", ttl=1.0),
+        CircuitBreaker("orders"),
+        Fallback(None),
+        RateLimiter("1/second", name="orders"),
+        Retry(on=OSError),
+        RetryBudget(),
+        Timeout(1.0),
+    )
+    for policy in policies:
+        yield from ((_snake(policy.kind), one) for one in policy.measures())
+    nothing = Histogram((), 0, 0.0, 0.0, 0.0)
+    yield from (("bulkhead", one) for one in policy_measures.of_bulkhead(settled, nothing))
+    pool = ConnectionPool(lambda: sqlite3.connect(":memory:"), name="orders", min_size=0)
+    with pool, ReplicaSet(pool, [], name="orders") as replicas:
+        for kind in ("connection_pool", "async_connection_pool"):
+            yield from ((kind, one) for one in pool_measures.of_pool(pool.stats()))
+        one_replica: Any = SimpleNamespace(name="r1", lag=0.1, breaker=CircuitBreaker("r1").stats())
+        some = replace(replicas.stats(), replicas=(one_replica,))
+        for kind in ("replica_set", "async_replica_set"):
+            yield from ((kind, one) for one in pool_measures.of_replicas(some))
+    result = Result(
+        "cpu", "check", Status.PASS, value=1.0, unit="percent", at=datetime.now(UTC), age=1.0, took=0.1
+    )
+    yield from (("health", one) for one in health_measures.of_results([result]))
+
+
+def _snake(kind: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+
+
+class _Pool:
+    """A pool that tells all there is to tell."""
+
+    name = "orders"
+
+    def counts(self) -> ConnectionCounts:
+        return ConnectionCounts(1, 1, 1, 1, 1, 1, 1, 1)
+
+
+def _connections() -> list[tuple[str, bool, tuple[Labels, ...]]]:
+    """Return what is told of connections: its name, whether it is a histogram, and its labels."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    connections, pool = Connections(provider), _Pool()
+    connections.observe(pool)
+    durations = connections.times(pool.name)
+    for pending in (durations.create, durations.wait, durations.use):
+        pending.append(0.1)
+    data = reader.get_metrics_data()
+    assert data is not None
+    told: list[tuple[str, bool, tuple[Labels, ...]]] = [
+        (
+            _name(one.name, one.unit or "", isinstance(one.data, Sum) and one.data.is_monotonic),
+            isinstance(one.data, HistogramData),
+            tuple(
+                {
+                    label(key): None if key.endswith(".name") else str(value)
+                    for key, value in (point.attributes or {}).items()
+                }
+                for point in one.data.data_points
+            ),
+        )
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for one in scope.metrics
+    ]
+    provider.shutdown()
+    return told
