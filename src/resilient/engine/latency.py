@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..typing import Clock
 
-__all__ = ["BATCH", "EDGES", "Histogram", "Latency", "Recorder", "Stopwatch"]
+__all__ = ["BATCH", "EDGES", "IDLE", "Histogram", "Latency", "Recorder", "Stopwatch"]
 
 _MANTISSAS: Final = (
     "1", "1.15", "1.3", "1.5", "1.75", "2", "2.25", "2.5", "2.75", "3", "3.5", "4", "4.5", "5", "5.5", "6",
@@ -296,6 +296,13 @@ class Stopwatch:
         return Latency(self.good.span(), self.bad.span())
 
 
+class _Idle(Stopwatch):
+    """Times nothing, ever: for limits that are made for one block, or one request, and forgotten."""
+
+    def resume(self, now: float) -> bool:  # noqa: ARG002
+        return False
+
+
 _EMPTY: Final = Histogram((0,) * _BINS, 0, 0.0, math.inf, -math.inf)
 
 
@@ -307,3 +314,7 @@ def _count(batch: list[float], bins: array[int]) -> None:
         after = bisect_right(batch, EDGES[number], first) if number < len(EDGES) else end
         bins[number] += after - first
         first = after
+
+
+IDLE: Final[Stopwatch] = _Idle(lambda: 0.0)
+IDLE.running.clear()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..engine.deadline import Instant, current_deadline
 from ..engine.fork import renew_after_fork
-from ..engine.latency import BATCH, Latency, Stopwatch
+from ..engine.latency import Latency, Stopwatch
 from ..engine.window import Tally
 from ..errors import BulkheadFullError, CallTimeoutError, DeadlineExceededError
 from ..events import Announcer, CallTimedOut
@@ -46,7 +46,7 @@ class Limit:
         clock: Clock,
         announcer: Announcer,
         *,
-        stopwatch: Stopwatch | None,
+        stopwatch: Stopwatch,
     ) -> None:
         self.kind = kind
         self.name = name
@@ -55,7 +55,6 @@ class Limit:
         self.announcer = announcer
         self.calls = Tally()
         self.stopwatch = stopwatch
-        self.timed: list[bool] = [] if stopwatch is None else stopwatch.running
         self.timed_out = self.rejected = 0
         self.after_fork()
         renew_after_fork(self)
@@ -79,15 +78,6 @@ class Limit:
         instant.over = False
         return seconds
 
-    def answered(self, begun: float) -> None:
-        """Note how long a call took that was *begun* then, and was answered."""
-        now, watch = self.clock(), self.stopwatch
-        if watch is None:
-            return
-        watch.good.add(now - begun)
-        if len(watch.good.pending) >= BATCH:
-            watch.rest(now)
-
     def too_late(self, left: float) -> DeadlineExceededError:
         """Count and describe a call whose deadline had passed: *left* seconds, 0 or less, were left."""
         with self.lock:
@@ -106,9 +96,8 @@ class Limit:
         """Count, announce and describe a call that took too long."""
         with self.lock:
             self.timed_out += 1
-        if self.stopwatch is not None:
+        if self.stopwatch.resume(self.clock()):
             self.stopwatch.bad.record(seconds)
-            self.stopwatch.resume(self.clock())
         if self.announcer.heard:
             self.announcer.announce(CallTimedOut(self.name, seconds, running))
         message = f"{self.kind} {self.name!r}: no answer in {seconds:.3g} s"
@@ -116,10 +105,8 @@ class Limit:
 
     def stats(self, abandoned: int) -> TimeoutStats:
         """Return what has been counted so far."""
-        latency = Latency()
-        if self.stopwatch is not None:
-            self.stopwatch.resume(self.clock())
-            latency = self.stopwatch.lately()
+        self.stopwatch.resume(self.clock())
+        latency = self.stopwatch.lately()
         with self.lock:
             return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned, latency)
 

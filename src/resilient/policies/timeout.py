@@ -16,7 +16,7 @@ from ..engine.cutoff import Cutoff, CutoffQueue
 from ..engine.deadline import Instant, innermost
 from ..engine.drive.bounds import bound_function, bound_stream
 from ..engine.drive.gates import GateBlock, gate, settle
-from ..engine.latency import Stopwatch
+from ..engine.latency import BATCH, IDLE, Stopwatch
 from ..engine.measure import Measure
 from ..engine.policy import Policy
 from ..engine.shape import Shape
@@ -73,7 +73,8 @@ class _CutoffGate:
         self._queues = _Queues()
         self._queue: CutoffQueue | None = None  # the one used last, of whatever thread
         self._is_real_time = limit.clock is MONOTONIC
-        self._timed = limit.timed
+        self._stopwatch = watch = limit.stopwatch
+        self._running, self._took, self._pending = watch.running, watch.good.add, watch.good.pending
 
     def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Cutoff:
         loop = get_running_loop()
@@ -94,7 +95,7 @@ class _CutoffGate:
         cutoff.clock = MONOTONIC
         cutoff.outer = None
         cutoff.over = cutoff.fired = False
-        cutoff.heeded = self._timed
+        cutoff.heeded = self._running
         cutoff.cancelling = task.cancelling()
         cutoff.queue = queue
         queue.entries.append(cutoff)
@@ -108,10 +109,14 @@ class _CutoffGate:
     def success(self, cutoff: Cutoff, _result: Any) -> None:
         queue = cutoff.queue
         if queue is None or cutoff.heeded or queue.entries[0] is not cutoff:
-            self._end_carefully(cutoff)
-            if self._timed:
-                self._limit.answered(self._begun(cutoff))
-            return
+            if self._running:
+                now = self._limit.clock()
+                self._took(now - (cutoff.begun if queue is None else cutoff.when - self._seconds))
+                if len(self._pending) >= BATCH:
+                    self._stopwatch.rest(now)
+            if queue is None or cutoff.fired or queue.entries[0] is not cutoff:
+                self._end_carefully(cutoff)
+                return
         cutoff.over = True
         cutoff.task = None
         entries = queue.entries
@@ -128,9 +133,6 @@ class _CutoffGate:
             seconds = cutoff.seconds if cutoff.queue is None else self._seconds
             raise self._limit.overrun(seconds, running=False) from exc
 
-    def _begun(self, cutoff: Cutoff) -> float:
-        return cutoff.begun if cutoff.queue is None else cutoff.when - self._seconds
-
     def _admit_carefully(self, loop: asyncio.AbstractEventLoop) -> Cutoff:
         """Admit a call by itself: in another deadline, on a clock that is not the real one, or a block."""
         task = current_task(loop)
@@ -140,7 +142,7 @@ class _CutoffGate:
         cutoff.seconds = seconds = self._limit.begin(cutoff)
         cutoff.task = task
         cutoff.fired = False
-        cutoff.heeded = self._timed
+        cutoff.heeded = self._running
         cutoff.cancelling = task.cancelling()
         # Out of the queue's order, it gets a timer of its own.
         cutoff.queue = None
@@ -251,7 +253,7 @@ class _ThreadForm:
         if stage is Stage.RUNNING:
             raise self._limit.overrun(seconds, running=True)
         outcome = job.outcome()
-        self._limit.answered(instant.begun)
+        self._limit.stopwatch.good.record(self._limit.clock() - instant.begun)
         return outcome
 
     def _job(self, call: Callable[[], Any], instant: Instant) -> Job:
@@ -284,7 +286,7 @@ class _TimeLimit(Policy):
         clock: Clock,
         announcer: Announcer | None = None,
         *,
-        stopwatch: Stopwatch | None = None,
+        stopwatch: Stopwatch = IDLE,
     ) -> None:
         length = params.seconds("seconds", seconds, above=True)
         label = f"{self.kind}-{length:g}s" if name is None else params.named("name", name)
@@ -308,8 +310,7 @@ class _TimeLimit(Policy):
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""
         if shape is Shape.FUNCTION:
-            limit = self._limit
-            return bound_function(self._deadline_gate.set, fn, limit.timed, limit.answered)
+            return bound_function(self._deadline_gate.set, fn, self._limit.stopwatch)
         if shape is Shape.COROUTINE:
             return gate(self._cutoff_gate, fn, shape)
         return bound_stream(functools.partial(_StreamLimit, self._limit), fn, shape)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
 from ..deadline import Instant
+from ..latency import BATCH, Stopwatch
 from ..shape import Shape
 from .streams import PlainStream, drive_async_generator
 
@@ -28,13 +29,10 @@ class StreamBound(Protocol):
 def bound_function(
     begin: Callable[[Instant], object],
     fn: Callable[..., Any],
-    timed: list[bool],
-    answered: Callable[[float], object],
+    stopwatch: Stopwatch,
 ) -> Callable[..., Any]:
-    """Return the function *fn* with each of its calls within an instant that *begin* sets.
-
-    *answered* is told when a call had begun that returned, while *timed* is not empty.
-    """
+    """Return the function *fn* with each of its calls within an instant that *begin* sets."""
+    running, took, pending = stopwatch.running, stopwatch.good.add, stopwatch.good.pending
 
     @functools.wraps(fn)
     def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -46,8 +44,11 @@ def bound_function(
             result = fn(*args, **kwargs)
         finally:
             instant.over = True
-        if timed:
-            answered(instant.begun)
+        if running:
+            now = instant.clock()
+            took(now - instant.begun)
+            if len(pending) >= BATCH:
+                stopwatch.rest(now)
         return result
 
     return bounded
