@@ -7,7 +7,8 @@ a user; error texts are cut short.
 Listeners run after the policy has committed its change and outside its lock, in the order of the changes.
 One that raises is logged once, on the logger `resilient`, and changes nothing for the call or for the others.
 One that is slow holds up no call for long: what piles up meanwhile is told in a thread of its own, and when
-more than 1000 events wait, the oldest are dropped.
+more than 1000 events wait, the oldest are dropped. Whoever delivers an event, its listeners run in a copy
+of the context (`contextvars`) in which it happened: a trace or a request id is that of the call behind it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -340,9 +342,9 @@ class _Subscription:
         self.listener = listener
         self.faulty = False
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event, context: Context) -> None:
         try:
-            self.listener(event)
+            context.run(self.listener, event)
         # A listener's fault is no fault of the call. Nor is a cancellation, say of a future that it asked.
         except (Exception, asyncio.CancelledError):  # noqa: BLE001
             if not self.faulty:
@@ -386,9 +388,9 @@ class Listeners:
         msg = f"{listener!r} is not a listener here"
         raise ValueError(msg)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event, context: Context) -> None:
         for subscription in self._subscriptions:
-            subscription.tell(event)
+            subscription.tell(event, context)
 
     def after_fork(self) -> None:
         """Free the lock: the thread that had it may not exist in this process."""
@@ -402,8 +404,8 @@ def add_listener(listener: Listener) -> None:
     """Call *listener* with every event of every policy in this process.
 
     Args:
-        listener: called with one `Event`, in the thread where it happened; must not block. Added twice, it
-            is called twice.
+        listener: called with one `Event`, in a copy of the context where it happened; must not block. Added
+            twice, it is called twice.
 
     Raises:
         TypeError: *listener* cannot be called.
@@ -454,7 +456,7 @@ class Announcer:
         self._everyone = Listeners() if private else _everyone
         self.dropped = 0  # events nobody heard of because listeners were too slow
         self._loss_logged = False
-        self._pending: deque[Event] = deque(maxlen=_MAX_PENDING)
+        self._pending: deque[tuple[Event, Context]] = deque(maxlen=_MAX_PENDING)
         self._lock = threading.RLock()
         self._turn: weakref.ref[_Turn] | None = None
 
@@ -466,7 +468,8 @@ class Announcer:
     def post(self, event: Event) -> None:
         if len(self._pending) == _MAX_PENDING:
             self.dropped += 1
-        self._pending.append(event)
+        # The context of this call: another one, or a thread, may be the one to deliver.
+        self._pending.append((event, copy_context()))
 
     def deliver(self) -> None:
         if self.dropped and not self._loss_logged:  # not by `post`: it may hold the policy's lock
@@ -496,9 +499,9 @@ class Announcer:
                     if at_most <= 0:
                         return False
                     at_most -= 1
-                    event = self._pending.popleft()
-                    self.listeners.tell(event)
-                    self._everyone.tell(event)
+                    event, context = self._pending.popleft()
+                    self.listeners.tell(event, context)
+                    self._everyone.tell(event, context)
             finally:
                 self._turn = None
                 del turn

@@ -22,9 +22,11 @@ from ..engine.drive.loops import loop
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
 from ..engine.latency import Latency, Recorder
+from ..engine.living import remember
 from ..engine.matching import verdict_of
 from ..engine.measure import Measure
 from ..engine.policy import Policy, callee_of
+from ..engine.resends import Resend
 from ..engine.shape import Shape, describe
 from ..engine.window import Tally
 from ..events import Announcer, BudgetExhausted, RetriesExhausted, RetryScheduled, error_text, log_fault
@@ -162,6 +164,7 @@ class Retry(Policy):
         self.lock = threading.RLock()
         self.retries = self.recovered = self.exhausted = self.over_budget = 0
         renew_after_fork(self)
+        remember(self)
 
     @property
     def name(self) -> str:
@@ -311,6 +314,10 @@ class Run:
             self.unsent()
             raise
         self._sent(delay)
+
+    def again(self) -> Resend:
+        """Return a block around the attempt that was granted."""
+        return Resend(self._state.attempt_number - 1)
 
     def unsent(self) -> None:
         """Give back what the budget granted: the attempt will not be made."""

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self
 
 from ..engine.drive.gates import GateBlock
+from ..engine.resends import Resend
 
 if TYPE_CHECKING:
     from .retry import Retry, Run
@@ -107,19 +108,24 @@ class Attempt(AbstractContextManager["Attempt", bool]):
         number: the number of the attempt; the first one is 1.
     """
 
-    __slots__ = ("_limit", "_loop", "number")
+    __slots__ = ("_limit", "_loop", "_resend", "number")
 
     def __init__(self, loop: _Loop, number: int, limit: GateBlock | None) -> None:
         self._loop = loop
         self._limit = limit
+        self._resend = Resend(number - 1) if number > 1 else None
         self.number = number
 
     def __enter__(self) -> Self:
         if self._limit is not None:
             self._limit.__enter__()
+        if self._resend is not None:
+            self._resend.__enter__()
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> bool:
+        if self._resend is not None:
+            self._resend.count = 0
         if self._limit is not None:
             self._limit.__exit__(kind, exc, traceback)
         if exc is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ..shape import Shape
@@ -32,7 +33,7 @@ class LoopRun(Protocol):
     """The further attempts of one call, from its first failure on.
 
     `failed`, `refused` and `returned` answer with the seconds to wait before the next attempt, or None for no
-    other.
+    other. `again` is entered around each of them.
     """
 
     def failed(self, exc: Exception, /) -> float | None: ...
@@ -41,6 +42,7 @@ class LoopRun(Protocol):
     def recovered(self) -> None: ...
     def sleep(self, delay: float, /) -> None: ...
     def asleep(self, delay: float, /) -> Awaitable[None]: ...
+    def again(self) -> AbstractContextManager[None]: ...
 
 
 def loop(core: Loop, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
@@ -75,7 +77,8 @@ def _further_attempts(run: LoopRun, delay: float, fn: Callable[..., Any], args: 
     while True:
         run.sleep(delay)
         try:
-            result = fn(*args, **kwargs)
+            with run.again():
+                result = fn(*args, **kwargs)
         except Exception as exc:
             if (pause := run.failed(exc)) is None:
                 raise
@@ -114,7 +117,8 @@ async def _afurther_attempts(
     while True:
         await run.asleep(delay)
         try:
-            result = await fn(*args, **kwargs)
+            with run.again():
+                result = await fn(*args, **kwargs)
         except Exception as exc:
             if (pause := run.failed(exc)) is None:
                 raise
@@ -134,7 +138,7 @@ def _generator(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
         while True:
             stream = fn(*args, **kwargs)
             try:
-                item = next(stream)
+                item = next(stream) if run is None else _first_again(run, stream)
             except StopIteration as stop:
                 return stop.value
             except Exception as exc:
@@ -149,6 +153,11 @@ def _generator(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
         return (yield from resume(stream, item))
 
     return retried
+
+
+def _first_again(run: LoopRun, stream: Generator[Any, Any, Any]) -> Any:
+    with run.again():
+        return next(stream)
 
 
 def _async_generator(core: Loop, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,7 +178,11 @@ class _RetriedStream(PlainStream):
         run: LoopRun | None = None
         while True:
             try:
-                item = await super().first()
+                if run is None:
+                    item = await super().first()
+                else:
+                    with run.again():
+                        item = await super().first()
             except StopAsyncIteration:
                 raise
             except Exception as exc:
