@@ -7,7 +7,9 @@ child to stop. If the parent dies, the kernel closes it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import random
 import resource
 import socket
 import sys
@@ -19,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_SHUTDOWN = 2.0
+_SHUTDOWN = 5.0
 _MANY = 10_000
+# Below those that systems take for outgoing connections: a port from there could go, while its server is
+# away, to a client's socket, even to one that connects to itself.
+_PORTS = range(15_000, 32_000)
 
 
 @asynccontextmanager
@@ -88,6 +93,19 @@ def tell_to_stop(process: Process) -> None:
 def listen() -> socket.socket:
     """Return a socket that listens on a free port, for a child to serve."""
     return socket.create_server(("127.0.0.1", 0), backlog=512)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that no outgoing connection is given while their server is away."""
+    return list(itertools.islice(filter(_is_free, random.sample(_PORTS, len(_PORTS))), count))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def url_of(listener: socket.socket) -> str:

