@@ -140,17 +140,20 @@ class Histogram:
         )
 
     def __sub__(self, earlier: Histogram) -> Histogram:
-        """Return what has come since *earlier*; the shortest and the longest remain those of all."""
+        """Return what has come since *earlier*; its shortest and longest are as exact as the bins."""
         if not earlier.count:
             return self
         if earlier.count == self.count:
             return _EMPTY
+        bins = tuple(map(sub, self.bins, earlier.bins))
+        first = next(number for number, times in enumerate(bins) if times)
+        last = next(number for number in reversed(range(_BINS)) if bins[number])
         return Histogram(
-            tuple(map(sub, self.bins, earlier.bins)),
+            bins,
             self.count - earlier.count,
             max(0.0, self.total - earlier.total),
-            self.shortest,
-            self.longest,
+            max(self.shortest, EDGES[first - 1]) if first else self.shortest,
+            min(self.longest, EDGES[last]) if last < len(EDGES) else self.longest,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -216,12 +219,16 @@ class Recorder:
 
     def histogram(self) -> Histogram:
         """Return all that was recorded since the start."""
+        if self._is_unused():
+            return _EMPTY
         with self._lock:
             self.fold()
             return self._snapshot()
 
     def span(self) -> tuple[Histogram, Histogram]:
         """Return what there is now, and what there was a minute or two ago or when it was last looked at."""
+        if self._is_unused():
+            return _EMPTY, _EMPTY
         with self._lock:
             self.fold()
             return self._snapshot(), self._marks[0][1]
@@ -229,6 +236,9 @@ class Recorder:
     def lately(self) -> Latency:
         """Return what was recorded in the last one to two minutes."""
         return Latency(self.span())
+
+    def _is_unused(self) -> bool:
+        return self._bins is None and not self.pending
 
     def _put_into_bins(self) -> None:
         # No more than there are now: others go on appending.

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from .latency import Histogram
 
-__all__ = ["Instrument", "Measure", "Metered", "Metric", "counter", "gauge", "histogram", "up_down"]
+__all__ = [
+    "Instrument",
+    "Measure",
+    "Metered",
+    "Metric",
+    "count_defined",
+    "counter",
+    "defined",
+    "gauge",
+    "histogram",
+    "up_down",
+]
 
 
 class Instrument(Enum):
@@ -24,6 +35,19 @@ class Instrument(Enum):
     """A figure that cannot be added up: of sources of one name, the largest is told."""
     HISTOGRAM = "histogram"
     """How values are distributed, in seconds. Those of sources of one name are put together."""
+
+
+_defined: Final[list[Metric]] = []
+
+
+def defined() -> list[Metric]:
+    """Return all metrics there are, in the order in which they were defined."""
+    return list(_defined)
+
+
+def count_defined() -> int:
+    """Return how many metrics there are."""
+    return len(_defined)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,20 +70,16 @@ class Metric:
     attributes: tuple[str, ...] = ()
     boundaries: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        _defined.append(self)
 
-class Measure(NamedTuple):
-    """One number of a metric, now.
 
-    Attributes:
-        metric: which.
-        value: the number; for a histogram, what was recorded since the start.
-        labels: values of the metric's attributes, in their order. Few different ones: never a key, a user or
-            a message.
-    """
+Measure: TypeAlias = "tuple[Metric, float | Histogram, tuple[str, ...]]"
+"""One number of a metric, now: which; the number, or for a histogram what was recorded since the start; and
+the values of the metric's attributes, in their order. Few different ones: never a key, a user or a message.
 
-    metric: Metric
-    value: float | Histogram
-    labels: tuple[str, ...] = ()
+A bare tuple: thousands of them are made for every collection.
+"""
 
 
 @runtime_checkable
@@ -69,10 +89,8 @@ class Metered(Protocol):
     Concurrency: asked from any thread, while metrics are collected.
     """
 
-    @property
-    def kind(self) -> str:
-        """What it is, such as "CircuitBreaker"."""
-        ...
+    kind: ClassVar[str]
+    """What it is, such as "CircuitBreaker"."""
 
     @property
     def name(self) -> str:

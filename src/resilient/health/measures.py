@@ -39,10 +39,10 @@ def of_results(results: Iterable[Result]) -> Iterator[Measure]:
     """Return what can be told of a service's checks."""
     for result in results:
         for state in _STATES:
-            yield Measure(HEALTH_STATUS, int(result.status is state), (result.name, state))
+            yield HEALTH_STATUS, int(result.status is state), (result.name, state)
         if result.took is not None:
-            yield Measure(CHECK_DURATION, result.took, (result.name,))
+            yield CHECK_DURATION, result.took, (result.name,)
         if result.age is not None:
-            yield Measure(CHECK_AGE, result.age, (result.name,))
+            yield CHECK_AGE, result.age, (result.name,)
         if result.value is not None:
-            yield Measure(CHECK_VALUE, result.value, (result.name, result.unit or "1"))
+            yield CHECK_VALUE, result.value, (result.name, result.unit or "1")

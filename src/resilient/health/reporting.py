@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
 from ..engine import params
 from ..engine.announcing import Announcing
 from ..engine.deadline import time_left
 from ..engine.finding import Status
 from ..engine.fork import renew_after_fork
+from ..engine.living import remember
+from ..engine.measure import Measure
 from ..engine.waiting import TaskWaiter, ThreadWaiter, running_loop
 from ..events import Announcer, HealthChanged, Listener
 from ..typing import Clock, Seconds
 from .aggregation import ALL, LIVE, READY, STARTUP, overall
+from .measures import of_results
 from .monitor import Monitor
 from .registration import Entry
 from .report import Report
@@ -34,6 +37,8 @@ _log = logging.getLogger("resilient")
 
 class Reporting(Announcing):
     """What threads and tasks can ask how it is doing; its arguments are those of `Health`."""
+
+    kind: ClassVar[str] = "Health"
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class Reporting(Announcing):
         self._started = False  # whether "startup" has been passed
         self._draining: str | None = None
         renew_after_fork(self)
+        remember(self)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, where nothing has been found yet; what drains, drains."""
@@ -102,6 +108,15 @@ class Reporting(Announcing):
     def service(self) -> str:
         """The name of the service."""
         return self._service
+
+    @property
+    def name(self) -> str:
+        """The same, for metrics."""
+        return self._service
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it: what was found last. What is due is begun, as by any question."""
+        return of_results(self.latest().results)
 
     @property
     def version(self) -> str | None:

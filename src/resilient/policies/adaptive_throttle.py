@@ -14,6 +14,7 @@ from ..engine.clock import MONOTONIC
 from ..engine.drive.gates import NO_RESULT, GateBlock, gate
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
+from ..engine.living import remember
 from ..engine.matching import Matcher, is_refusal
 from ..engine.measure import Measure
 from ..engine.policy import Policy
@@ -141,6 +142,7 @@ class AdaptiveThrottle(Policy):
             random=params.callback("random", random),
         )
         self.announcer = self._core.announcer
+        remember(self)
 
     @property
     def name(self) -> str:

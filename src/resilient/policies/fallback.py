@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 from ..engine import params
 from ..engine.drive.rescues import rescue
 from ..engine.fork import renew_after_fork
+from ..engine.living import remember
 from ..engine.matching import Matcher, is_one, verdict_of
 from ..engine.measure import Measure
 from ..engine.policy import Policy, callee_of, policies_of
@@ -76,6 +77,7 @@ class Fallback(Policy):
         self._used = self._failed = 0
         self.after_fork()
         renew_after_fork(self)
+        remember(self)
 
     @classmethod
     def chain(

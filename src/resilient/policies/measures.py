@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALLS",
+    "MAINTENANCE_ON",
     "REJECTIONS",
     "of_breaker",
     "of_budget",
@@ -194,6 +195,10 @@ CACHE_STALE_AGE: Final = gauge(
 CACHE_ENTRIES: Final = up_down("resilient.cache.entries", "{entry}", "Entries that are kept.")
 CACHE_EVICTIONS: Final = counter("resilient.cache.evictions", "{entry}", "Entries that had to make room.")
 
+MAINTENANCE_ON: Final = up_down(
+    "resilient.maintenance.on", "1", "Whether a service is closed for maintenance: 1, or 0."
+)
+
 _STATES: Final = ("closed", "open", "half_open")
 _MODES: Final = ("forced_open", "forced_closed", "observe_only")
 _RUNGS: Final = ("shared", "local", "allow", "deny")
@@ -201,136 +206,137 @@ _RUNGS: Final = ("shared", "local", "allow", "deny")
 
 def of_breaker(stats: BreakerStats, watch: Stopwatch) -> Iterator[Measure]:
     """Return what can be told of a breaker."""
-    yield Measure(CALLS, stats.calls - stats.failures, ("success",))
-    yield Measure(CALLS, stats.failures, ("failure",))
-    yield Measure(CALLS, stats.rejected, ("rejected",))
-    yield Measure(CALLS, stats.abandoned, ("abandoned",))
-    yield Measure(CALLS, stats.ignored, ("ignored",))
-    yield Measure(REJECTIONS, stats.rejected, ("enforced",))
-    yield Measure(REJECTIONS, stats.rejected + stats.unenforced, ("detected",))
-    yield Measure(CALL_DURATION, watch.good.histogram(), ("success",))
-    yield Measure(CALL_DURATION, watch.bad.histogram(), ("failure",))
+    yield CALLS, stats.calls - stats.failures, ("success",)
+    yield CALLS, stats.failures, ("failure",)
+    yield CALLS, stats.rejected, ("rejected",)
+    yield CALLS, stats.abandoned, ("abandoned",)
+    yield CALLS, stats.ignored, ("ignored",)
+    yield REJECTIONS, stats.rejected, ("enforced",)
+    yield REJECTIONS, stats.rejected + stats.unenforced, ("detected",)
+    yield CALL_DURATION, watch.good.histogram(), ("success",)
+    yield CALL_DURATION, watch.bad.histogram(), ("failure",)
     yield from _status(BREAKER_STATUS, _STATES, _word(stats.state))
     yield from _status(BREAKER_OVERRIDE, _MODES, None if stats.override is None else _word(stats.override))
-    yield Measure(BREAKER_TRANSITIONS, stats.times_closed, ("closed",))
-    yield Measure(BREAKER_TRANSITIONS, stats.times_opened, ("open",))
-    yield Measure(BREAKER_TRANSITIONS, stats.times_half_opened, ("half_open",))
-    yield Measure(BREAKER_FAILURE_RATIO, stats.failure_ratio)
-    yield Measure(BREAKER_SLOW_RATIO, stats.slow_ratio)
-    yield Measure(BREAKER_WINDOW, stats.window_calls)
-    yield Measure(BREAKER_SLOW, stats.slow)
+    yield BREAKER_TRANSITIONS, stats.times_closed, ("closed",)
+    yield BREAKER_TRANSITIONS, stats.times_opened, ("open",)
+    yield BREAKER_TRANSITIONS, stats.times_half_opened, ("half_open",)
+    yield BREAKER_FAILURE_RATIO, stats.failure_ratio, ()
+    yield BREAKER_SLOW_RATIO, stats.slow_ratio, ()
+    yield BREAKER_WINDOW, stats.window_calls, ()
+    yield BREAKER_SLOW, stats.slow, ()
 
 
 def of_throttle(stats: ThrottleStats) -> Iterator[Measure]:
     """Return what can be told of a throttle."""
-    yield Measure(CALLS, stats.calls - stats.failures, ("success",))
-    yield Measure(CALLS, stats.failures, ("failure",))
-    yield Measure(CALLS, stats.rejected, ("rejected",))
-    yield Measure(CALLS, stats.abandoned, ("abandoned",))
-    yield Measure(CALLS, stats.ignored, ("ignored",))
+    yield CALLS, stats.calls - stats.failures, ("success",)
+    yield CALLS, stats.failures, ("failure",)
+    yield CALLS, stats.rejected, ("rejected",)
+    yield CALLS, stats.abandoned, ("abandoned",)
+    yield CALLS, stats.ignored, ("ignored",)
     yield from _enforced(stats.rejected)
-    yield Measure(THROTTLE_PROBABILITY, stats.probability)
+    yield THROTTLE_PROBABILITY, stats.probability, ()
 
 
 def of_retry(stats: RetryStats, waits: Histogram) -> Iterator[Measure]:
     """Return what can be told of a retry."""
-    yield Measure(RETRY_ATTEMPTS, stats.calls, ("original",))
-    yield Measure(RETRY_ATTEMPTS, stats.retries, ("retry",))
-    yield Measure(RETRY_CALLS, stats.recovered, ("recovered",))
-    yield Measure(RETRY_CALLS, stats.exhausted, ("exhausted",))
-    yield Measure(RETRY_CALLS, stats.over_budget, ("over_budget",))
-    yield Measure(RETRY_AMPLIFICATION, stats.amplification)
-    yield Measure(WAIT_DURATION, waits)
+    yield RETRY_ATTEMPTS, stats.calls, ("original",)
+    yield RETRY_ATTEMPTS, stats.retries, ("retry",)
+    yield RETRY_CALLS, stats.recovered, ("recovered",)
+    yield RETRY_CALLS, stats.exhausted, ("exhausted",)
+    yield RETRY_CALLS, stats.over_budget, ("over_budget",)
+    yield RETRY_AMPLIFICATION, stats.amplification, ()
+    yield WAIT_DURATION, waits, ()
 
 
 def of_budget(stats: BudgetStats) -> Iterator[Measure]:
     """Return what can be told of a retry budget."""
-    yield Measure(BUDGET_BALANCE, stats.balance)
-    yield Measure(BUDGET_DENIED, stats.denied)
+    yield BUDGET_BALANCE, stats.balance, ()
+    yield BUDGET_DENIED, stats.denied, ()
 
 
 def of_timeout(stats: TimeoutStats, watch: Stopwatch) -> Iterator[Measure]:
     """Return what can be told of a time limit."""
-    yield Measure(CALLS, stats.calls, ("admitted",))
-    yield Measure(CALLS, stats.rejected, ("rejected",))
+    yield CALLS, stats.calls, ("admitted",)
+    yield CALLS, stats.rejected, ("rejected",)
     yield from _enforced(stats.rejected)
-    yield Measure(CALL_DURATION, watch.good.histogram(), ("success",))
-    yield Measure(CALL_DURATION, watch.bad.histogram(), ("failure",))
-    yield Measure(TIMEOUT_OVERRUNS, stats.timed_out)
-    yield Measure(TIMEOUT_ABANDONED, stats.abandoned)
+    yield CALL_DURATION, watch.good.histogram(), ("success",)
+    yield CALL_DURATION, watch.bad.histogram(), ("failure",)
+    yield TIMEOUT_OVERRUNS, stats.timed_out, ()
+    yield TIMEOUT_ABANDONED, stats.abandoned, ()
 
 
 def of_fallback(stats: FallbackStats) -> Iterator[Measure]:
     """Return what can be told of a fallback."""
-    yield Measure(CALLS, stats.used, ("fallback",))
-    yield Measure(CALLS, stats.failed, ("failure",))
+    yield CALLS, stats.used, ("fallback",)
+    yield CALLS, stats.failed, ("failure",)
 
 
-def of_rate_limiter(stats: RateLimiterStats, waits: Histogram) -> Iterator[Measure]:
-    """Return what can be told of a rate limiter."""
-    yield Measure(CALLS, stats.allowed, ("admitted",))
-    yield Measure(CALLS, stats.denied, ("rejected",))
+def of_rate_limiter(stats: RateLimiterStats, waits: Histogram, *, shared: bool) -> Iterator[Measure]:
+    """Return what can be told of a rate limiter; where it is not *shared*, there is no ladder to be on."""
+    yield CALLS, stats.allowed, ("admitted",)
+    yield CALLS, stats.denied, ("rejected",)
     yield from _enforced(stats.denied)
-    yield Measure(WAIT_DURATION, waits)
-    yield from _status(LIMITER_STATUS, _RUNGS, stats.rung)
-    yield Measure(LIMITER_FALLBACKS, stats.fallbacks)
-    yield Measure(LIMITER_ERRORS, stats.errors)
-    yield Measure(LIMITER_KEYS, stats.keys)
-    yield Measure(LIMITER_EVICTIONS, stats.evicted)
+    yield WAIT_DURATION, waits, ()
+    yield LIMITER_KEYS, stats.keys, ()
+    yield LIMITER_EVICTIONS, stats.evicted, ()
+    if shared:
+        yield from _status(LIMITER_STATUS, _RUNGS, stats.rung)
+        yield LIMITER_FALLBACKS, stats.fallbacks, ()
+        yield LIMITER_ERRORS, stats.errors, ()
 
 
 def of_bulkhead(stats: BulkheadStats, waits: Histogram) -> Iterator[Measure]:
     """Return what can be told of a bulkhead."""
     refused = stats.rejected + stats.put_out
-    yield Measure(CALLS, stats.calls, ("admitted",))
-    yield Measure(CALLS, refused, ("rejected",))
-    yield Measure(CALLS, stats.gave_up, ("gave_up",))
+    yield CALLS, stats.calls, ("admitted",)
+    yield CALLS, refused, ("rejected",)
+    yield CALLS, stats.gave_up, ("gave_up",)
     yield from _enforced(refused)
-    yield Measure(WAIT_DURATION, waits)
-    yield Measure(BULKHEAD_LIMIT, stats.limit)
-    yield Measure(BULKHEAD_ACTIVE, stats.in_use)
-    yield Measure(BULKHEAD_QUEUED, stats.waiting)
-    yield Measure(BULKHEAD_ABANDONED, stats.abandoned)
-    yield Measure(BULKHEAD_KEYS, stats.keys)
+    yield WAIT_DURATION, waits, ()
+    yield BULKHEAD_LIMIT, stats.limit, ()
+    yield BULKHEAD_ACTIVE, stats.in_use, ()
+    yield BULKHEAD_QUEUED, stats.waiting, ()
+    yield BULKHEAD_ABANDONED, stats.abandoned, ()
+    yield BULKHEAD_KEYS, stats.keys, ()
     if stats.adaptive is not None:
         yield from _of_adaptive(stats.adaptive)
 
 
 def _of_adaptive(stats: LimitStats) -> Iterator[Measure]:
     if stats.rtt is not None:
-        yield Measure(BULKHEAD_RTT, stats.rtt)
+        yield BULKHEAD_RTT, stats.rtt, ()
     if stats.baseline is not None:
-        yield Measure(BULKHEAD_BASELINE, stats.baseline)
-    yield Measure(BULKHEAD_PRESSURE, stats.pressure)
+        yield BULKHEAD_BASELINE, stats.baseline, ()
+    yield BULKHEAD_PRESSURE, stats.pressure, ()
 
 
 def of_cache(stats: CacheStats, loads: Stopwatch) -> Iterator[Measure]:
     """Return what can be told of a cache."""
-    yield Measure(CACHE_REQUESTS, stats.hits, ("hit",))
-    yield Measure(CACHE_REQUESTS, stats.stale, ("stale",))
-    yield Measure(CACHE_REQUESTS, stats.misses, ("miss",))
-    yield Measure(CACHE_REQUESTS, stats.negative, ("negative",))
-    yield Measure(CACHE_RESCUED, stats.rescued)
-    yield Measure(CACHE_LOADS, stats.loads)
-    yield Measure(CACHE_LOAD_FAILURES, stats.load_failures)
-    yield Measure(CACHE_LOAD_DURATION, loads.good.histogram(), ("success",))
-    yield Measure(CACHE_LOAD_DURATION, loads.bad.histogram(), ("failure",))
-    yield Measure(CACHE_HIT_RATIO, stats.hit_ratio)
-    yield Measure(CACHE_STALE_AGE, stats.stale_age)
-    yield Measure(CACHE_ENTRIES, stats.size)
-    yield Measure(CACHE_EVICTIONS, stats.evictions)
+    yield CACHE_REQUESTS, stats.hits, ("hit",)
+    yield CACHE_REQUESTS, stats.stale, ("stale",)
+    yield CACHE_REQUESTS, stats.misses, ("miss",)
+    yield CACHE_REQUESTS, stats.negative, ("negative",)
+    yield CACHE_RESCUED, stats.rescued, ()
+    yield CACHE_LOADS, stats.loads, ()
+    yield CACHE_LOAD_FAILURES, stats.load_failures, ()
+    yield CACHE_LOAD_DURATION, loads.good.histogram(), ("success",)
+    yield CACHE_LOAD_DURATION, loads.bad.histogram(), ("failure",)
+    yield CACHE_HIT_RATIO, stats.hit_ratio, ()
+    yield CACHE_STALE_AGE, stats.stale_age, ()
+    yield CACHE_ENTRIES, stats.size, ()
+    yield CACHE_EVICTIONS, stats.evictions, ()
 
 
 def _enforced(refused: int) -> Iterator[Measure]:
     """Return the refusals of a policy that enforces whatever it detects."""
-    yield Measure(REJECTIONS, refused, ("enforced",))
-    yield Measure(REJECTIONS, refused, ("detected",))
+    yield REJECTIONS, refused, ("enforced",)
+    yield REJECTIONS, refused, ("detected",)
 
 
 def _status(metric: Metric, words: tuple[str, ...], current: str | None) -> Iterator[Measure]:
     """Return a series for each of *words*: 1 for the *current* one, 0 for the others."""
     for word in words:
-        yield Measure(metric, int(word == current), (word,))
+        yield metric, int(word == current), (word,)
 
 
 def _word(text: str) -> str:

@@ -13,6 +13,7 @@ from ..engine import params
 from ..engine.clock import MONOTONIC
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
+from ..engine.living import remember
 from ..engine.measure import Measure
 from ..engine.window import Tally
 from ..typing import Clock, Seconds
@@ -94,6 +95,7 @@ class RetryBudget:
         self._edge = self._looked + self.window / _BUCKETS
         self._denied = 0
         renew_after_fork(self)
+        remember(self)
 
     def enrol(self, owner: object, tally: Tally) -> None:
         """Count the calls of *tally* as calls of this budget, for as long as *owner* lives."""

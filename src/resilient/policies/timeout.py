@@ -17,6 +17,7 @@ from ..engine.deadline import Instant, innermost
 from ..engine.drive.bounds import bound_function, bound_stream
 from ..engine.drive.gates import GateBlock, gate, settle
 from ..engine.latency import BATCH, IDLE, Stopwatch
+from ..engine.living import remember
 from ..engine.measure import Measure
 from ..engine.policy import Policy
 from ..engine.shape import Shape
@@ -365,6 +366,7 @@ class Timeout(_TimeLimit):
         self._threads = (
             None if threads is None else _ThreadForm(self._limit, params.count("threads", threads))
         )
+        remember(self)
 
     def wrap(self, fn: Callable[..., Any], shape: Shape) -> Callable[..., Any]:
         """Return *fn*, which has *shape*, under this limit."""

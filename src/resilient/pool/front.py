@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar
 
 from ..engine import params
 from ..engine.announcing import Announcing
 from ..engine.clock import MONOTONIC
 from ..engine.finding import Finding, Status
+from ..engine.living import remember
 from ..engine.matching import Matcher
+from ..engine.measure import Measure
 from ..errors import ConnectionReturnedError
 from ..events import Announcer
 from ..telemetry.connections import ConnectionCounts, observe
@@ -21,6 +23,7 @@ from .borrowers import ALL_FRAMES, FEW_FRAMES, Borrower
 from .core import Core, Crew
 from .findings import Flaw, told
 from .handling import Act, Handling
+from .measures import of_pool
 from .members import Gone, Token
 from .rules import Rules
 from .stats import PoolStats
@@ -102,6 +105,7 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
         )
         self._reading = _Reading(self._core)
         observe(self._reading)
+        remember(self)
 
     @property
     def name(self) -> str:
@@ -121,6 +125,10 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
     def stats(self) -> PoolStats:
         """Return what the pool has counted and where it stands, as of one moment."""
         return self._core.stats()
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_pool(self.stats())
 
     def finding(self) -> Finding:
         """Return how it stands, for health.

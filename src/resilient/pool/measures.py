@@ -65,25 +65,25 @@ DEMOTIONS: Final = counter(
 
 def of_pool(stats: PoolStats) -> Iterator[Measure]:
     """Return what can be told of a pool of ours."""
-    yield Measure(CHECKOUTS, stats.checkouts)
-    yield Measure(REFUSED, stats.refused)
-    yield Measure(CONNECT_FAILURES, stats.connect_failures)
-    yield Measure(CLOSED, stats.discarded, ("discarded",))
-    yield Measure(CLOSED, stats.expired, ("expired",))
-    yield Measure(CLOSED, stats.reclaimed, ("reclaimed",))
-    yield Measure(LEAKS, stats.leaks)
-    yield Measure(COLLECTED, stats.collected)
-    yield Measure(AVAILABLE, int(stats.available))
+    yield CHECKOUTS, stats.checkouts, ()
+    yield REFUSED, stats.refused, ()
+    yield CONNECT_FAILURES, stats.connect_failures, ()
+    yield CLOSED, stats.discarded, ("discarded",)
+    yield CLOSED, stats.expired, ("expired",)
+    yield CLOSED, stats.reclaimed, ("reclaimed",)
+    yield LEAKS, stats.leaks, ()
+    yield COLLECTED, stats.collected, ()
+    yield AVAILABLE, int(stats.available), ()
 
 
 def of_replicas(stats: ReplicaSetStats) -> Iterator[Measure]:
     """Return what can be told of a replica set, beside what its pools tell themselves."""
     for replica in stats.replicas:
-        yield Measure(REPLICA_UP, int(replica.breaker.state == "closed"), (replica.name,))
+        yield REPLICA_UP, int(replica.breaker.state == "closed"), (replica.name,)
         if replica.lag is not None:
-            yield Measure(REPLICA_LAG, replica.lag, (replica.name,))
-    yield Measure(REPLICA_READS, stats.failovers, ("failover",))
-    yield Measure(REPLICA_READS, stats.on_primary, ("on_primary",))
-    yield Measure(REPLICA_READS, stats.pinned, ("pinned",))
-    yield Measure(REPLICA_READS, stats.refused, ("refused",))
-    yield Measure(DEMOTIONS, stats.demotions)
+            yield REPLICA_LAG, replica.lag, (replica.name,)
+    yield REPLICA_READS, stats.failovers, ("failover",)
+    yield REPLICA_READS, stats.on_primary, ("on_primary",)
+    yield REPLICA_READS, stats.pinned, ("pinned",)
+    yield REPLICA_READS, stats.refused, ("refused",)
+    yield DEMOTIONS, stats.demotions, ()

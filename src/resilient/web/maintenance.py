@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple, TypeAlias
@@ -14,9 +14,12 @@ from ..engine.announcing import Announcing
 from ..engine.clock import MONOTONIC
 from ..engine.finding import Finding, Status
 from ..engine.fork import renew_after_fork
+from ..engine.living import remember
+from ..engine.measure import Measure
 from ..engine.window import Tally
 from ..errors import MaintenanceError
 from ..events import Announcer, MaintenanceSwitched
+from ..policies.measures import CALLS, MAINTENANCE_ON, REJECTIONS
 from ..typing import Clock, Seconds
 from .addresses import NETWORK_LIKE, NetworkLike, Networks
 from .paths import several_paths
@@ -99,6 +102,7 @@ class Maintenance(Announcing):
         self._refused = Tally()
         self.after_fork()
         renew_after_fork(self)
+        remember(self)
 
     @property
     def name(self) -> str:
@@ -163,6 +167,14 @@ class Maintenance(Announcing):
         if self._page is None or not _prefers_html(request.header("accept")):
             return problem(error, vary)
         return answer(error, "text/html; charset=utf-8", self._page, vary)
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        stats = self.stats()
+        yield CALLS, stats.refused, ("rejected",)
+        yield REJECTIONS, stats.refused, ("enforced",)
+        yield REJECTIONS, stats.refused, ("detected",)
+        yield MAINTENANCE_ON, int(stats.on), ()
 
     def stats(self) -> MaintenanceStats:
         """Return what was counted so far, and the state."""

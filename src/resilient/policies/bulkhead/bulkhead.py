@@ -14,6 +14,7 @@ from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.keys import key_maker
 from ...engine.latency import Latency
+from ...engine.living import remember
 from ...engine.matching import Matcher
 from ...engine.measure import Measure
 from ...engine.policy import Policy
@@ -161,6 +162,7 @@ class Bulkhead(Policy):
             self._threads = ThreadForm(self._desk, name, sys.maxsize)
         self.max_wait = rules.max_wait
         renew_after_fork(self)
+        remember(self)
 
     @property
     def name(self) -> str:

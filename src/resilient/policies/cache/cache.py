@@ -14,6 +14,7 @@ from ...engine.clock import MONOTONIC
 from ...engine.drive.lookups import aload, load, lookup
 from ...engine.finding import Finding
 from ...engine.latency import Latency
+from ...engine.living import remember
 from ...engine.matching import Matcher
 from ...engine.measure import Measure
 from ...engine.policy import Policy
@@ -156,6 +157,7 @@ class Cache(Policy):
         self._desk = Desk(self._core, make_key, load_timeout)
         self._subject: Callable[..., Any] | None = None
         self.announcer = self._core.announcer
+        remember(self)
 
     @property
     def name(self) -> str:

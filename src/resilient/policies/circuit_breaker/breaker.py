@@ -17,6 +17,7 @@ from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.drive.gates import GateBlock, gate
 from ...engine.finding import Finding
+from ...engine.living import remember
 from ...engine.matching import Matcher, verdict_of
 from ...engine.measure import Measure
 from ...engine.policy import Policy
@@ -162,7 +163,8 @@ class CircuitBreaker(Policy, pybreaker.CircuitBreaker):
         self._storage = state_storage
         for listener in _several("listeners", listeners):
             self.add_listener(listener)
-        self._mirror = self._mirrored_in(state_storage)  # last: the listeners hear what comes of it
+        self._mirror = self._mirrored_in(state_storage)  # after the listeners: they hear what comes of it
+        remember(self)
 
     # As a policy.
 

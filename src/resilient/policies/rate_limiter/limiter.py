@@ -15,6 +15,7 @@ from ...engine.finding import Fact, Finding, Status
 from ...engine.fork import renew_after_fork
 from ...engine.keys import key_maker
 from ...engine.latency import Latency, Recorder
+from ...engine.living import remember
 from ...engine.measure import Measure
 from ...engine.policy import Policy
 from ...engine.shape import Shape
@@ -175,6 +176,7 @@ class RateLimiter(Policy):
             self._desk = self._book = new_book(self._quotas)
             if type(self).hit is RateLimiter.hit:
                 vars(self)["hit"] = self._book.hit  # the usual case: nothing stands between
+            remember(self)
             return
         if name is None:
             params.refuse(ValueError, "name", "must be given where the storage is shared", name)
@@ -188,6 +190,7 @@ class RateLimiter(Policy):
         self._desk = open_shared(
             uri, timeout, strategy=strategy, quotas=self._quotas, ladder=self._ladder, lease=leased
         )
+        remember(self)
 
     @property
     def name(self) -> str:
@@ -419,7 +422,7 @@ class RateLimiter(Policy):
 
     def measures(self) -> Iterator[Measure]:
         """Return what metrics tell of it."""
-        return of_rate_limiter(self.stats(), self._waits.histogram())
+        return of_rate_limiter(self.stats(), self._waits.histogram(), shared=self._ladder is not None)
 
     def finding(self) -> Finding:
         """Return how it stands, for health. A warning: the shared store is away."""

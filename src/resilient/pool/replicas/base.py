@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic
 
 from ...engine import params
 from ...engine.clock import MONOTONIC
 from ...engine.finding import Fact, Finding, Status, worst
+from ...engine.living import remember
+from ...engine.measure import Measure
 from ...policies.circuit_breaker.breaker import CircuitBreaker
 from ...typing import Clock, Seconds
 from ..front import C, Front
+from ..measures import of_replicas
 from .gauges import Gauge
 from .nodes import Replica
 from .routing import Routing
@@ -76,6 +79,7 @@ class Base(Generic[C], metaclass=ABCMeta):
             most = params.seconds("max_lag", max_lag)
             self._gauge = self._gauge_for(self._lag(lag), most, every)
             self._routing.watch(self._gauge.start)
+        remember(self)
 
     @property
     def name(self) -> str:
@@ -90,6 +94,10 @@ class Base(Generic[C], metaclass=ABCMeta):
     def stats(self) -> ReplicaSetStats:
         """Return what the replica set has counted, and how its pools do."""
         return self._routing.stats()
+
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it."""
+        return of_replicas(self.stats())
 
     def finding(self) -> Finding:
         """Return how it stands, for health.

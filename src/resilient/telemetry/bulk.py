@@ -1,0 +1,117 @@
+"""Recording many values of a histogram at once.
+
+OpenTelemetry has no histogram that is observed; `record` takes one value, and five microseconds. Where the
+instrument is that of the SDK and its insides are those that are known, one value is recorded in the usual
+way and the others are added to what that has become part of. Anywhere else, each is recorded.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Final, TypeAlias
+
+from opentelemetry.metrics import Histogram as Instrument
+from opentelemetry.metrics import NoOpHistogram
+
+from ..engine.latency import EDGES, Histogram
+
+__all__ = ["is_heard", "record"]
+
+Batch: TypeAlias = tuple[Mapping[str, str], Histogram]
+"""The attributes of a series, and values that are to be recorded."""
+
+_OVERFLOW: Final = frozenset({("otel.metric.overflow", True)})
+
+
+def is_heard(instrument: Instrument) -> bool:
+    """Whether somebody gets what is recorded, or it is lost because no SDK is set up yet."""
+    return not isinstance(_real(instrument), NoOpHistogram)
+
+
+def record(instrument: Instrument, batches: Sequence[Batch]) -> None:
+    """Record *batches*: each a series of its own."""
+    try:
+        matches = _matches(_real(instrument))
+    except (AttributeError, TypeError):
+        for attributes, values in batches:
+            for value, times in _values(values):
+                for _ in range(times):
+                    instrument.record(value, attributes)
+        return
+    rest = [(attributes, _without_one(instrument, attributes, values)) for attributes, values in batches]
+    for match in matches:
+        _add(match, [(attributes, values) for attributes, values in rest if values.count])
+
+
+def _real(instrument: Any) -> Any:
+    """Return what is behind a stand-in that was made before the SDK was set up."""
+    if hasattr(instrument, "_real_instrument"):
+        return instrument._real_instrument or NoOpHistogram("unheard")  # noqa: SLF001
+    return instrument
+
+
+def _without_one(instrument: Instrument, attributes: Mapping[str, str], values: Histogram) -> Histogram:
+    """Record one of *values*, the longest, in the usual way; return the others."""
+    number = max(number for number, times in enumerate(values.bins) if times)
+    instrument.record(values.longest, attributes)
+    bins = [*values.bins]
+    bins[number] -= 1
+    return Histogram(bins, values.count - 1, values.total - values.longest, values.shortest, values.longest)
+
+
+# What follows knows the insides of the SDK, as of 1.30 to 1.45.
+
+
+def _matches(instrument: Any) -> list[Any]:
+    """Return what gathers the values of *instrument*: for each reader, one for each view."""
+    storages = instrument._measurement_consumer._reader_storages.values()  # noqa: SLF001
+    return [
+        match
+        for storage in storages
+        for match in storage._get_or_init_view_instrument_match(instrument)  # noqa: SLF001
+    ]
+
+
+def _add(match: Any, batches: Iterable[Batch]) -> None:
+    kept = match._view._attribute_keys  # noqa: SLF001
+    # Under its lock: a collection by another reader in between may begin with new aggregations.
+    with match._lock:  # noqa: SLF001
+        series = {
+            frozenset((aggregation._attributes or {}).items()): aggregation  # noqa: SLF001
+            for aggregation in match._attributes_aggregation.values()  # noqa: SLF001
+        }
+        for attributes, values in batches:
+            key = frozenset(
+                (name, value) for name, value in attributes.items() if kept is None or name in kept
+            )
+            aggregation = series.get(key) or series.get(_OVERFLOW)
+            if aggregation is not None:
+                _put(aggregation, values)
+
+
+def _put(aggregation: Any, values: Histogram) -> None:
+    if not hasattr(aggregation, "_boundaries"):  # dropped, or exponential: told one by one
+        for value, times in _values(values):
+            measurement = SimpleNamespace(value=value)
+            for _ in range(times):
+                aggregation.aggregate(measurement, should_sample_exemplar=False)
+        return
+    with aggregation._lock:  # noqa: SLF001
+        bins = aggregation._value  # noqa: SLF001
+        if bins is None:
+            bins = aggregation._value = [0] * (len(aggregation._boundaries) + 1)  # noqa: SLF001
+        for value, times in _values(values):
+            bins[bisect_left(aggregation._boundaries, value)] += times  # noqa: SLF001
+        aggregation._sum += values.total  # noqa: SLF001
+        aggregation._min = min(aggregation._min, values.shortest)  # noqa: SLF001
+        aggregation._max = max(aggregation._max, values.longest)  # noqa: SLF001
+
+
+def _values(histogram: Histogram) -> Iterator[tuple[float, int]]:
+    """Return for each bin a value in it, and how many there are."""
+    for number, times in enumerate(histogram.bins):
+        if times:
+            edge = EDGES[number] if number < len(EDGES) else histogram.longest
+            yield min(edge, histogram.longest), times

@@ -1,0 +1,116 @@
+"""Switching telemetry on and off."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ..engine import living, params
+from ..engine.measure import Metered
+from .collecting import Collector
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+
+__all__ = ["exclude", "include", "instrument", "uninstrument"]
+
+# One for each provider, for ever: the SDK keeps instruments that were made once, and a second set of them
+# would be reported beside the first.
+_collectors: weakref.WeakKeyDictionary[Any, Collector] = weakref.WeakKeyDictionary()
+_of_application: list[Collector] = []
+_lock = threading.RLock()
+
+
+def instrument(*, meter_provider: MeterProvider | None = None) -> None:
+    """Report to OpenTelemetry what every policy, pool, check and limiter counts, and what happens to them.
+
+    Metrics are read when somebody collects: calls cost no more than before. What was counted before is told,
+    too. Called again, it reports to what it is given then, in place of what it was given before.
+
+    Args:
+        meter_provider: where metrics go. None: to the application's, which may be set later.
+
+    Raises:
+        TypeError: *meter_provider* is none.
+
+    Concurrency: safe from any thread. To be called once in each process, before or after a fork.
+    """
+    if meter_provider is not None and not callable(getattr(meter_provider, "get_meter", None)):
+        params.refuse(TypeError, "meter_provider", "must be a MeterProvider or None", meter_provider)
+    with _lock:
+        uninstrument()
+        collector = _collector_for(meter_provider)
+        collector.enabled = True
+        collector.make_instruments()
+
+
+def uninstrument() -> None:
+    """Report nothing any more.
+
+    Concurrency: safe from any thread; a collection that is under way may still be told.
+    """
+    with _lock:
+        for collector in _all():
+            collector.enabled = False
+
+
+def exclude(*sources: Metered) -> None:
+    """Report nothing of *sources* any more.
+
+    Args:
+        *sources: policies, pools and whatever else has measures.
+
+    Raises:
+        TypeError: one of them has no measures.
+
+    Concurrency: safe from any thread.
+    """
+    for source in _checked(sources):
+        living.forget(source)
+
+
+def include(*sources: Metered) -> None:
+    """Report *sources* from now on, for as long as they live: those that were excluded, or others' own.
+
+    Args:
+        *sources: policies, pools, or anything that has `kind`, `name` and `measures()`.
+
+    Raises:
+        TypeError: one of them has no measures.
+
+    Concurrency: safe from any thread. None of them is kept alive.
+    """
+    for source in _checked(sources):
+        living.remember(source)
+
+
+def _checked(sources: tuple[Any, ...]) -> tuple[Metered, ...]:
+    for source in sources:
+        if not isinstance(source, Metered):
+            params.refuse(TypeError, "sources", "must have kind, name and measures()", source)
+    return sources
+
+
+def _collector_for(provider: MeterProvider | None) -> Collector:
+    if provider is not None:
+        if provider not in _collectors:
+            _collectors[provider] = Collector(provider)
+        return _collectors[provider]
+    if not _of_application:
+        _of_application.append(Collector())
+    return _of_application[0]
+
+
+def _all() -> list[Collector]:
+    return [*_of_application, *_collectors.values()]
+
+
+def _make_instruments() -> None:
+    """Have what is new measured, too."""
+    for collector in _all():
+        if collector.enabled:
+            collector.make_instruments()
+
+
+living.when_one_comes(_make_instruments)

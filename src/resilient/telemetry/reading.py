@@ -1,0 +1,245 @@
+"""Reading everything that can be measured, once: what each series stands at. No OpenTelemetry here."""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeAlias
+
+from ..engine.latency import Histogram
+from ..engine.living import all_living
+from ..engine.measure import Instrument, Measure, Metered, Metric
+from ..events import log_fault
+
+__all__ = ["Attributes", "Column", "Reader", "Table"]
+
+_KIND: Final = "resilient.policy.kind"
+_NAME: Final = "resilient.policy.name"
+_CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_MOST_DEPARTED: Final = 2000  # names of which what those that are gone have counted is kept
+
+Attributes: TypeAlias = dict[str, str]
+"""Of a series. Made once, and shared: nobody changes them."""
+
+_Labels: TypeAlias = tuple[str, ...]
+_Name: TypeAlias = tuple[str, str]
+"""The kind and the name of a source."""
+_Place: TypeAlias = weakref.ref[Metered]
+_Series: TypeAlias = tuple[Metric | None, _Labels, Attributes]
+_Counts: TypeAlias = dict[tuple[Metric, _Labels], float]
+_Totals: TypeAlias = dict[tuple[Metric, _Name, _Labels], float]
+_Fresh: TypeAlias = dict[Metric, dict[tuple[_Name, _Labels], Histogram]]
+
+_NO_SERIES: Final[_Series] = (None, (), {})
+
+
+class Column(NamedTuple):
+    """The series of one metric: what they stand at, and their attributes.
+
+    Two lists and not one of pairs: thousands of pairs would have the garbage collector look at them.
+    """
+
+    values: list[float]
+    attributes: list[Attributes]
+
+
+class Table(NamedTuple):
+    """All that was read.
+
+    Attributes:
+        columns: of each metric that is no histogram.
+        fresh: of each histogram, what has come since the last reading.
+    """
+
+    columns: dict[Metric, Column]
+    fresh: dict[Metric, list[tuple[Attributes, Histogram]]]
+
+
+class Reader:
+    """Reads all that lives, and remembers what has to be remembered from one reading to the next.
+
+    Sources of one name are told together. Counters never fall: what those had counted that are gone stays,
+    for the latest names. In a forked child everything counts from the fork.
+
+    Concurrency: one reading at a time; others wait for it. No source is kept alive.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[_Place, _Name] = {}
+        self._series: dict[_Place, list[_Series]] = {}
+        self._counted: dict[_Place, list[float]] = {}  # what each series stood at, in the order of `_series`
+        self._recorded: dict[_Place, dict[tuple[Metric, _Labels], Histogram]] = {}
+        self._before_fork: dict[_Place, _Counts] = {}
+        self._departed: OrderedDict[_Name, _Counts] = OrderedDict()
+        self._faulty: set[_Place] = set()
+        self._lock = threading.RLock()
+
+    def read(self, heard: frozenset[Metric]) -> Table:
+        """Return what all series stand at.
+
+        Args:
+            heard: the histograms that somebody hears of. What comes to the others is kept for later.
+        """
+        columns: defaultdict[Metric, Column] = defaultdict(_new_column)
+        fresh: _Fresh = {}
+        totals: _Totals = {}
+        with self._lock:
+            places = all_living()
+            self._let_go(set(places))
+            for place in places:
+                self._find_name(place)
+            shared = self._shared_names()
+            for place in places:
+                measures = self._ask(place)
+                self._note_durations(place, measures, heard, fresh)
+                if place in self._before_fork or self._names.get(place) in shared:
+                    self._add_up(place, measures, totals)
+                else:
+                    self._tell(place, measures, columns)
+            for name, counted in self._departed.items():
+                for (metric, labels), value in counted.items():
+                    key = (metric, name, labels)
+                    totals[key] = totals.get(key, 0) + value
+        for (metric, name, labels), value in totals.items():
+            column = columns[metric]
+            column.values.append(value)
+            column.attributes.append(_attributes(metric, name, labels))
+        return Table(columns, {metric: _with_attributes(metric, series) for metric, series in fresh.items()})
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process: what the parent has counted, the parent reports."""
+        self._lock = threading.RLock()
+        self._departed.clear()
+        for place in all_living():
+            self._find_name(place)
+            before = self._before_fork[place] = {}
+            for metric, value, labels in self._ask(place):
+                if isinstance(value, Histogram):
+                    self._recorded.setdefault(place, {})[metric, labels] = value
+                elif metric.instrument is Instrument.COUNTER:
+                    before[metric, labels] = value
+
+    def _find_name(self, place: _Place) -> None:
+        source = place()
+        if source is not None and place not in self._names:
+            self._names[place] = (_snake(source.kind), source.name)
+
+    def _shared_names(self) -> set[_Name]:
+        """Return the names that more than one has, those that are gone included."""
+        times = Counter(self._names.values())
+        times.update(self._departed.keys())
+        return {name for name, count in times.items() if count > 1}
+
+    def _ask(self, place: _Place) -> Sequence[Measure]:
+        source = place()
+        if source is None:
+            return ()
+        try:
+            return [*source.measures()]
+        except Exception:  # noqa: BLE001 - of one source, in the thread that collects for all of them
+            if place not in self._faulty:
+                self._faulty.add(place)
+                log_fault("the measures of %r cannot be read; that will not be reported again", source)
+            return ()
+        finally:
+            del source
+
+    def _tell(self, place: _Place, measures: Sequence[Measure], columns: dict[Metric, Column]) -> None:
+        """Tell what a source has to tell that has its name for itself: the usual case."""
+        series = self._series_of(place, measures)
+        counted = self._counted[place] = []
+        for number, (metric, value, labels) in enumerate(measures):
+            if isinstance(value, Histogram):
+                counted.append(0.0)
+                continue
+            known, known_labels, attributes = series[number]
+            if known is not metric or known_labels != labels:
+                attributes = _attributes(metric, self._names[place], labels)
+                series[number] = (metric, labels, attributes)
+            values, all_attributes = columns[metric]
+            values.append(value)
+            all_attributes.append(attributes)
+            counted.append(value)
+
+    def _add_up(self, place: _Place, measures: Sequence[Measure], totals: _Totals) -> None:
+        """Add what a source has to tell to what others of its name have, from the fork on."""
+        name, before = self._names[place], self._before_fork.get(place, {})
+        series = self._series_of(place, measures)
+        counted = self._counted[place] = []
+        for number, (metric, value, labels) in enumerate(measures):
+            series[number] = (metric, labels, {})
+            if isinstance(value, Histogram):
+                counted.append(0.0)
+                continue
+            key = (metric, name, labels)
+            if metric.instrument is Instrument.GAUGE:
+                totals[key] = max(value, totals.get(key, value))
+                counted.append(0.0)
+                continue
+            own = value - before.get((metric, labels), 0)
+            totals[key] = totals.get(key, 0) + own
+            counted.append(own)
+
+    def _series_of(self, place: _Place, measures: Sequence[Measure]) -> list[_Series]:
+        series = self._series.get(place)
+        if series is None or len(series) != len(measures):
+            series = self._series[place] = [_NO_SERIES] * len(measures)
+        return series
+
+    def _note_durations(
+        self, place: _Place, measures: Sequence[Measure], heard: frozenset[Metric], fresh: _Fresh
+    ) -> None:
+        """Note what has come to histograms since they were recorded last."""
+        for metric, value, labels in measures:
+            if not isinstance(value, Histogram) or not value.count or metric not in heard:
+                continue
+            recorded = self._recorded.setdefault(place, {})
+            before = recorded.get((metric, labels))
+            recorded[metric, labels] = value
+            new = value if before is None else value - before
+            if new.count:
+                series = fresh.setdefault(metric, {})
+                key = (self._names[place], labels)
+                series[key] = series[key] + new if key in series else new
+
+    def _let_go(self, places: set[_Place]) -> None:
+        """Keep what those had counted that are gone, and forget them otherwise."""
+        for place in self._names.keys() - places:
+            name = self._names.pop(place)
+            series, values = self._series.pop(place, ()), self._counted.pop(place, ())
+            self._recorded.pop(place, None)
+            self._before_fork.pop(place, None)
+            self._faulty.discard(place)
+            if place() is not None:  # excluded by hand
+                continue
+            counted = self._departed.setdefault(name, {})
+            self._departed.move_to_end(name)
+            for (metric, labels, _), value in zip(series, values, strict=False):
+                if metric is not None and metric.instrument is Instrument.COUNTER:
+                    counted[metric, labels] = counted.get((metric, labels), 0) + value
+        while len(self._departed) > _MOST_DEPARTED:
+            self._departed.popitem(last=False)
+
+
+def _new_column() -> Column:
+    return Column([], [])
+
+
+def _with_attributes(
+    metric: Metric, series: dict[tuple[_Name, _Labels], Histogram]
+) -> list[tuple[Attributes, Histogram]]:
+    return [(_attributes(metric, name, labels), values) for (name, labels), values in series.items()]
+
+
+@lru_cache(maxsize=256)
+def _snake(kind: str) -> str:
+    return _CAPITAL.sub("_", kind).replace(".", "_").lower()
+
+
+@lru_cache(maxsize=100_000)
+def _attributes(metric: Metric, name: _Name, labels: _Labels) -> Attributes:
+    return {_KIND: name[0], _NAME: name[1], **dict(zip(metric.attributes, labels, strict=True))}
