@@ -176,8 +176,15 @@ def test_rates_turn_slower_for_one_shop_only() -> None:
         for version in OVERLOAD.versions
     }
 
-    assert latencies.pop(FROM_HIGH.name) == [0.1, 0.1, 0.4, 0.4]
+    assert latencies.pop(FROM_HIGH.name) == [0.1, 0.1, 0.1, 0.4, 0.4]
     assert {latency for several in latencies.values() for latency in several} == {0.1}
+
+
+def test_rates_turn_slower_when_those_who_came_before_are_gone() -> None:
+    """Or they would wait for them, and the limit that is judged by their latency be blamed for it."""
+    spans = {span.name: span for span in OVERLOAD.spans(SETTINGS, FROM_HIGH)}
+
+    assert spans["slowing"].start >= spans["settled"].end + SETTINGS.patience
 
 
 def test_report_draws_every_shop_and_every_rank(outcomes: dict[str, Outcome]) -> None:

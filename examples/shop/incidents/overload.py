@@ -66,6 +66,7 @@ RANKS = {
 }
 
 SETTLING, SETTLED, SLOWING, SLOWER = "settling", "settled", "slowing", "slower"
+LAST_ANSWERS = "last answers"
 
 FIXED = Version("fixed", ["shedding"], {"SHOP_LIMIT": str(GUESS)})
 ADAPTIVE = Version("adaptive", ["shedding"], {"SHOP_INITIAL_LIMIT": str(TOO_LOW)})
@@ -250,6 +251,8 @@ class Overload(Incident):
 
 def _stages(settings: Settings, version: Version) -> list[Stage]:
     settling, settled = Stage(SETTLING, settings.onset, DRILL), Stage(SETTLED, settings.fault, DRILL)
+    # By its end, whoever was there before has an answer, or has left: none of them meets the slower API.
+    last_answers = Stage(LAST_ANSWERS, settings.patience, DRILL)
     slowing, slower = settling._replace(name=SLOWING), settled._replace(name=SLOWER)
     ladder = [
         Stage("warm-up", settings.warm_up, CALM),
@@ -261,7 +264,7 @@ def _stages(settings: Settings, version: Version) -> list[Stage]:
     ]
     stages = {
         ADAPTIVE.name: [settling, settled, *ladder],
-        FROM_HIGH.name: [settling, settled, slowing, slower],
+        FROM_HIGH.name: [settling, settled, last_answers, slowing, slower],
     }
     return stages.get(version.name, ladder)
 
