@@ -25,12 +25,12 @@ import redis
 
 import resilient
 import resilient.typing
-from resilient import errors, events, health, pool, testing
+from resilient import errors, events, health, pool, telemetry, testing
 from resilient.engine.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = ROOT / "tests" / "data" / "public_api.txt"
-MODULES = (resilient, errors, events, health, pool, testing, resilient.typing)
+MODULES = (resilient, errors, events, health, pool, telemetry, testing, resilient.typing)
 
 # What the engine and other policies ask of these: public by name within the package, and none of a user's
 # business. Anything that is not listed here is API.
@@ -49,6 +49,7 @@ PLUMBING = {
     "Health": {"after_fork"},
     "MemoryGrowth": {"after_fork"},
     "Pressure": {"factor", "meter"},
+    "Recorder": {"after_fork", "span"},
     "SieveCache": {"keep", "drop", "after_fork"},
     "wait_full_jitter": {"longest_total"},
     "wait_equal_jitter": {"longest_total"},
@@ -79,6 +80,7 @@ VALID: dict[str, dict[str, Any]] = {
     "HTTPEndpoint": {"url": "http://localhost/"},
     "Health": {"service": "shop"},
     "MemoryGrowth": {},
+    "Recorder": {},
     "RedisServer": {"client": redis.Redis()},
     "TCPPort": {"host": "localhost", "port": 1},
     "TLSCertificate": {"host": "localhost"},
@@ -300,7 +302,11 @@ class TestDocstrings:
     @pytest.mark.parametrize("name", sorted(VALID))
     def test_raises_are_what_the_constructor_raises(self, name):
         """Each argument of the wrong type is refused, with an error that the docstring names."""
-        cls = next(getattr(module, name) for module in (resilient, testing, health) if hasattr(module, name))
+        cls = next(
+            getattr(module, name)
+            for module in (resilient, testing, health, telemetry)
+            if hasattr(module, name)
+        )
         raises = section(doc(cls), "Raises")
         cls(*POLICIES.get(name, ()), **VALID[name])
         refusals = {parameter: refusal(cls, VALID[name], parameter) for parameter in parameters(cls)}

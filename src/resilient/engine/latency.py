@@ -16,6 +16,8 @@ from itertools import accumulate
 from operator import add, sub
 from typing import TYPE_CHECKING, Final
 
+from . import params
+from .clock import MONOTONIC
 from .fork import renew_after_fork
 
 if TYPE_CHECKING:
@@ -52,13 +54,16 @@ class Latency:
     Of more than some 2500 calls a second, that of a sample. Worked out when it is looked at: asking a policy
     for all that it has counted stays cheap.
 
+    Args:
+        *parts: of each part, what there is now, and what there was a while ago.
+
     Concurrency: as of one moment; immutable.
     """
 
     __slots__ = ("_parts", "_recent")
 
     def __init__(self, *parts: tuple[Histogram, Histogram]) -> None:
-        self._parts = parts  # what there is now, and what there was a while ago
+        self._parts = parts
         self._recent: Histogram | None = None
 
     @property
@@ -108,6 +113,13 @@ class Latency:
 
 class Histogram:
     """How durations are distributed: how many fell into each bin, their sum, the shortest and the longest.
+
+    Args:
+        bins: how many fell into each bin; those of `Recorder.histogram`.
+        count: how many there are.
+        total: their sum, in seconds.
+        shortest: the shortest, in seconds; infinite where there are none.
+        longest: the longest, in seconds; minus infinity where there are none.
 
     Concurrency: immutable.
 
@@ -167,7 +179,14 @@ class Histogram:
         return self.count, self.total, self.shortest, self.longest, tuple(self.bins)
 
     def quantile(self, share: float) -> float | None:
-        """Return the seconds that so large a *share* took at most, 0 to 1; None where there are none."""
+        """Return the seconds that a share of the durations took at most.
+
+        Args:
+            share: how large a share, 0 to 1.
+
+        Returns:
+            Seconds, within the bin that they fall into; None where there are none.
+        """
         if not self.count:
             return None
         rank = max(1, math.ceil(share * self.count))
@@ -182,6 +201,16 @@ class Histogram:
 class Recorder:
     """Gathers durations: appended by anybody with `add`, in one atomic step, and put into bins later.
 
+    Args:
+        clock: a monotonic clock, in seconds.
+
+    Raises:
+        TypeError: *clock* cannot be called.
+
+    Attributes:
+        add: takes one duration, in seconds. Whoever uses it sees to it that `fold` is called, too.
+        pending: those that are not in their bins yet.
+
     Concurrency: safe from any thread.
     """
 
@@ -190,8 +219,8 @@ class Recorder:
         "add", "pending",
     )  # fmt: skip
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock = MONOTONIC) -> None:
+        self._clock = params.callback("clock", clock)
         self.pending: deque[float] = deque()
         self.add = self.pending.append
         self._bins: array[int] | None = None
@@ -204,7 +233,11 @@ class Recorder:
         renew_after_fork(self)
 
     def record(self, seconds: float) -> None:
-        """Record one duration, where it need not be quick."""
+        """Record one duration.
+
+        Args:
+            seconds: what it took. What is negative, infinite or no number is left out.
+        """
         self.add(seconds)
         if len(self.pending) >= BATCH:
             self.fold()

@@ -107,22 +107,62 @@ SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.
 
 
 def counter(name: str, unit: str, description: str, *attributes: str) -> Metric:
-    """Return a metric that only grows."""
+    """Define a metric that only grows.
+
+    Args:
+        name: as OpenTelemetry has it: small letters, with dots; not "resilient" at the front, which is ours.
+        unit: in UCUM, such as "{call}".
+        description: what it tells.
+        *attributes: what it is told by, beside the kind and the name of whatever it is measured on.
+
+    Returns:
+        The metric. To be defined once, when a module is loaded: there is no undoing it.
+    """
     return Metric(name, Instrument.COUNTER, unit, description, attributes)
 
 
 def up_down(name: str, unit: str, description: str, *attributes: str) -> Metric:
-    """Return a metric that tells how many there are now."""
+    """Define a metric that tells how many there are now.
+
+    Args:
+        name: as for `counter`.
+        unit: in UCUM, such as "{connection}"; "1" for states.
+        description: what it tells.
+        *attributes: as for `counter`.
+
+    Returns:
+        The metric.
+    """
     return Metric(name, Instrument.UP_DOWN_COUNTER, unit, description, attributes)
 
 
 def gauge(name: str, unit: str, description: str, *attributes: str) -> Metric:
-    """Return a metric that tells a figure which cannot be added up."""
+    """Define a metric that tells a figure which cannot be added up.
+
+    Args:
+        name: as for `counter`.
+        unit: in UCUM, such as "s"; "1" for ratios.
+        description: what it tells.
+        *attributes: as for `counter`.
+
+    Returns:
+        The metric.
+    """
     return Metric(name, Instrument.GAUGE, unit, description, attributes)
 
 
 def histogram(
     name: str, description: str, *attributes: str, boundaries: tuple[float, ...] = SECONDS
 ) -> Metric:
-    """Return a metric that tells how durations are distributed."""
+    """Define a metric that tells how durations are distributed.
+
+    Args:
+        name: as for `counter`.
+        description: what it tells.
+        *attributes: as for `counter`.
+        boundaries: the upper bounds of the buckets, in seconds, increasing.
+
+    Returns:
+        The metric. Its values are those of a `Recorder`.
+    """
     return Metric(name, Instrument.HISTOGRAM, "s", description, attributes, boundaries)

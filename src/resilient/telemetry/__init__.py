@@ -7,19 +7,42 @@ up, nobody hears of it.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from ..engine.latency import Recorder
+    from ..engine.measure import Measure, Metered, Metric, counter, gauge, histogram, up_down
     from .instrumenting import exclude, include, instrument, uninstrument
 
-__all__ = ["exclude", "include", "instrument", "uninstrument"]
+__all__ = [
+    "Measure",
+    "Metered",
+    "Metric",
+    "Recorder",
+    "counter",
+    "exclude",
+    "gauge",
+    "histogram",
+    "include",
+    "instrument",
+    "uninstrument",
+    "up_down",
+]
+
+# Loaded when they are asked for: pools import their part of this package, and need not wait for all of it.
+_HOMES: Final = {
+    "..engine.latency": ("Recorder",),
+    "..engine.measure": ("Measure", "Metered", "Metric", "counter", "gauge", "histogram", "up_down"),
+    ".instrumenting": ("exclude", "include", "instrument", "uninstrument"),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    # Pools import their part of this package; they need not wait for all of it.
-    if name in __all__:
-        return getattr(importlib.import_module(".instrumenting", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home, __name__), name)
 
 
 def __dir__() -> list[str]:
