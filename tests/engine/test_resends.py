@@ -34,7 +34,7 @@ class Failing:
 
 
 def by_function(work: Failing) -> Any:
-    return retry()(lambda: work())()
+    return retry()(work)()
 
 
 def by_generator(work: Failing) -> Any:
@@ -132,7 +132,7 @@ def test_retries_inside_one_another_are_added_up() -> None:
 def test_number_follows_the_call_into_a_thread() -> None:
     """Threads that the library starts have the context of the call."""
     work = Failing(1)
-    call = retry()(Timeout(5.0, threads=1)(lambda: work()))
+    call = retry()(Timeout(5.0, threads=1)(work))
 
     assert call() == "done"
     assert work.seen == [0, 1]
