@@ -133,6 +133,7 @@ class Store:
     def restart(self) -> None:
         """Start the dead primary where it was, with what it had written down."""
         self._deafness.close()
+        self._say({"note": "starting", "port": self._first})
         self._start_server(self._first)
         self._say({"note": "back", "port": self._first})
 

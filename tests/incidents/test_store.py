@@ -46,7 +46,7 @@ async def test_store_forgets_nothing_when_it_is_killed(tmp_path: Path) -> None:
             await store.do("tell", seen.append)
 
     assert kept == {b"ada/1": b"tea"}
-    assert [line["note"] for line in seen] == ["killed", "refusing", "back", "in store"]
+    assert [line["note"] for line in seen] == ["killed", "refusing", "starting", "back", "in store"]
     assert seen[-1]["entries"] == ["ada/1"]
 
 
