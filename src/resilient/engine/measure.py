@@ -61,6 +61,7 @@ class Metric:
         description: what it tells, in one sentence.
         attributes: what it is told by, beside the kind and the name of whatever it is measured on.
         boundaries: the upper bounds of the buckets, for histograms; otherwise empty.
+        subject: the attribute that names whatever it is measured on. None: those of its kind and its name.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Metric:
     description: str
     attributes: tuple[str, ...] = ()
     boundaries: tuple[float, ...] = ()
+    subject: str | None = None
 
     def __post_init__(self) -> None:
         _defined.append(self)

@@ -108,6 +108,9 @@ class Reader:
             column = columns[metric]
             column.values.append(value)
             column.attributes.append(_attributes(metric, name, labels))
+        for metric, column in columns.items():
+            if metric.subject is not None:
+                columns[metric] = _put_together(metric, column)
         return Table(columns, {metric: _with_attributes(metric, series) for metric, series in fresh.items()})
 
     def after_fork(self) -> None:
@@ -229,6 +232,18 @@ def _new_column() -> Column:
     return Column([], [])
 
 
+def _put_together(metric: Metric, column: Column) -> Column:
+    """Tell sources of one name together whose kinds are not told: two points would hide each other."""
+    together: dict[tuple[str, ...], tuple[float, Attributes]] = {}
+    for value, attributes in zip(column.values, column.attributes, strict=True):
+        key = tuple(attributes.values())
+        if key in together:
+            other = together[key][0]
+            value = max(value, other) if metric.instrument is Instrument.GAUGE else value + other  # noqa: PLW2901
+        together[key] = (value, attributes)
+    return Column([value for value, _ in together.values()], [one for _, one in together.values()])
+
+
 def _with_attributes(
     metric: Metric, series: dict[tuple[_Name, _Labels], Histogram]
 ) -> list[tuple[Attributes, Histogram]]:
@@ -242,4 +257,7 @@ def _snake(kind: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def _attributes(metric: Metric, name: _Name, labels: _Labels) -> Attributes:
-    return {_KIND: name[0], _NAME: name[1], **dict(zip(metric.attributes, labels, strict=True))}
+    own = dict(zip(metric.attributes, labels, strict=True))
+    if metric.subject is not None:
+        return {metric.subject: name[1], **own}
+    return {_KIND: name[0], _NAME: name[1], **own}
