@@ -561,9 +561,10 @@ def test_arguments_are_checked() -> None:
 def test_timeouts_are_told_without_a_kind(narrator: Narrator, exported: Exported) -> None:
     """Several kinds of policies tell them."""
     assert POLICY_KIND not in NARRATIONS[events.CallTimedOut].facts
-    timeout = Timeout(0.01, threads=1, name="slow")
+    timeout, release = Timeout(0.01, threads=1, name="slow"), threading.Event()
     with pytest.raises(TimeoutError):
-        timeout.call(threading.Event().wait, 0.2)
+        timeout.call(release.wait, 10.0)
+    release.set()
 
     (record,) = exported.records
     assert dict(record.attributes) == {
