@@ -23,7 +23,7 @@ class Cutoff(Instant):
 
     __slots__ = ("cancelling", "fired", "heeded", "queue", "seconds", "task", "timer")
 
-    seconds: float  # how long the call was given; not set where it stands in a queue, which is of one length
+    seconds: float  # how long the call was given
     task: asyncio.Task[Any] | None  # None once the call has ended
     fired: bool  # whether it was cut off
     heeded: list[bool]  # not empty where there is more to its end than to leave the queue

@@ -37,15 +37,11 @@ EDGES: Final = tuple(float(f"{m}e{e}") for e in range(-5, 3) for m in _MANTISSAS
 All bounds that metrics have are among them, so that bins can be put together exactly.
 """
 
-BATCH: Final = 1000
+BATCH: Final = 250
 """How many durations may be pending."""
-_SLICE: Final = 0.4  # seconds that a batch should last, or there is a rest for what is left of it
+_SLICE: Final = 0.1  # seconds that a batch should last, or there is a rest for what is left of it
 _RECENTLY: Final = 60.0
 _BINS: Final = len(EDGES) + 1
-
-# As methods, not lambdas: each is asked of every duration, and costs no frame.
-_IS_POSITIVE: Final = (0.0).__le__
-_IS_FINITE: Final = math.inf.__gt__
 
 
 class Latency:
@@ -276,15 +272,18 @@ class Recorder:
     def _put_into_bins(self) -> None:
         # No more than there are now: others go on appending.
         taken = [self.pending.popleft() for _ in range(len(self.pending))]
-        # A clock that was set back, or makes no sense, must not spoil the rest.
-        batch = sorted(filter(_IS_FINITE, filter(_IS_POSITIVE, taken)))
+        batch, total = sorted(taken), sum(taken)
+        if not (batch and batch[0] >= 0.0 and total < math.inf):
+            # A clock that was set back, or makes no sense, must not spoil the rest.
+            batch = sorted(seconds for seconds in taken if 0.0 <= seconds < math.inf)
+            total = sum(batch)
         if not batch:
             return
         if self._bins is None:
             self._bins = array("Q", bytes(8 * _BINS))
         _count(batch, self._bins)
         self._count += len(batch)
-        self._total += sum(batch)
+        self._total += total
         self._shortest = min(self._shortest, batch[0])
         self._longest = max(self._longest, batch[-1])
 

@@ -32,14 +32,14 @@ CHECK_VALUE: Final = gauge(
     "resilient.health.check.unit",
 )
 
-_STATES: Final = tuple(Status)
+_STATES: Final = tuple(status.value for status in Status)
 
 
 def of_results(results: Iterable[Result]) -> Iterator[Measure]:
     """Return what can be told of a service's checks."""
     for result in results:
         for state in _STATES:
-            yield HEALTH_STATUS, int(result.status is state), (result.name, state)
+            yield HEALTH_STATUS, int(result.status.value == state), (result.name, state)
         if result.took is not None:
             yield CHECK_DURATION, result.took, (result.name,)
         if result.age is not None:

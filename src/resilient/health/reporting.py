@@ -83,7 +83,7 @@ class Reporting(Announcing):
         self._started = False  # whether "startup" has been passed
         self._draining: str | None = None
         renew_after_fork(self)
-        remember(self)
+        remember(self, counts=False)  # asked, it begins what is due
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, where nothing has been found yet; what drains, drains."""

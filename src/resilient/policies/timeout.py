@@ -92,6 +92,7 @@ class _CutoffGate:
         if task is None:
             raise self._no_task()
         next(self._ticker)
+        cutoff.seconds = self._seconds
         cutoff.when = MONOTONIC() + self._seconds
         cutoff.clock = MONOTONIC
         cutoff.outer = None
@@ -112,7 +113,7 @@ class _CutoffGate:
         if queue is None or cutoff.heeded or queue.entries[0] is not cutoff:
             if self._running:
                 now = self._limit.clock()
-                self._took(now - (cutoff.begun if queue is None else cutoff.when - self._seconds))
+                self._took(now - (cutoff.when - cutoff.seconds))
                 if len(self._pending) >= BATCH:
                     self._stopwatch.rest(now)
             if queue is None or cutoff.fired or queue.entries[0] is not cutoff:
@@ -131,8 +132,7 @@ class _CutoffGate:
     def abandon(self, cutoff: Cutoff, exc: BaseException) -> None:
         ours = self._end_carefully(cutoff)
         if ours and isinstance(exc, asyncio.CancelledError):
-            seconds = cutoff.seconds if cutoff.queue is None else self._seconds
-            raise self._limit.overrun(seconds, running=False) from exc
+            raise self._limit.overrun(cutoff.seconds, running=False) from exc
 
     def _admit_carefully(self, loop: asyncio.AbstractEventLoop) -> Cutoff:
         """Admit a call by itself: in another deadline, on a clock that is not the real one, or a block."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..engine import living, params
 from ..engine.measure import Metered
+from ..events import log_fault
 from .collecting import Collector
 
 if TYPE_CHECKING:
@@ -82,7 +84,15 @@ def include(*sources: Metered) -> None:
     Concurrency: safe from any thread. None of them is kept alive.
     """
     for source in _checked(sources):
-        living.remember(source)
+        try:
+            living.remember(source, counts=False)
+        except TypeError:
+            params.refuse(TypeError, "sources", "must be such that they can be referred to weakly", source)
+        try:
+            list(source.measures())  # by now its metrics are defined
+        except Exception:  # noqa: BLE001 - it may do better when it is collected
+            log_fault("the measures of %r cannot be read", source)
+    _make_instruments()
 
 
 def _checked(sources: tuple[Any, ...]) -> tuple[Metered, ...]:
@@ -114,3 +124,12 @@ def _make_instruments() -> None:
 
 
 living.when_one_comes(_make_instruments)
+
+
+def _renew() -> None:
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
-import weakref
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..engine.latency import Histogram
-from ..engine.living import all_living
-from ..engine.measure import Instrument, Measure, Metered, Metric
+from ..engine.living import Place, all_living
+from ..engine.measure import Instrument, Measure, Metric
 from ..events import log_fault
 
 __all__ = ["Attributes", "Column", "Reader", "Table"]
@@ -20,6 +20,7 @@ __all__ = ["Attributes", "Column", "Reader", "Table"]
 _KIND: Final = "resilient.policy.kind"
 _NAME: Final = "resilient.policy.name"
 _CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_OURS: Final = __name__.partition(".")[0]
 _MOST_DEPARTED: Final = 2000  # names of which what those that are gone have counted is kept
 
 Attributes: TypeAlias = dict[str, str]
@@ -28,7 +29,6 @@ Attributes: TypeAlias = dict[str, str]
 _Labels: TypeAlias = tuple[str, ...]
 _Name: TypeAlias = tuple[str, str]
 """The kind and the name of a source."""
-_Place: TypeAlias = weakref.ref[Metered]
 _Series: TypeAlias = tuple[Metric | None, _Labels, Attributes]
 _Counts: TypeAlias = dict[tuple[Metric, _Labels], float]
 _Totals: TypeAlias = dict[tuple[Metric, _Name, _Labels], float]
@@ -69,13 +69,15 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._names: dict[_Place, _Name] = {}
-        self._series: dict[_Place, list[_Series]] = {}
-        self._counted: dict[_Place, list[float]] = {}  # what each series stood at, in the order of `_series`
-        self._recorded: dict[_Place, dict[tuple[Metric, _Labels], Histogram]] = {}
-        self._before_fork: dict[_Place, _Counts] = {}
+        self._names: dict[Place, _Name] = {}
+        self._series: dict[Place, list[_Series]] = {}
+        self._counted: dict[Place, list[float]] = {}  # what each series stood at, in the order of `_series`
+        self._recorded: dict[Place, dict[tuple[Metric, _Labels], Histogram]] = {}
+        self._before_fork: dict[Place, _Counts] = {}
         self._departed: OrderedDict[_Name, _Counts] = OrderedDict()
-        self._faulty: set[_Place] = set()
+        self._faulty: set[Place] = set()
+        self._strange: set[Place] = set()  # of classes that are not ours
+        self._undated: set[Place] = set()  # what they had counted at the fork is not known yet
         self._lock = threading.RLock()
 
     def read(self, heard: frozenset[Metric]) -> Table:
@@ -91,7 +93,7 @@ class Reader:
             places = all_living()
             self._let_go(set(places))
             for place in places:
-                self._find_name(place)
+                self._look(place)
             shared = self._shared_names()
             for place in places:
                 measures = self._ask(place)
@@ -117,19 +119,39 @@ class Reader:
         """Begin anew in a child process: what the parent has counted, the parent reports."""
         self._lock = threading.RLock()
         self._departed.clear()
+        self._before_fork.clear()
         for place in all_living():
-            self._find_name(place)
-            before = self._before_fork[place] = {}
-            for metric, value, labels in self._ask(place):
-                if isinstance(value, Histogram):
-                    self._recorded.setdefault(place, {})[metric, labels] = value
-                elif metric.instrument is Instrument.COUNTER:
-                    before[metric, labels] = value
+            self._look(place)
+            if place.counts:
+                self._begin_from(place, self._ask(place))
+            else:  # not here, in the middle of a fork: a lock of its own may be held by nobody
+                self._undated.add(place)
 
-    def _find_name(self, place: _Place) -> None:
+    def _look(self, place: Place) -> None:
+        """Find the name of a source that is new."""
         source = place()
-        if source is not None and place not in self._names:
-            self._names[place] = (_snake(source.kind), source.name)
+        if source is None or place in self._names:
+            return
+        try:
+            self._names[place] = (_snake(source.kind), sys.intern(source.name))
+            if type(source).__module__.partition(".")[0] != _OURS:
+                self._strange.add(place)
+        except Exception:  # noqa: BLE001 - of somebody else's class
+            self._complain(place, source)
+
+    def _complain(self, place: Place, source: object) -> None:
+        if place not in self._faulty:
+            self._faulty.add(place)
+            log_fault("the measures of %r cannot be read; that will not be reported again", source)
+
+    def _begin_from(self, place: Place, measures: Sequence[Measure]) -> None:
+        """Have a source count from what it has counted up to now."""
+        before = self._before_fork[place] = {}
+        for metric, value, labels in measures:
+            if isinstance(value, Histogram):
+                self._recorded.setdefault(place, {})[metric, labels] = value
+            elif metric.instrument is Instrument.COUNTER:
+                before[metric, labels] = value
 
     def _shared_names(self) -> set[_Name]:
         """Return the names that more than one has, those that are gone included."""
@@ -137,21 +159,26 @@ class Reader:
         times.update(self._departed.keys())
         return {name for name, count in times.items() if count > 1}
 
-    def _ask(self, place: _Place) -> Sequence[Measure]:
+    def _ask(self, place: Place) -> Sequence[Measure]:
         source = place()
-        if source is None:
+        if source is None or place not in self._names:
             return ()
         try:
-            return [*source.measures()]
+            measures = [*source.measures()]
+            if place in self._strange:
+                for measure in measures:
+                    _check(measure)
         except Exception:  # noqa: BLE001 - of one source, in the thread that collects for all of them
-            if place not in self._faulty:
-                self._faulty.add(place)
-                log_fault("the measures of %r cannot be read; that will not be reported again", source)
+            self._complain(place, source)
             return ()
         finally:
             del source
+        if place in self._undated:
+            self._undated.discard(place)
+            self._begin_from(place, measures)
+        return measures
 
-    def _tell(self, place: _Place, measures: Sequence[Measure], columns: dict[Metric, Column]) -> None:
+    def _tell(self, place: Place, measures: Sequence[Measure], columns: dict[Metric, Column]) -> None:
         """Tell what a source has to tell that has its name for itself: the usual case."""
         series = self._series_of(place, measures)
         counted = self._counted[place] = []
@@ -168,13 +195,13 @@ class Reader:
             all_attributes.append(attributes)
             counted.append(value)
 
-    def _add_up(self, place: _Place, measures: Sequence[Measure], totals: _Totals) -> None:
+    def _add_up(self, place: Place, measures: Sequence[Measure], totals: _Totals) -> None:
         """Add what a source has to tell to what others of its name have, from the fork on."""
         name, before = self._names[place], self._before_fork.get(place, {})
         series = self._series_of(place, measures)
         counted = self._counted[place] = []
         for number, (metric, value, labels) in enumerate(measures):
-            series[number] = (metric, labels, {})
+            series[number] = (metric, labels, _attributes(metric, name, labels))
             if isinstance(value, Histogram):
                 counted.append(0.0)
                 continue
@@ -187,14 +214,14 @@ class Reader:
             totals[key] = totals.get(key, 0) + own
             counted.append(own)
 
-    def _series_of(self, place: _Place, measures: Sequence[Measure]) -> list[_Series]:
+    def _series_of(self, place: Place, measures: Sequence[Measure]) -> list[_Series]:
         series = self._series.get(place)
         if series is None or len(series) != len(measures):
             series = self._series[place] = [_NO_SERIES] * len(measures)
         return series
 
     def _note_durations(
-        self, place: _Place, measures: Sequence[Measure], heard: frozenset[Metric], fresh: _Fresh
+        self, place: Place, measures: Sequence[Measure], heard: frozenset[Metric], fresh: _Fresh
     ) -> None:
         """Note what has come to histograms since they were recorded last."""
         for metric, value, labels in measures:
@@ -209,23 +236,47 @@ class Reader:
                 key = (self._names[place], labels)
                 series[key] = series[key] + new if key in series else new
 
-    def _let_go(self, places: set[_Place]) -> None:
+    def _let_go(self, places: set[Place]) -> None:
         """Keep what those had counted that are gone, and forget them otherwise."""
         for place in self._names.keys() - places:
             name = self._names.pop(place)
             series, values = self._series.pop(place, ()), self._counted.pop(place, ())
-            self._recorded.pop(place, None)
-            self._before_fork.pop(place, None)
-            self._faulty.discard(place)
-            if place() is not None:  # excluded by hand
+            if place() is not None:  # excluded, and may come back
                 continue
             counted = self._departed.setdefault(name, {})
             self._departed.move_to_end(name)
             for (metric, labels, _), value in zip(series, values, strict=False):
                 if metric is not None and metric.instrument is Instrument.COUNTER:
                     counted[metric, labels] = counted.get((metric, labels), 0) + value
-        while len(self._departed) > _MOST_DEPARTED:
-            self._departed.popitem(last=False)
+        for known in (self._recorded, self._before_fork):
+            for place in [place for place in known if place() is None]:
+                del known[place]
+        for some in (self._faulty, self._strange, self._undated):
+            some.difference_update([place for place in some if place() is None])
+        surplus = len(self._departed) - _MOST_DEPARTED
+        if surplus > 0:
+            alive = set(self._names.values())
+            for name in [name for name in self._departed if name not in alive][:surplus]:
+                del self._departed[name]
+
+
+def _check(measure: Any) -> None:
+    """Refuse a measure of somebody else's that would spoil those of all others.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it does not have three parts, or other labels than its metric has attributes.
+    """
+    metric, value, labels = measure
+    if not isinstance(metric, Metric):
+        raise TypeError(f"a measure must begin with a Metric, got {metric!r}")
+    kinds = (Histogram,) if metric.instrument is Instrument.HISTOGRAM else (int, float)
+    if not isinstance(value, kinds):
+        raise TypeError(f"the value of {metric.name} must be {kinds[-1].__name__}, got {value!r}")
+    if not isinstance(labels, tuple) or not all(isinstance(label, str) for label in labels):
+        raise TypeError(f"the labels of {metric.name} must be a tuple of texts, got {labels!r}")
+    if len(labels) != len(metric.attributes):
+        raise ValueError(f"the labels of {metric.name} must fit {metric.attributes}, got {labels!r}")
 
 
 def _new_column() -> Column:
