@@ -13,18 +13,23 @@ if TYPE_CHECKING:
     from ..engine.latency import Recorder
     from ..engine.measure import Measure, Metered, Metric, counter, gauge, histogram, up_down
     from .instrumenting import exclude, include, instrument, uninstrument
+    from .logs import not_exported
+    from .spans import anote_resend, note_resend
 
 __all__ = [
     "Measure",
     "Metered",
     "Metric",
     "Recorder",
+    "anote_resend",
     "counter",
     "exclude",
     "gauge",
     "histogram",
     "include",
     "instrument",
+    "not_exported",
+    "note_resend",
     "uninstrument",
     "up_down",
 ]
@@ -34,6 +39,8 @@ _HOMES: Final = {
     "..engine.latency": ("Recorder",),
     "..engine.measure": ("Measure", "Metered", "Metric", "counter", "gauge", "histogram", "up_down"),
     ".instrumenting": ("exclude", "include", "instrument", "uninstrument"),
+    ".logs": ("not_exported",),
+    ".spans": ("anote_resend", "note_resend"),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,8 +11,11 @@ from ..engine import living, params
 from ..engine.measure import Metered
 from ..events import log_fault
 from .collecting import Collector
+from .logs import Narrator, Sinks
+from .spans import Annotator
 
 if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
     from opentelemetry.metrics import MeterProvider
 
 __all__ = ["exclude", "include", "instrument", "uninstrument"]
@@ -21,10 +24,18 @@ __all__ = ["exclude", "include", "instrument", "uninstrument"]
 # would be reported beside the first.
 _collectors: weakref.WeakKeyDictionary[Any, Collector] = weakref.WeakKeyDictionary()
 _of_application: list[Collector] = []
+_listening: list[Narrator | Annotator] = []
+_excluded: set[str] = set()  # names
 _lock = threading.RLock()
 
 
-def instrument(*, meter_provider: MeterProvider | None = None) -> None:
+def instrument(
+    *,
+    meter_provider: MeterProvider | None = None,
+    logger_provider: LoggerProvider | None = None,
+    logs: Sinks | None = "both",
+    spans: bool = True,
+) -> None:
     """Report to OpenTelemetry what every policy, pool, check and limiter counts, and what happens to them.
 
     Metrics are read when somebody collects: calls cost no more than before. What was counted before is told,
@@ -32,19 +43,33 @@ def instrument(*, meter_provider: MeterProvider | None = None) -> None:
 
     Args:
         meter_provider: where metrics go. None: to the application's, which may be set later.
+        logger_provider: where log records of rare events go. None: to the application's, too.
+        logs: "otel" has them go there, "logging" to the logger `resilient` of `logging`, "both" to both; None
+            to neither.
+        spans: whether events are noted on the span of the call that they happened to, where it is recorded.
 
     Raises:
-        TypeError: *meter_provider* is none.
+        TypeError: a provider is none, or *spans* is neither True nor False.
+        ValueError: *logs* is none of these words.
 
     Concurrency: safe from any thread. To be called once in each process, before or after a fork.
     """
-    if meter_provider is not None and not callable(getattr(meter_provider, "get_meter", None)):
-        params.refuse(TypeError, "meter_provider", "must be a MeterProvider or None", meter_provider)
+    _check("meter_provider", meter_provider, "get_meter")
+    _check("logger_provider", logger_provider, "get_logger")
+    listeners: list[Narrator | Annotator] = []
+    if logs is not None:
+        params.one_of("logs", logs, ("both", "otel", "logging"))
+        listeners.append(Narrator(logger_provider, to=logs, exclude=_excluded))
+    if params.flag("spans", spans):
+        listeners.append(Annotator(exclude=_excluded))
     with _lock:
         uninstrument()
         collector = _collector_for(meter_provider)
         collector.enabled = True
         collector.make_instruments()
+        for listener in listeners:
+            listener.start()
+            _listening.append(listener)
 
 
 def uninstrument() -> None:
@@ -55,13 +80,16 @@ def uninstrument() -> None:
     with _lock:
         for collector in _all():
             collector.enabled = False
+        while _listening:
+            _listening.pop().stop()
 
 
 def exclude(*sources: Metered) -> None:
-    """Report nothing of *sources* any more.
+    """Report nothing of *sources* any more: no metrics, no log records, nothing on spans.
 
     Args:
-        *sources: policies, pools and whatever else has measures.
+        *sources: policies, pools and whatever else has measures. Events are told apart by name: those of
+            others that have the same name are left out, too.
 
     Raises:
         TypeError: one of them has no measures.
@@ -70,6 +98,7 @@ def exclude(*sources: Metered) -> None:
     """
     for source in _checked(sources):
         living.forget(source)
+        _excluded.add(source.name)
 
 
 def include(*sources: Metered) -> None:
@@ -88,6 +117,7 @@ def include(*sources: Metered) -> None:
             living.remember(source, counts=False)
         except TypeError:
             params.refuse(TypeError, "sources", "must be such that they can be referred to weakly", source)
+        _excluded.discard(source.name)
         try:
             list(source.measures())  # by now its metrics are defined
         except Exception:  # noqa: BLE001 - it may do better when it is collected
@@ -100,6 +130,12 @@ def _checked(sources: tuple[Any, ...]) -> tuple[Metered, ...]:
         if not isinstance(source, Metered):
             params.refuse(TypeError, "sources", "must have kind, name and measures()", source)
     return sources
+
+
+def _check(parameter: str, provider: object, method: str) -> None:
+    if provider is not None and not callable(getattr(provider, method, None)):
+        rule = f"must be one of OpenTelemetry's providers, with {method}(), or None"
+        params.refuse(TypeError, parameter, rule, provider)
 
 
 def _collector_for(provider: MeterProvider | None) -> Collector:
