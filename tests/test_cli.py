@@ -434,8 +434,16 @@ def test_path_and_query_are_sent_as_they_are(serve: Serve, run: Run) -> None:
         (("map", "checkout"), "'checkout': the URL must begin"),
         (("map", *["http://127.0.0.1"] * 201), "at most 200"),
         (("map", "http://127.0.0.1", "--format", "png"), "invalid choice"),
+        (("alerts", "--objective", "94.9"), "at least 95 and below 100: '94.9'"),
+        (("alerts", "--objective", "100"), "at least 95 and below 100: '100'"),
+        (("alerts", "--objective", "nan"), "at least 95 and below 100: 'nan'"),
+        (("alerts", "--objective", "most"), "at least 95 and below 100: 'most'"),
+        (("alerts", "--runbooks", "wiki"), "the URL must begin with http://"),
+        (("alerts", "--runbooks", "http://me:secret@wiki.example"), "give a token"),
+        (("alerts", "--runbooks", 'http://wiki.example/"'), "without spaces, quotes or braces"),
+        (("alerts", "--runbooks", "http://wiki.example/{{x}}"), "without spaces, quotes or braces"),
     ],
-    ids=range(22),
+    ids=range(30),
 )
 def test_wrong_usage_says_what_is_wrong(run: Run, arguments: tuple[str, ...], complaint: str) -> None:
     """And ends in 2; a password is not repeated."""

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Final
-
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import Histogram as HistogramData
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Sum
 
 from resilient import (
     AdaptiveThrottle,
@@ -36,13 +31,14 @@ from resilient import (
     Timeout,
 )
 from resilient.engine.latency import Histogram
-from resilient.engine.measure import Instrument, Measure, Metric
+from resilient.engine.measure import Instrument, Measure, Metric, defined
 from resilient.health import Status
-from resilient.health import measures as health_measures
+from resilient.health.measures import of_results
 from resilient.health.report import Result
-from resilient.policies import measures as policy_measures
-from resilient.pool import measures as pool_measures
-from resilient.telemetry.connections import ConnectionCounts, Connections
+from resilient.policies.measures import of_bulkhead
+from resilient.pool.measures import of_replicas
+from resilient.telemetry.connections import DURATIONS, ConnectionCounts, of_connections
+from resilient.web.maintenance import Maintenance
 
 ANYWHERE: Final = frozenset(
     {"job", "instance", "otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}
@@ -84,30 +80,30 @@ def label(attribute: str) -> str:
 
 
 def metrics() -> list[Metric]:
-    """Return all metrics of policies, pools and health; `db.client.connection.*` are not among them."""
-    modules: tuple[ModuleType, ...] = (policy_measures, pool_measures, health_measures)
-    return [one for module in modules for one in vars(module).values() if isinstance(one, Metric)]
+    """Return all metrics there are."""
+    return [one for one in defined() if one.name.startswith(("resilient.", "db."))]
 
 
 @cache
 def known() -> Mapping[str, Series]:
     """Return what queries may name."""
     seen: dict[str, list[Labels]] = {}
-    for kind, measure in _measured():
-        metric = measure.metric
-        free = metric.name.startswith("resilient.health.") or "resilient.replica.name" in metric.attributes
-        values = zip(map(label, metric.attributes), measure.labels, strict=True)
-        labels = {name: value for name, value in values if not free or name.endswith("_state")}
+    for kind, (metric, _, values) in _measured():
         # Names of checks, their units and those of replicas are the user's.
-        anything = dict.fromkeys(map(label, metric.attributes))
-        seen.setdefault(metric.name, []).append({_NAME: None, **anything, _KIND: kind, **labels})
+        told = zip(map(label, metric.attributes), values, strict=True)
+        labels = {name: None if name.endswith(("_name", "_unit")) else value for name, value in told}
+        seen.setdefault(metric.name, []).append({**_subject(metric, kind), **labels})
     found: dict[str, Series] = {}
     for metric in metrics():
-        is_histogram = metric.instrument is Instrument.HISTOGRAM
-        names = (_KIND, _NAME, *map(label, metric.attributes))
-        _add(found, in_prometheus(metric), is_histogram, names, seen.get(metric.name, ()))
-    for name, is_histogram, points in _connections():
-        _add(found, name, is_histogram, {one for labels in points for one in labels}, points)
+        names = frozenset((*_subject(metric), *map(label, metric.attributes)))
+        labels_seen = seen.get(metric.name, [])
+        if metric.instrument is not Instrument.HISTOGRAM:
+            found[in_prometheus(metric)] = Series(in_prometheus(metric), names, tuple(labels_seen))
+            continue
+        for part in _PARTS:
+            more: dict[str, None] = {"le": None} if part == "_bucket" else {}
+            name = in_prometheus(metric) + part
+            found[name] = Series(name, names | set(more), tuple({**one, **more} for one in labels_seen))
     return found
 
 
@@ -197,92 +193,46 @@ def _name(name: str, unit: str, is_counter: bool) -> str:
     return text + "_total" if is_counter and not text.endswith("_total") else text
 
 
-def _add(
-    found: dict[str, Series], name: str, is_histogram: bool, labels: Iterable[str], seen: Iterable[Labels]
-) -> None:
-    if not is_histogram:
-        found[name] = Series(name, frozenset(labels), tuple(seen))
-        return
-    for part in _PARTS:
-        more: dict[str, None] = {"le": None} if part == "_bucket" else {}
-        found[name + part] = Series(
-            name + part, frozenset({*labels, *more}), tuple({**one, **more} for one in seen)
-        )
+def _subject(metric: Metric, kind: str | None = None) -> Labels:
+    """Return the labels that say what *metric* is measured on."""
+    return {_NAME: None, _KIND: kind} if metric.subject is None else {label(metric.subject): None}
 
 
 def _measured() -> Iterator[tuple[str, Measure]]:
-    """Return all that each kind of source tells of itself."""
-    bulkhead = Bulkhead("orders", Gradient())
-    stats = bulkhead.stats()
-    assert stats.adaptive is not None
-    settled = replace(stats, adaptive=replace(stats.adaptive, rtt=0.1, baseline=0.1))
-    policies: tuple[Any, ...] = (
-        AdaptiveThrottle("orders"),
-        Cache("orders", ttl=1.0),
-        CircuitBreaker("orders"),
-        Fallback(None),
-        RateLimiter("1/second", name="orders"),
-        Retry(on=OSError),
-        RetryBudget(),
-        Timeout(1.0),
-    )
-    for policy in policies:
-        yield from ((_snake(policy.kind), one) for one in policy.measures())
-    nothing = Histogram((), 0, 0.0, 0.0, 0.0)
-    yield from (("bulkhead", one) for one in policy_measures.of_bulkhead(settled, nothing))
+    """Return all that each kind of source tells of itself, after the kind."""
     pool = ConnectionPool(lambda: sqlite3.connect(":memory:"), name="orders", min_size=0)
     with pool, ReplicaSet(pool, [], name="orders") as replicas:
-        for kind in ("connection_pool", "async_connection_pool"):
-            yield from ((kind, one) for one in pool_measures.of_pool(pool.stats()))
-        one_replica: Any = SimpleNamespace(name="r1", lag=0.1, breaker=CircuitBreaker("r1").stats())
-        some = replace(replicas.stats(), replicas=(one_replica,))
-        for kind in ("replica_set", "async_replica_set"):
-            yield from ((kind, one) for one in pool_measures.of_replicas(some))
-    result = Result(
-        "cpu", "check", Status.PASS, value=1.0, unit="percent", at=datetime.now(UTC), age=1.0, took=0.1
-    )
-    yield from (("health", one) for one in health_measures.of_results([result]))
+        policies = (
+            AdaptiveThrottle("orders"),
+            Bulkhead("orders", 1),
+            Cache("orders", ttl=1.0),
+            CircuitBreaker("orders"),
+            Fallback(None),
+            Maintenance(),
+            RateLimiter("1/second", name="orders", storage="redis://127.0.0.1:1"),  # nobody is asked
+            Retry(on=OSError),
+            RetryBudget(),
+            Timeout(1.0),
+        )
+        for source in policies:
+            yield from ((_snake(source.kind), one) for one in source.measures())
+        for one in pool.measures():
+            yield from ((kind, one) for kind in ("connection_pool", "async_connection_pool"))
+        replica: Any = SimpleNamespace(name="r1", lag=0.1, breaker=CircuitBreaker("r1").stats())
+        for one in of_replicas(replace(replicas.stats(), replicas=(replica,))):
+            yield from ((kind, one) for kind in ("replica_set", "async_replica_set"))
+    adaptive = Bulkhead("orders", Gradient()).stats()
+    assert adaptive.adaptive is not None
+    settled = replace(adaptive, adaptive=replace(adaptive.adaptive, rtt=0.1, baseline=0.1))
+    nothing = Histogram((), 0, 0.0, 0.0, 0.0)
+    for one in of_bulkhead(settled, nothing):
+        yield "bulkhead", one
+    for one in of_connections(ConnectionCounts(1, 1, 1, 1, 1, 1, 1, 1), dict.fromkeys(DURATIONS, nothing)):
+        yield "watched_pool", one
+    found = Result("cpu", "check", Status.PASS, value=1.0, unit="percent", age=1.0, took=0.1)
+    for one in of_results([found]):
+        yield "health", one
 
 
 def _snake(kind: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
-
-
-class _Pool:
-    """A pool that tells all there is to tell."""
-
-    name = "orders"
-
-    def counts(self) -> ConnectionCounts:
-        return ConnectionCounts(1, 1, 1, 1, 1, 1, 1, 1)
-
-
-def _connections() -> list[tuple[str, bool, tuple[Labels, ...]]]:
-    """Return what is told of connections: its name, whether it is a histogram, and its labels."""
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader], shutdown_on_exit=False)
-    connections, pool = Connections(provider), _Pool()
-    connections.observe(pool)
-    durations = connections.times(pool.name)
-    for pending in (durations.create, durations.wait, durations.use):
-        pending.append(0.1)
-    data = reader.get_metrics_data()
-    assert data is not None
-    told: list[tuple[str, bool, tuple[Labels, ...]]] = [
-        (
-            _name(one.name, one.unit or "", isinstance(one.data, Sum) and one.data.is_monotonic),
-            isinstance(one.data, HistogramData),
-            tuple(
-                {
-                    label(key): None if key.endswith(".name") else str(value)
-                    for key, value in (point.attributes or {}).items()
-                }
-                for point in one.data.data_points
-            ),
-        )
-        for resource in data.resource_metrics
-        for scope in resource.scope_metrics
-        for one in scope.metrics
-    ]
-    provider.shutdown()
-    return told
