@@ -191,7 +191,9 @@ class AsyncConnectionPool(Front[C, Awaitable[C]]):
     async def _checkout(self, seconds: float | None) -> Any:
         core = self._core
         found = core.begin(seconds, TaskWaiter)
-        return core.lend_at_last(found if isinstance(found, Token) else await core.await_(found))
+        if isinstance(found, Token):
+            return core.lend_at_last(found)
+        return core.lend_at_last(await core.await_(found), found.since)
 
     async def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""

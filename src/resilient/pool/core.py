@@ -28,7 +28,7 @@ from .members import Chore, Errand, Gone, Member, Token
 from .quick import Quick
 from .reports import tell
 from .rules import Rules, State
-from .stats import PoolStats
+from .stats import PoolStats, stats_of
 from .stock import Stock
 from .upkeep import Upkeep
 
@@ -132,8 +132,10 @@ class Core(Quick):
             raise
         return self._conclude(turn)
 
-    def lend_at_last(self, token: Token) -> Any:
+    def lend_at_last(self, token: Token, asked: float | None = None) -> Any:
         """Return a stand-in for what was found or waited for, to the caller of the caller's caller.
+
+        *asked* is when the wait began, if there was one.
 
         Raises:
             PoolClosedError: the pool was closed in between.
@@ -141,7 +143,7 @@ class Core(Quick):
         """
         if isinstance(token.member, Gone):
             raise self._closed() if self.stock.closed else token.member.error()
-        return self.lend(token, self._clock(), 4)
+        return self.lend(token, self._clock(), 4, asked)
 
     # Giving it back, the long way.
 
@@ -239,6 +241,7 @@ class Core(Quick):
         """See to what is due; to be called about once a second."""
         if self._in_use:  # by this process, which may be a child of the one that does
             self.change(self._upkeep.make)
+            self.stock.timings.fold()
 
     def drain(self) -> None:
         """Have every connection replaced, those that are lent when they come back."""
@@ -327,7 +330,8 @@ class Core(Quick):
                 # What is known to be forgotten is not lent any more. What follows from that is not done here:
                 # this may be asked while metrics are collected.
                 self.stock.recover(now)
-            return self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
+            facts = self._facts()
+        return stats_of(facts, self.stock.timings)
 
     def is_cut_off(self) -> bool:
         """Tell whether the server is known to be down, and nobody can be lent a connection all the same."""
@@ -336,6 +340,9 @@ class Core(Quick):
             return self._is_hopeless(now, self.rules.timeout)
 
     # Inside; all of it under the lock.
+
+    def _facts(self) -> dict[str, Any]:
+        return {**self.stock.facts(), "waiting": len(self._line)}
 
     def _dispatch(self, now: float) -> None:
         """Give what is free to those who wait, and see to it that there will be more.
@@ -522,9 +529,12 @@ class Core(Quick):
         now = self._clock()
         loans = [member.loan() for member in self.stock.roster if member.since is not None]
         oldest = heapq.nsmallest(refusals.OLDEST, loans, key=lambda loan: loan.since or now)
-        stats = self.stock.stats(waiting=len(self._line), checkouts=self.checkouts.read())
+        facts = self._facts()
         return lambda: refusals.too_late(
-            self.rules.name, waited, stats, [loan.borrower(now) for loan in oldest]
+            self.rules.name,
+            waited,
+            stats_of(facts, self.stock.timings),
+            [loan.borrower(now) for loan in oldest],
         )
 
 

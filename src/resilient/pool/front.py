@@ -16,7 +16,7 @@ from ..engine.matching import Matcher
 from ..engine.measure import Measure
 from ..errors import ConnectionReturnedError
 from ..events import Announcer
-from ..telemetry.connections import ConnectionCounts, observe
+from ..telemetry.connections import ConnectionCounts, of_connections
 from ..typing import Clock, FailureRule, Seconds
 from .borrowed import held_by, is_borrowed
 from .borrowers import ALL_FRAMES, FEW_FRAMES, Borrower
@@ -103,8 +103,6 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
         self._core = Core(
             rules, handling, crew, self.announcer, min_size=low, max_size=high, task_name=self._task_name
         )
-        self._reading = _Reading(self._core)
-        observe(self._reading)
         remember(self)
 
     @property
@@ -128,7 +126,22 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
 
     def measures(self) -> Iterator[Measure]:
         """Return what metrics tell of it."""
-        return of_pool(self.stats())
+        stats = self.stats()
+        yield from of_pool(stats)
+        counts = ConnectionCounts(timeouts=stats.timeouts)
+        if not self.closed:
+            counts = ConnectionCounts(
+                idle=stats.idle,
+                used=stats.used,
+                idle_max=stats.max_size,
+                idle_min=stats.min_size,
+                limit=stats.max_size,
+                pending=stats.waiting,
+                timeouts=stats.timeouts,
+                leaked=stats.leaked,
+            )
+        durations = self._core.stock.timings.by_name()
+        yield from of_connections(counts, {what: one.histogram() for what, one in durations.items()})
 
     def finding(self) -> Finding:
         """Return how it stands, for health.
@@ -262,36 +275,6 @@ class Front(Announcing, Generic[C, R], metaclass=ABCMeta):
 
     def _checked(self, timeout: Seconds | None) -> float | None:
         return None if timeout is None else params.seconds("timeout", timeout)
-
-
-class _Reading:
-    """What metrics tell of a pool. They refer to it weakly, so the pool has to."""
-
-    __slots__ = ("__weakref__", "_core")
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    @property
-    def name(self) -> str:
-        """The pool's name."""
-        return self._core.rules.name
-
-    def counts(self) -> ConnectionCounts:
-        """Return where the pool stands; nothing, once it is closed."""
-        if self._core.stock.closed:
-            return ConnectionCounts()
-        stats = self._core.stats()
-        return ConnectionCounts(
-            idle=stats.idle,
-            used=stats.used,
-            idle_max=stats.max_size,
-            idle_min=stats.min_size,
-            limit=stats.max_size,
-            pending=stats.waiting,
-            timeouts=stats.timeouts,
-            leaked=stats.leaked,
-        )
 
 
 def _or(given: float | None, default: float) -> float:

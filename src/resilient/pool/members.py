@@ -83,7 +83,6 @@ class Member:
         "task",
         "thread",
         "until",
-        "used",
     )
 
     def __init__(self, home: Any, now: float) -> None:
@@ -109,7 +108,6 @@ class Member:
         self.task: str | None = None
         self.reported: float | None = None  # the loan that was reported as too long, by its `since`
         self.orphan = False  # its borrower was collected
-        self.used = 0.0  # seconds
 
     @property
     def leaked(self) -> bool:

@@ -205,7 +205,9 @@ class ConnectionPool(Front[C, C]):
         core = self._core
         self._attend()
         found = core.begin(seconds, ThreadWaiter)
-        return core.lend_at_last(found if isinstance(found, Token) else core.wait(found))
+        if isinstance(found, Token):
+            return core.lend_at_last(found)
+        return core.lend_at_last(core.wait(found), found.since)
 
     def _finish(self, token: Token, exc: BaseException | None, *, well: bool = True) -> None:
         """Have a connection back that takes more than to be put down."""

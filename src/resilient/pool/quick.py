@@ -13,9 +13,9 @@ from functools import partial
 from types import FrameType
 from typing import Any, Final
 
-from ..engine.window import Tally
 from .borrowed import bare, hold
 from .borrowers import FEW_FRAMES, Site, nearest, site_of
+from .durations import BRIEF
 from .members import Token
 from .stock import Stock
 
@@ -40,14 +40,15 @@ class Quick(metaclass=ABCMeta):
         self.stock: Final = stock
         self.handling: Final = stock.handling
         self.alert: Final = stock.alert
-        self.checkouts: Final = Tally()
         self._task_name = task_name
         self._clock = stock.rules.clock
         self._check_after = stock.rules.check_after_idle
         depth = stock.rules.depth
         self._site: Callable[[FrameType], Site]
         self._site = nearest if depth == FEW_FRAMES else partial(site_of, depth=depth)
-        self._count = self.checkouts.ticker
+        timings = stock.timings
+        self._unwaited, self._waited = timings.wait.brief.ticker, timings.wait.record
+        self._brief, self._used = timings.use.brief.ticker, timings.use.record
         self._pop = stock.idle.pop
         self._append = stock.idle.append
 
@@ -71,8 +72,11 @@ class Quick(metaclass=ABCMeta):
             return None
         return self.lend(token, now, 3)
 
-    def lend(self, token: Token, now: float, depth: int) -> Any:
-        """Return a stand-in for a connection, to a borrower *depth* frames up from here."""
+    def lend(self, token: Token, now: float, depth: int, asked: float | None = None) -> Any:
+        """Return a stand-in for a connection, to a borrower *depth* frames up from here.
+
+        *asked* is when the borrower began to wait for it; None if there was one.
+        """
         member: Any = token.member
         member.site = self._site(_frame(depth))
         member.thread = _threads.get(_ident())
@@ -80,7 +84,10 @@ class Quick(metaclass=ABCMeta):
             # Not the task itself: it has what it borrowed, and would be kept from being collected.
             member.task = self._task_name()
         member.since = now
-        next(self._count)
+        if asked is None:
+            next(self._unwaited)
+        else:
+            self._waited(max(0.0, now - asked))
         borrowed = bare(member.stand_in)
         hold(borrowed, [token])
         return borrowed
@@ -97,7 +104,10 @@ class Quick(metaclass=ABCMeta):
         # returns it: by then there is another token in its place.
         if since is None or member.reported == since or member.ref() is not token:
             return False
-        member.used += now - since
+        if now - since < BRIEF:
+            next(self._brief)
+        else:
+            self._used(now - since)
         member.returned = now
         member.since = member.thread = None
         self._append(token)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Counts", "PoolStats"]
+if TYPE_CHECKING:
+    from ..engine.latency import Latency
+    from .durations import Timings
+
+__all__ = ["Counts", "PoolStats", "stats_of"]
 
 
 @dataclass(slots=True)
@@ -13,7 +18,6 @@ class Counts:
 
     waited: int = 0
     wait_seconds: float = 0.0
-    use_seconds: float = 0.0  # of connections that are no more
     timeouts: int = 0
     refused: int = 0
     connects: int = 0
@@ -57,6 +61,10 @@ class PoolStats:
         reclaimed: connections that were taken from their borrowers.
         available: whether the server is, as far as is known.
         last_failure: why connecting failed last, as text; None if it has succeeded since.
+        create_latency: how long it took lately to make a connection.
+        wait_latency: how long it took lately until a caller was lent one: 0 where one was free; those who
+            waited in vain are not included.
+        use_latency: how long those were lent that came back lately; less than 10 us counts as 0.
     """
 
     size: int
@@ -84,3 +92,18 @@ class PoolStats:
     reclaimed: int
     available: bool
     last_failure: str | None
+    create_latency: Latency
+    wait_latency: Latency
+    use_latency: Latency
+
+
+def stats_of(facts: dict[str, Any], timings: Timings) -> PoolStats:
+    """Return the statistics of which *facts* were read under the pool's lock; to be called without it."""
+    return PoolStats(
+        **facts,
+        checkouts=timings.wait.count,
+        use_seconds=timings.use.total,
+        create_latency=timings.create.lately(),
+        wait_latency=timings.wait.lately(),
+        use_latency=timings.use.lately(),
+    )

@@ -17,11 +17,12 @@ from ..errors import ConnectionReclaimedError
 from ..events import ConnectionDiscarded, Event, PoolAvailable, PoolUnavailable, error_text
 from .borrowed import stand_in_for
 from .borrowers import where_of
+from .durations import Timings
 from .handling import Handling
 from .members import Chore, Errand, Gone, Member, Roster, Token
 from .reports import collection_of, late_return_of, reclaim_of
 from .rules import Rules, State
-from .stats import Counts, PoolStats
+from .stats import Counts
 from .supply import Supply
 
 __all__ = ["SUSPECTS_AT_ONCE", "Stock"]
@@ -49,6 +50,7 @@ class Stock:
         self.alert: Final[list[bool]] = []  # not empty while a connection is to be had under the lock only
         self.lock = threading.RLock()  # re-entrant, for signal handlers
         self.counts: Final = Counts()
+        self.timings: Final = Timings(rules.clock)  # added to under the lock, but not read: see there
         self.supply: Final = Supply(rules.max_connecting, rules.connect_timeout)
         self.roster: Final = Roster(home)
         self.idle: Final = self.roster.idle
@@ -200,7 +202,7 @@ class Stock:
         since = member.since
         if since is None:
             return
-        member.used += now - since
+        self.timings.use.add(now - since)
         if member.leaked:
             self.events.append(late_return_of(self.rules.name, member.borrower(now)))
         member.since = None
@@ -280,7 +282,6 @@ class Stock:
         member = token.member
         if isinstance(member, Member):
             self.counts.closed += 1
-            self.counts.use_seconds += member.used
         else:  # it has been counted already
             self.let_go(now, token)
         self.roster.remove(token)
@@ -330,6 +331,7 @@ class Stock:
         """Count one that did not."""
         self.counts.connects += 1
         self.counts.connect_seconds += took
+        self.timings.create.add(took)
         seconds = self.supply.succeeded(now)
         if seconds is not None:
             self.say(PoolAvailable(self.rules.name, seconds))
@@ -346,7 +348,7 @@ class Stock:
         )
         if self._part(member, self._gone(message)):
             self.counts.reclaimed += 1
-            self.counts.use_seconds += member.used + borrower.held_for
+            self.timings.use.add(borrower.held_for)
             self.events.append(reclaim_of(name, borrower))
 
     def abandon(self, member: Member, now: float) -> None:
@@ -411,21 +413,17 @@ class Stock:
         message = f"this connection of pool {self.rules.name!r} belongs to the process it was forked from"
         return self.roster.after_fork(self._gone(message, quiet=True))
 
-    def stats(self, *, waiting: int, checkouts: int) -> PoolStats:
-        """Return what was counted, and where the pool stands."""
+    def facts(self) -> dict[str, Any]:
+        """Return what was counted under the lock, and where the pool stands, by the names of `PoolStats`."""
         members = [*self.roster]
-        counts = asdict(self.counts)
-        counts["use_seconds"] += sum(member.used for member in members)
-        return PoolStats(
-            **counts,
+        return dict(
+            **asdict(self.counts),
             size=len(members),
             idle=len(self.idle),
             used=sum(member.since is not None for member in members),
             connecting=self.doing(Errand.CONNECT),
-            waiting=waiting,
             min_size=self.min_size,
             max_size=self.max_size,
-            checkouts=checkouts,
             leaked=sum(member.leaked for member in members),
             available=not self.supply.is_down,
             last_failure=self.supply.last_failure,

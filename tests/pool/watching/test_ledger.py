@@ -38,6 +38,7 @@ class Books:
             elsewhere=lambda: None,
             clock=clock,
             announcer=announcer,
+            timed=True,
         )
 
     def lend(self, connection: Any, key: int | None = None) -> None:

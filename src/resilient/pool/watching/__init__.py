@@ -83,9 +83,8 @@ def watch(
         elsewhere=adapter.elsewhere,
         clock=params.callback("clock", clock),
         announcer=announcer,
+        timed=metrics is None or params.flag("metrics", metrics),
     )
-    if metrics is not None:
-        params.flag("metrics", metrics)
     return Watched(adapter, ledger, announcer, metrics=metrics)
 
 

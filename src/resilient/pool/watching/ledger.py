@@ -21,9 +21,9 @@ from ...engine.fork import renew_after_fork
 from ...engine.waiting import running_loop
 from ...engine.window import ticker
 from ...events import Announcer, Event, log_fault
-from ...telemetry.connections import Durations
 from ...typing import Clock
 from ..borrowers import FEW_FRAMES, Borrower, Site, lines_of, nearest, site_of, where_of
+from ..durations import Timings
 from ..refusals import OLDEST
 from ..reports import collection_of, late_return_of, leak_of, tell
 
@@ -90,6 +90,7 @@ class Ledger:
         elsewhere: returns where the stack goes on, where all of it belongs to *skip*; None: nowhere.
         clock: tells the time.
         announcer: where events are posted.
+        timed: whether it is noted how long connections are made, waited for and lent.
 
     Concurrency: `ask`, `lend`, `give_up` and `take_back` are called from anywhere, finalizers included.
     """
@@ -104,9 +105,10 @@ class Ledger:
         elsewhere: Callable[[], FrameType | None],
         clock: Clock,
         announcer: Announcer,
+        timed: bool,
     ) -> None:
         self.name = name
-        self.durations: Durations | None = None
+        self.timings: Final = Timings(clock) if timed else None
         self.timeouts = self.leaks = self.late = self.collected = 0
         self._leak_after = leak_after
         self._depth = depth
@@ -174,9 +176,8 @@ class Ledger:
             # Not by the address of what was lent: once that is dead, another one may have it.
             self._loans[loan if key is None else key] = loan
             next(self._lent)
-            durations = self.durations
-            if asked is not None and durations is not None:
-                durations.wait.append(now - asked.since)
+            if asked is not None and self.timings is not None:
+                self.timings.wait.record(now - asked.since)
         except Exception:  # noqa: BLE001
             self._fault()
 
@@ -205,11 +206,10 @@ class Ledger:
         loan.returned = returned
         # Not where the library's own finalizer returns what was forgotten: that is reported as lost.
         loan.by_borrower = loan() is not None
-        durations = self.durations
-        if loan.reported or durations is not None:
+        if loan.reported or self.timings is not None:
             loan.until = now = self._clock()
-            if durations is not None:
-                durations.use.append(now - loan.since)
+            if self.timings is not None:
+                self.timings.use.record(now - loan.since)
         if loan.reported and loan.by_borrower:
             self._late.append(loan)
         return loan
@@ -232,9 +232,8 @@ class Ledger:
     def created(self, begun: float) -> None:
         """Note that a connection was made since *begun*."""
         try:
-            durations = self.durations
-            if durations is not None:
-                durations.create.append(self._clock() - begun)
+            if self.timings is not None:
+                self.timings.create.record(self._clock() - begun)
         except Exception:  # noqa: BLE001
             self._fault()
 
@@ -268,9 +267,8 @@ class Ledger:
 
     def round(self) -> None:
         """Find what is to be reported, and report it."""
-        durations = self.durations
-        if durations is not None:
-            durations.record()
+        if self.timings is not None:
+            self.timings.fold()
         # One at a time: each loan is reported once.
         with self._lock:
             events = [*chain(self._find_leaks(), self._find_lost(), self._find_late())]
@@ -282,7 +280,6 @@ class Ledger:
     def close(self) -> None:
         """Keep no books any more."""
         self._closed = True
-        self.durations = None
         self._loans.clear()
         self._pending.clear()
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Final, Self
 
-from ...engine import params
+from ...engine import living, params
 from ...engine.announcing import Announcing
 from ...engine.finding import Finding, Status
+from ...engine.latency import Histogram
+from ...engine.measure import Measure
 from ...engine.workers import Job, Stage, Workers
 from ...errors import PoolTimeoutError, PoolUnavailableError
 from ...events import Announcer, error_text
-from ...telemetry import connections
-from ...telemetry.connections import ConnectionCounts
+from ...telemetry.connections import ConnectionCounts, of_connections
 from ...typing import Seconds
 from ..borrowers import Borrower
+from ..durations import Durations
 from ..findings import told
 from ..refusals import OLDEST
 from ..rounds import attend, dismiss
@@ -138,6 +140,25 @@ def _forget(probe: asyncio.Task[None]) -> None:
         probe.exception()  # nobody else asks for it
 
 
+class _Share:
+    """What is ours of *durations*, of which others report a part, while they do."""
+
+    __slots__ = ("_durations", "_ours", "_theirs")
+
+    def __init__(self, durations: Durations) -> None:
+        self._durations = durations
+        self._ours = self._theirs = durations.histogram()
+
+    def take(self, theirs: bool, /) -> Histogram | None:
+        """Return all that is ours; None while it is *theirs*, as all is then that has come since."""
+        every = self._durations.histogram()
+        if theirs:
+            self._theirs = every - self._ours
+            return None
+        self._ours = every - self._theirs
+        return self._ours
+
+
 class Watched(Announcing):
     """A pool of another library under watch; made by `watch`. As a context manager it ends the watch.
 
@@ -160,11 +181,13 @@ class Watched(Announcing):
         self.announcer = announcer
         self._metrics = metrics
         self._checks = Workers(1, "resilient-check")  # one: while a check hangs, no other joins it
-        if metrics is not False:
-            ledger.durations = connections.times(ledger.name, self._reported_by_others)
-            connections.observe(self)
+        timings = {} if ledger.timings is None else ledger.timings.by_name()
+        self._shares = {what: _Share(durations) for what, durations in timings.items()}
         adapter.install(ledger, self)
         attend(ledger)
+        if metrics is not False:
+            # Not read in a fork: a library may wait there for a lock that nobody has any more.
+            living.remember(self, counts=False)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -230,6 +253,12 @@ class Watched(Announcing):
             leaked=ledger.leaked,
         )
 
+    def measures(self) -> Iterator[Measure]:
+        """Return what metrics tell of it; nothing of what others report."""
+        counts, others = self.counts(), self._reported_by_others()
+        durations = {what: share.take(what in others) for what, share in self._shares.items()}
+        return of_connections(counts, {what: ours for what, ours in durations.items() if ours is not None})
+
     def check(self, timeout: Seconds = _CHECK_SECONDS) -> None:
         """Borrow a connection, and ask the server whether it is there.
 
@@ -292,7 +321,7 @@ class Watched(Announcing):
         Concurrency: whoever has a connection keeps it. Calls of the pool that are under way end well.
         """
         dismiss(self._ledger)
-        connections.forget(self)
+        living.forget(self)
         self._adapter.uninstall()
         self._ledger.close()
 
