@@ -83,7 +83,7 @@ def _is(value: Fact) -> Callable[[Any], Fact]:
 def _word(name: str) -> Callable[[Any], str]:
     """Return what reads a word of our own, in the form that metrics have it in."""
     read = attrgetter(name)
-    return lambda event: str(read(event)).replace(" ", "_").replace("-", "_")
+    return lambda event: str(read(event)).replace(" ", "_")
 
 
 def _error_class(event: Any) -> str:
