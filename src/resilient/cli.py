@@ -28,17 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the usage is wrong, or was asked for.
     """
-    from .command import alerts, health  # noqa: PLC0415 - nobody who imports this module need have them
+    from .command import alerts, dashboards, health  # noqa: PLC0415 - nobody who imports this module need have them
     from .command import map as dependency_map  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(
         prog="resilient",
-        description="Ask services how they are, draw what they depend on, and print alert rules.",
+        description="Ask services how they are, draw what they depend on, print alert rules and dashboards.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     health.add(subparsers)
     dependency_map.add(subparsers)
     alerts.add(subparsers)
+    dashboards.add(subparsers)
     arguments = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     if sys.stdout is None:  # closed by whoever wants the exit code only
