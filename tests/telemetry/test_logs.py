@@ -557,7 +557,7 @@ def test_events_of_the_applications_own_are_none_of_ours(narrator: Narrator, exp
 
 def test_arguments_are_checked() -> None:
     """With the name, the rule and the value."""
-    with pytest.raises(ValueError, match='to must be "both", "otel" or "logging", got \'all\''):
+    with pytest.raises(ValueError, match="to must be one of 'both', 'otel', 'logging', got 'all'"):
         Narrator(to="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="per_minute must be"):
         Narrator(per_minute=0)

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterator
 from contextvars import ContextVar
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from opentelemetry._logs import Logger, LoggerProvider, SeverityNumber, get_logger
 from opentelemetry.context import (
@@ -81,10 +81,8 @@ class Narrator:
         per_minute: int = 10,
         clock: Clock = time.monotonic,
     ) -> None:
-        if to not in {"both", "otel", "logging"}:
-            params.refuse(ValueError, "to", 'must be "both", "otel" or "logging"', to)
         self._provider = logger_provider
-        self._to = to
+        self._to = params.one_of("to", to, get_args(Sinks))
         self._exclude = exclude
         self._allowance = _Allowance(params.count("per_minute", per_minute), params.callback("clock", clock))
         self._logger: Logger | None = None
