@@ -315,7 +315,14 @@ def error_text(exc: BaseException) -> str:
     except Exception:  # noqa: BLE001 - a __str__ of somebody else's that raises must not hide the failure
         text = _type_name(type(exc))
     text = " ".join(text.split())
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+    if len(text) <= _MAX_TEXT:
+        return text
+    short, following = text[: _MAX_TEXT - 1], text[_MAX_TEXT - 1]
+    before, space, last = short.rpartition(" ")
+    if space and following != " " and ":" in last:
+        # The beginning of an address, it may be: with half a password, in which nobody would recognise one.
+        short = before + space
+    return f"{short}…"
 
 
 def log_fault(message: str, *args: object) -> None:

@@ -300,6 +300,14 @@ def test_error_text_is_one_short_line() -> None:
     assert error_text(MuteError()) == "MuteError"
 
 
+def test_error_text_leaves_no_half_of_an_address() -> None:
+    """What is cut short in the middle of a URL goes altogether: half a password would not be masked."""
+    for before in range(150, 200):
+        text = error_text(OSError(f"{'x' * before} postgresql://shop:SECRET0123456789@db/orders refused"))
+        assert len(text) <= 200
+        assert "SECRET" not in text or "SECRET0123456789@db" in text
+
+
 def test_error_text_never_fails() -> None:
     """Neither a class that will not say its name nor a message that will not be made hides the failure."""
 

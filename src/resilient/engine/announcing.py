@@ -23,7 +23,7 @@ class Announcing:
         """Call *listener* with every event of this object.
 
         Args:
-            listener: called with one `Event`, in the thread where it happened; must not block.
+            listener: called with one `Event`, in a copy of the context in which it happened; must not block.
 
         Raises:
             TypeError: *listener* cannot be called.

@@ -160,7 +160,7 @@ class Histogram:
             bins,
             self.count - earlier.count,
             max(0.0, self.total - earlier.total),
-            max(self.shortest, EDGES[first - 1]) if first else self.shortest,
+            max(self.shortest, math.nextafter(EDGES[first - 1], math.inf)) if first else self.shortest,
             min(self.longest, EDGES[last]) if last < len(EDGES) else self.longest,
         )
 
@@ -210,19 +210,15 @@ class Recorder:
     Concurrency: safe from any thread.
     """
 
-    __slots__ = (
-        "__weakref__", "_bins", "_clock", "_count", "_lock", "_longest", "_marks", "_shortest", "_total",
-        "add", "pending",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_clock", "_everything", "_folding", "_lock", "_marks", "add", "pending")
+
+    _folding: bool
 
     def __init__(self, clock: Clock = MONOTONIC) -> None:
         self._clock = params.callback("clock", clock)
         self.pending: deque[float] = deque()
         self.add = self.pending.append
-        self._bins: array[int] | None = None
-        self._count = 0
-        self._total = 0.0
-        self._shortest, self._longest = math.inf, -math.inf
+        self._everything = _EMPTY
         # What there was when, a minute apart or more: for what happened lately.
         self._marks: deque[tuple[float, Histogram]] = deque([(clock(), _EMPTY)], maxlen=2)
         self.after_fork()
@@ -241,33 +237,33 @@ class Recorder:
     def fold(self) -> None:
         """Put into bins what is pending."""
         with self._lock:
-            self._put_into_bins()
-            now = self._clock()
-            if now - self._marks[-1][0] >= _RECENTLY:
-                self._marks.append((now, self._snapshot()))
+            # A signal handler may come in between, in the same thread, and use the same policy.
+            if self._folding:
+                return
+            try:
+                self._folding = True
+                self._put_into_bins()
+                now = self._clock()
+                if now - self._marks[-1][0] >= _RECENTLY:
+                    self._marks.append((now, self._everything))
+            finally:
+                self._folding = False
 
     def histogram(self) -> Histogram:
         """Return all that was recorded since the start."""
-        if self._is_unused():
-            return _EMPTY
-        with self._lock:
+        if self.pending:
             self.fold()
-            return self._snapshot()
+        return self._everything
 
     def span(self) -> tuple[Histogram, Histogram]:
         """Return what there is now, and what there was a minute or two ago or when it was last looked at."""
-        if self._is_unused():
-            return _EMPTY, _EMPTY
-        with self._lock:
+        if self.pending or self._everything is not _EMPTY:
             self.fold()
-            return self._snapshot(), self._marks[0][1]
+        return self._everything, self._marks[0][1]
 
     def lately(self) -> Latency:
         """Return what was recorded in the last one to two minutes."""
         return Latency(self.span())
-
-    def _is_unused(self) -> bool:
-        return self._bins is None and not self.pending
 
     def _put_into_bins(self) -> None:
         # No more than there are now: others go on appending.
@@ -279,22 +275,22 @@ class Recorder:
             total = sum(batch)
         if not batch:
             return
-        if self._bins is None:
-            self._bins = array("Q", bytes(8 * _BINS))
-        _count(batch, self._bins)
-        self._count += len(batch)
-        self._total += total
-        self._shortest = min(self._shortest, batch[0])
-        self._longest = max(self._longest, batch[-1])
-
-    def _snapshot(self) -> Histogram:
-        if self._bins is None:
-            return _EMPTY
-        return Histogram(self._bins[:], self._count, self._total, self._shortest, self._longest)
+        before = self._everything
+        bins = array("Q", before.bins)
+        _count(batch, bins)
+        # As a whole: an interrupt before this loses the batch, and nothing disagrees with anything.
+        self._everything = Histogram(
+            bins,
+            before.count + len(batch),
+            before.total + total,
+            min(before.shortest, batch[0]),
+            max(before.longest, batch[-1]),
+        )
 
     def after_fork(self) -> None:
         """Free the lock: the thread that had it may not exist in this process."""
         self._lock = threading.RLock()
+        self._folding = False
 
 
 class Stopwatch:

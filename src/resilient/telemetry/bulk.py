@@ -92,11 +92,8 @@ def _add(match: Any, batches: Iterable[Batch]) -> None:
 
 
 def _put(aggregation: Any, values: Histogram) -> None:
-    if not hasattr(aggregation, "_boundaries"):  # dropped, or exponential: told one by one
-        for value, times in _values(values):
-            measurement = SimpleNamespace(value=value)
-            for _ in range(times):
-                aggregation.aggregate(measurement, should_sample_exemplar=False)
+    if not hasattr(aggregation, "_boundaries"):
+        _tell_one_by_one(aggregation, values)
         return
     with aggregation._lock:  # noqa: SLF001
         bins = aggregation._value  # noqa: SLF001
@@ -109,9 +106,29 @@ def _put(aggregation: Any, values: Histogram) -> None:
         aggregation._max = max(aggregation._max, values.longest)  # noqa: SLF001
 
 
+def _tell_one_by_one(aggregation: Any, values: Histogram) -> None:
+    """Tell an aggregation that is no histogram, or an exponential one."""
+    told = 0.0
+    for value, times in _values(values):
+        measurement = SimpleNamespace(value=value)
+        for _ in range(times):
+            aggregation.aggregate(measurement, should_sample_exemplar=False)
+        told += value * times
+    with aggregation._lock:  # noqa: SLF001
+        if hasattr(aggregation, "_sum"):
+            aggregation._sum += values.total - told  # noqa: SLF001
+        elif hasattr(aggregation, "_instrument_is_monotonic") and aggregation._value is not None:  # noqa: SLF001
+            aggregation._value += values.total - told  # noqa: SLF001
+
+
 def _values(histogram: Histogram) -> Iterator[tuple[float, int]]:
-    """Return for each bin a value in it, and how many there are."""
+    """Return for each bin a value in it, and how many there are. The shortest is the first."""
+    first = True
     for number, times in enumerate(histogram.bins):
+        if times and first:
+            first = False
+            yield histogram.shortest, 1
+            times -= 1  # noqa: PLW2901
         if times:
             edge = EDGES[number] if number < len(EDGES) else histogram.longest
             yield min(edge, histogram.longest), times
