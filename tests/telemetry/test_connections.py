@@ -3,264 +3,210 @@
 from __future__ import annotations
 
 import gc
-import logging
+import os
 import subprocess
 import sys
-from collections import defaultdict
+import threading
+from collections.abc import Iterator
 from textwrap import dedent
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
+import redis
+from tests.pool.collecting import Metrics
+from tests.support.valkey import ValkeyServer
 
-from resilient.telemetry import connections
-from resilient.telemetry.connections import ConnectionCounts, Connections
+from resilient import ConnectionPool, telemetry
+from resilient.engine.latency import EDGES, Histogram
+from resilient.engine.measure import Instrument, Measure
+from resilient.pool import watch
+from resilient.telemetry.connections import DURATIONS, ConnectionCounts, of_connections
+from resilient.testing import FakeClock
 
-POOL = "db.client.connection.pool.name"
-STATE = "db.client.connection.state"
+
+@pytest.fixture
+def metrics() -> Iterator[Metrics]:
+    """A reader of the test's own, to which everything is reported."""
+    with Metrics() as metrics:
+        yield metrics
 
 
 class Pool:
     """A source that stands where it is told to."""
 
+    kind: ClassVar[str] = "Pool"
+
     def __init__(self, name: str, **counts: int) -> None:
         self.name = name
         self.now = counts
+        telemetry.include(self)
 
-    def counts(self) -> ConnectionCounts:
-        return ConnectionCounts(**self.now)
-
-
-class Metrics:
-    """A set of instruments with an SDK, and what it collects."""
-
-    def __init__(self) -> None:
-        self.reader = InMemoryMetricReader()
-        self.provider = MeterProvider([self.reader])
-        self.connections = Connections(self.provider)
-
-    def collect(self) -> dict[str, dict[tuple[str, ...], Any]]:
-        """Return the points of each metric by the values of their attributes."""
-        data = self.reader.get_metrics_data()
-        found: dict[str, dict[tuple[str, ...], Any]] = defaultdict(dict)
-        for resource in data.resource_metrics if data else ():
-            for scope in resource.scope_metrics:
-                assert scope.scope.name == "resilient"
-                for metric in scope.metrics:
-                    for point in metric.data.data_points:
-                        values = tuple(str(value) for _, value in sorted((point.attributes or {}).items()))
-                        found[metric.name][values] = (
-                            point.value if isinstance(point, NumberDataPoint) else point
-                        )
-        return found
-
-    def units(self) -> dict[str, str]:
-        """Return the unit of each metric."""
-        data = self.reader.get_metrics_data()
-        assert data is not None
-        return {
-            metric.name: metric.unit or ""
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
+    def measures(self) -> Iterator[Measure]:
+        return of_connections(ConnectionCounts(**self.now), {})
 
 
-@pytest.fixture
-def metrics() -> Metrics:
-    """Instruments of the test's own."""
-    return Metrics()
+class OtherPool(Pool):
+    """One of another kind."""
+
+    kind: ClassVar[str] = "OtherPool"
+
+
+class Link:
+    """A connection to nothing."""
+
+    def close(self) -> None:
+        """End."""
 
 
 ALL = dict(idle=3, used=2, idle_max=5, idle_min=1, limit=10, pending=4, timeouts=6, leaked=1)
 
 
 def test_everything_a_pool_knows_is_reported(metrics: Metrics) -> None:
-    """Under the names, units and attributes of the semantic conventions."""
-    pool = Pool("orders", **ALL)
-    metrics.connections.observe(pool)
+    """Where it stands, under its name alone; what is None is not reported."""
+    pool, other = Pool("full", **ALL), Pool("bare", leaked=0)
 
-    assert metrics.collect() == {
-        "db.client.connection.count": {("orders", "idle"): 3, ("orders", "used"): 2},
-        "db.client.connection.idle.max": {("orders",): 5},
-        "db.client.connection.idle.min": {("orders",): 1},
-        "db.client.connection.max": {("orders",): 10},
-        "db.client.connection.pending_requests": {("orders",): 4},
-        "db.client.connection.timeouts": {("orders",): 6},
-        "resilient.pool.leaked": {("orders",): 1},
+    assert metrics.of(pool.name) == {
+        "count": {("idle",): 3, ("used",): 2},
+        "idle.max": {(): 5},
+        "idle.min": {(): 1},
+        "max": {(): 10},
+        "pending_requests": {(): 4},
+        "timeouts": {(): 6},
+        "resilient.pool.leaked": {(): 1},
     }
-    assert metrics.units() == {
-        "db.client.connection.count": "{connection}",
-        "db.client.connection.idle.max": "{connection}",
-        "db.client.connection.idle.min": "{connection}",
-        "db.client.connection.max": "{connection}",
-        "db.client.connection.pending_requests": "{request}",
-        "db.client.connection.timeouts": "{timeout}",
-        "resilient.pool.leaked": "{connection}",
+    assert metrics.of(other.name) == {"resilient.pool.leaked": {(): 0}}
+
+
+def test_names_are_those_of_the_convention() -> None:
+    """So are units, kinds and buckets; each bucket ends where a bin of ours does, so that none is split."""
+    everything = [
+        *of_connections(ConnectionCounts(**ALL), dict.fromkeys(DURATIONS, Histogram((), 0, 0, 0, 0)))
+    ]
+    assert {(metric.name, metric.instrument, metric.unit) for metric, _, _ in everything} == {
+        ("db.client.connection.count", Instrument.UP_DOWN_COUNTER, "{connection}"),
+        ("db.client.connection.idle.max", Instrument.UP_DOWN_COUNTER, "{connection}"),
+        ("db.client.connection.idle.min", Instrument.UP_DOWN_COUNTER, "{connection}"),
+        ("db.client.connection.max", Instrument.UP_DOWN_COUNTER, "{connection}"),
+        ("db.client.connection.pending_requests", Instrument.UP_DOWN_COUNTER, "{request}"),
+        ("db.client.connection.timeouts", Instrument.COUNTER, "{timeout}"),
+        ("db.client.connection.create_time", Instrument.HISTOGRAM, "s"),
+        ("db.client.connection.wait_time", Instrument.HISTOGRAM, "s"),
+        ("db.client.connection.use_time", Instrument.HISTOGRAM, "s"),
+        ("resilient.pool.leaked", Instrument.UP_DOWN_COUNTER, "{connection}"),
     }
-
-
-def test_counts_are_read_when_somebody_collects(metrics: Metrics) -> None:
-    """A pool that moved on is reported where it stands then."""
-    pool = Pool("orders", used=2)
-    metrics.connections.observe(pool)
-    assert metrics.collect()["db.client.connection.count"] == {("orders", "used"): 2}
-
-    pool.now = {"used": 0, "idle": 2}
-    assert metrics.collect()["db.client.connection.count"] == {("orders", "idle"): 2, ("orders", "used"): 0}
-
-
-def test_what_is_none_is_not_reported(metrics: Metrics) -> None:
-    """A pool that knows no limit has no series for it."""
-    pool = Pool("orders", leaked=0)
-    metrics.connections.observe(pool)
-
-    assert metrics.collect() == {"resilient.pool.leaked": {("orders",): 0}}
+    for metric, _, _ in everything:
+        assert metric.subject == "db.client.connection.pool.name"
+    assert [(len(one.boundaries), one.boundaries[0], one.boundaries[-1]) for one in DURATIONS.values()] == [
+        (13, 0.001, 10.0),
+        (12, 0.0001, 30.0),
+        (12, 0.001, 300.0),
+    ]
+    for metric in DURATIONS.values():
+        assert set(metric.boundaries) <= set(EDGES)
 
 
 def test_pools_of_one_name_are_added_up(metrics: Metrics) -> None:
-    """Two points of the same attributes would hide each other."""
-    one, other, third = Pool("orders", **ALL), Pool("orders", **ALL), Pool("stock", limit=1)
-    for pool in (one, other, third):
-        metrics.connections.observe(pool)
+    """Of whatever kind: two points of the same attributes would hide each other. One that is gone is not."""
+    kept = [Pool("same", **ALL), Pool("same", **ALL), OtherPool("same", **ALL)]
+    assert metrics.of("same")["max"] == {(): 30}
+    assert metrics.of("same")["count"] == {("idle",): 9, ("used",): 6}
 
-    assert metrics.collect()["db.client.connection.max"] == {("orders",): 20, ("stock",): 1}
-
-
-def test_pool_is_reported_for_as_long_as_it_lives(metrics: Metrics) -> None:
-    """Reporting keeps nobody alive; one that is forgotten is reported no more, either."""
-    gone, forgotten, kept = Pool("gone", used=1), Pool("forgotten", used=1), Pool("kept", used=1)
-    for pool in (gone, forgotten, kept):
-        metrics.connections.observe(pool)
-        metrics.connections.observe(pool)
-
-    del gone, pool
+    kept.pop()
     gc.collect()
-    metrics.connections.forget(forgotten)
-    metrics.connections.forget(forgotten)
-
-    assert metrics.collect() == {"db.client.connection.count": {("kept", "used"): 1}}
+    assert metrics.of("same")["max"] == {(): 20}
+    assert metrics.of("same")["timeouts"] == {(): 18}, "a counter never falls"
 
 
-def test_pool_that_fails_is_logged_once_and_hurts_no_other(
-    metrics: Metrics, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The collection goes on without it."""
-
-    class Broken(Pool):
-        def counts(self) -> ConnectionCounts:
-            raise LookupError(self.name)
-
-    broken, pool = Broken("broken"), Pool("orders", used=1)
-    metrics.connections.observe(broken)
-    metrics.connections.observe(pool)
-
-    with caplog.at_level(logging.ERROR, "resilient"):
-        assert metrics.collect() == {"db.client.connection.count": {("orders", "used"): 1}}
-        assert metrics.collect() == {"db.client.connection.count": {("orders", "used"): 1}}
-    assert len(caplog.records) == 1
-    assert "cannot be read" in caplog.text
-
-
-def test_durations_are_part_of_the_next_collection(metrics: Metrics) -> None:
-    """In seconds, with boundaries that are made for seconds."""
-    times = metrics.connections.times("orders")
-    times.create.append(0.02)
-    times.wait.extend([0.0002, 0.3])
-    times.use.append(45.0)
-
-    found = metrics.collect()
-
-    assert set(found) == {f"db.client.connection.{kind}_time" for kind in ("create", "wait", "use")}
-    for kind, count, total in (("create", 1, 0.02), ("wait", 2, 0.3002), ("use", 1, 45.0)):
-        point = found[f"db.client.connection.{kind}_time"]["orders",]
-        assert (point.count, point.sum) == (count, pytest.approx(total))
-        assert 0.001 in point.explicit_bounds
-        assert set(point.bucket_counts) <= {0, 1}, "durations apart share no bucket"
+def test_pools_are_reported_from_instrument_to_uninstrument() -> None:
+    """What was counted before, too; to one provider at a time; and not one that is left out."""
+    clock = FakeClock(100.0)
+    pool, other = (ConnectionPool(Link, name=name, clock=clock) for name in ("in", "out"))
+    with pool, other, pool.connection():
+        clock.advance(3.0)
+        first, second = Metrics(), Metrics()
+        assert first.of("in") == {}
+        with first:
+            assert first.of("in")["count"] == {("idle",): 0, ("used",): 1}
+            telemetry.exclude(other)
+            assert first.of("out") == {}
+            assert first.of("in")["max"] == {(): 10}
+            with second:
+                assert second.of("in")["count"] == {("idle",): 0, ("used",): 1}
+                assert first.of("in").keys() == {"create_time", "wait_time"}, "the SDK keeps histograms"
+            assert second.of("in").keys() == {"create_time", "wait_time"}
+    telemetry.include(other)
 
 
-def test_durations_are_recorded_once(metrics: Metrics) -> None:
-    """By whoever comes first: the thread that makes rounds, or the collection."""
-    times = metrics.connections.times("orders")
-    times.wait.append(0.1)
+def test_closed_pool_stands_nowhere(metrics: Metrics) -> None:
+    """What it has counted and timed stays."""
+    pool = ConnectionPool(Link, name="closed")
+    with pool, pool.connection():
+        pass
 
-    times.record()
-    times.record()
-
-    assert metrics.collect()["db.client.connection.wait_time"]["orders",].count == 1
-    assert metrics.collect()["db.client.connection.wait_time"]["orders",].count == 1
+    assert metrics.of("closed").keys() == {"timeouts", "create_time", "wait_time", "use_time"}
 
 
-def test_durations_that_somebody_else_records_are_dropped(metrics: Metrics) -> None:
-    """Who that is, is asked each time: a library's own metrics may be switched on later."""
-    others: set[str] = set()
-    times = metrics.connections.times("orders", lambda: others)
-    times.wait.append(0.1)
-    times.record()
+def test_counts_agree_exactly_whatever_threads_do(metrics: Metrics) -> None:
+    """Each loan was waited for once, and ended once, while others read."""
+    threads, turns, done = 32, 100, threading.Event()
+    with ConnectionPool(Link, name="busy", max_size=8, timeout=60.0) as pool:
 
-    others.add("wait")
-    times.wait.append(0.1)
-    times.use.append(0.1)
-    found = metrics.collect()
+        def work() -> None:
+            for _ in range(turns):
+                with pool.connection():
+                    pass
 
-    assert found["db.client.connection.wait_time"]["orders",].count == 1
-    assert found["db.client.connection.use_time"]["orders",].count == 1
-    assert not times.wait
+        def read() -> None:
+            while not done.is_set():
+                seen = metrics.durations("busy")
+                assert all(count <= threads * turns for count, *_ in seen.values())
+                pool.stats()
 
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        reader = threading.Thread(target=read)
+        for thread in (reader, *workers):
+            thread.start()
+        for thread in workers:
+            thread.join()
+        done.set()
+        reader.join()
 
-def test_durations_are_bounded(metrics: Metrics) -> None:
-    """Where nobody records them, the oldest give way."""
-    times = metrics.connections.times("orders")
-    times.wait.extend([0.1] * (connections._KEPT + 5))
-
-    assert len(times.wait) == connections._KEPT
-
-
-def test_instruments_are_made_once_and_only_when_a_pool_comes() -> None:
-    """A process without a pool has no instruments of pools."""
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    mine = Connections(provider)
-    assert mine.histograms == {}
-
-    pools = [Pool(f"pool {number}", used=1) for number in range(3)]
-    for pool in pools:
-        mine.observe(pool)
-    histograms = dict(mine.histograms)
-    mine.times("one")
-
-    assert mine.histograms == histograms
-    data = reader.get_metrics_data()
-    assert data is not None
-    assert [len(scope.metrics) for scope in data.resource_metrics[0].scope_metrics] == [1]
+        stats, seen = pool.stats(), metrics.durations("busy")
+        assert stats.checkouts == threads * turns
+        assert {what: count for what, (count, *_) in seen.items()} == {
+            "create": stats.connects,
+            "wait": stats.checkouts,
+            "use": stats.checkouts,
+        }
+        assert seen["use"][1] == pytest.approx(stats.use_seconds)
+        assert seen["wait"][1] >= stats.wait_seconds - 1e-6, "it ends when the connection is lent"
 
 
-def test_provider_may_be_set_after_the_pool_was_made() -> None:
-    """In a process of its own: an application's provider can be set once."""
-    script = """
-        from opentelemetry import metrics
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-        from resilient.telemetry import connections
+def test_pool_of_a_real_server_tells_all_of_it(metrics: Metrics, shared_valkey: ValkeyServer) -> None:
+    """Ours, and one of redis-py that is watched; both under the same metrics."""
 
-        class Pool:
-            name = "orders"
-            def counts(self):
-                return connections.ConnectionCounts(used=2)
+    def connect() -> Any:
+        return redis.Redis.from_url(shared_valkey.url, single_connection_client=True)
 
-        pool = Pool()
-        connections.observe(pool)
-        times = connections.times("orders")
-        times.wait.append(0.1)
-        times.record()
-        times.wait.append(0.1)
+    with ConnectionPool(connect, name="ours") as pool:
+        for _ in range(3):
+            with pool.connection() as client:
+                assert client.ping()
+        client = redis.Redis.from_url(shared_valkey.url)
+        with watch(client, name="theirs"):
+            for _ in range(3):
+                assert client.ping()
+            for name in ("ours", "theirs"):
+                seen = metrics.of(name)
+                assert seen["count"] == {("idle",): 1, ("used",): 0}
+                counts = {what: seen[f"{what}_time"][()].count for what in DURATIONS}
+                assert counts == {"create": 1, "wait": 3, "use": 3}
+                assert 0.0 < seen["create_time"][()].sum < 60.0
+        client.close()
 
-        reader = InMemoryMetricReader()
-        metrics.set_meter_provider(MeterProvider([reader]))
-        found = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
-        print(sorted((metric.name, len(metric.data.data_points)) for metric in found))
-    """
+
+def run_alone(script: str) -> str:
+    """Return what *script* says in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", dedent(script)],
         capture_output=True,
@@ -268,8 +214,74 @@ def test_provider_may_be_set_after_the_pool_was_made() -> None:
         timeout=50,
         check=False,
     )
+    assert done.stderr == ""
+    return done.stdout.strip()
 
-    assert (done.stdout.strip(), done.stderr) == (
-        "[('db.client.connection.count', 1), ('db.client.connection.wait_time', 1)]",
-        "",
-    )
+
+def test_provider_may_be_set_after_the_pool_was_made() -> None:
+    """Of the application, which can be set once."""
+    said = run_alone("""
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from resilient import ConnectionPool, telemetry
+
+        telemetry.instrument()
+        pool = ConnectionPool(dict, name="orders", close=dict.clear)
+        with pool.connection():
+            pass
+        reader = InMemoryMetricReader()
+        metrics.set_meter_provider(MeterProvider([reader]))
+        found = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        points = {metric.name: len(metric.data.data_points) for metric in found}
+        print(sorted((name[21:], number) for name, number in points.items() if name.startswith("db.")))
+        pool.close()
+    """)
+    assert said == str(
+        [
+            ("count", 2), ("create_time", 1), ("idle.max", 1), ("idle.min", 1), ("max", 1),
+            ("pending_requests", 1), ("timeouts", 1), ("use_time", 1), ("wait_time", 1),
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_child_reports_what_it_does_itself() -> None:
+    """The parent reports what came before the fork."""
+    said = run_alone("""
+        import os, sys
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from resilient import ConnectionPool, telemetry
+        from resilient.errors import PoolTimeoutError
+
+        pool = ConnectionPool(dict, name="orders", close=dict.clear, max_size=1)
+
+        def use(times):
+            for _ in range(times):
+                with pool.connection():
+                    try:
+                        pool.getconn(timeout=0)
+                    except PoolTimeoutError:
+                        pass
+
+        telemetry.instrument()
+        use(5)
+        child = os.fork()
+        use(2 if child else 3)
+        if child:
+            os.waitpid(child, 0)
+        reader = InMemoryMetricReader()
+        metrics.set_meter_provider(MeterProvider([reader]))
+        found = {
+            metric.name[21:]: metric.data.data_points[0]
+            for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        }
+        print(found["timeouts"].value, *(found[f"{what}_time"].count for what in ("create", "wait", "use")))
+        pool.close()
+        if not child:
+            sys.stdout.flush()
+            os._exit(0)
+    """)
+    assert said.splitlines() == ["3 1 3 3", "7 1 7 7"]

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from tests.pool.collecting import Metrics
 from tests.pool.watching.conftest import Clock
 from tests.pool.watching.libraries import (
     LIBRARIES,
@@ -25,8 +24,8 @@ from tests.pool.watching.libraries import (
 
 from resilient.errors import PoolTimeoutError, PoolUnavailableError
 from resilient.events import ConnectionLeaked, ConnectionReturnedLate, Event
-from resilient.pool.watching import Watched, ledger, watch, watched
-from resilient.telemetry.connections import ConnectionCounts, Connections
+from resilient.pool.watching import Watched, ledger, watch
+from resilient.telemetry.connections import ConnectionCounts
 
 every_library = pytest.mark.parametrize("library", LIBRARIES, indirect=True, ids=lambda kind: kind.__name__)
 
@@ -294,50 +293,31 @@ async def test_what_fails_here_reaches_nobody(
 
 
 @every_library
-async def test_durations_are_recorded(
-    library: Library, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_durations_are_recorded(library: Library, clock: Clock) -> None:
     """How long it took to get a connection, to make one, and how long each was used."""
-    reader = InMemoryMetricReader()
-    monkeypatch.setattr(watched, "connections", Connections(MeterProvider([reader])))
-    with watch(library.pool, name="orders", clock=clock):
-        held = [await library.borrow(), await library.borrow()]
-        clock.now += 3.0
-        for connection in held:
-            await library.give_back(connection)
-        data = reader.get_metrics_data()
+    with Metrics() as metrics:
+        with watch(library.pool, name="orders", clock=clock):
+            held = [await library.borrow(), await library.borrow()]
+            clock.now += 3.0
+            for connection in held:
+                await library.give_back(connection)
+            seen, counted = metrics.durations("orders"), metrics.of("orders")["count"]
+            assert seen["wait"] == (2, 0.0, 0.0, 0.0)
+            assert seen["use"] == (2, 6.0, 3.0, 3.0)
+            assert seen["create"] in {(1, 0.0, 0.0, 0.0), (2, 0.0, 0.0, 0.0)}
+            assert counted["used",] == 0
 
-    assert data is not None
-    points: dict[str, Any] = {
-        metric.name.removeprefix("db.client.connection."): metric.data.data_points
-        for metric in data.resource_metrics[0].scope_metrics[0].metrics
-    }
-    waits = points["wait_time"][0]
-    uses = points["use_time"][0]
-    creates = points["create_time"][0]
-    assert (waits.count, waits.sum) == (2, 0.0)
-    assert (uses.count, uses.sum) == (2, 6.0)
-    assert 1 <= creates.count <= 2
-    assert points["count"][1].value == 0
-
-    data = reader.get_metrics_data()
-    assert data is not None
-    left = {metric.name for metric in data.resource_metrics[0].scope_metrics[0].metrics}
-    assert "db.client.connection.count" not in left, "the watch has ended"
+        assert "count" not in metrics.of("orders"), "the watch has ended"
 
 
 @every_library
-async def test_metrics_may_be_switched_off(
-    library: Library, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_metrics_may_be_switched_off(library: Library, clock: Clock) -> None:
     """Then there are none of this pool, and nothing piles up."""
-    reader = InMemoryMetricReader()
-    monkeypatch.setattr(watched, "connections", Connections(MeterProvider([reader])))
-    with watch(library.pool, clock=clock, metrics=False) as watching:
+    with Metrics() as metrics, watch(library.pool, name="orders", clock=clock, metrics=False) as watching:
         await library.give_back(await library.borrow())
 
-        assert reader.get_metrics_data() is None
-        assert watching._ledger.durations is None
+        assert metrics.of("orders") == {}
+        assert watching._ledger.timings is None
         assert watching.stats().checkouts == 1
 
 

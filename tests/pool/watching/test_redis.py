@@ -17,6 +17,7 @@ from redis.observability.config import MetricGroup, OTelConfig
 from redis.observability.providers import OTelProviderManager, get_observability_instance
 from redis.observability.recorder import reset_collector
 from redis.retry import Retry
+from tests.pool.collecting import Metrics
 from tests.pool.watching.conftest import Clock
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import wait_until
@@ -305,6 +306,24 @@ class TestItsOwnMetrics:
 
         assert watching._reported_by_others() == {"wait", "timeouts"}
         assert (watching.counts().used, watching.counts().timeouts) == (0, None)
+
+    def test_what_it_times_meanwhile_is_never_reported_here(
+        self, client: Any, clock: Clock, switch_on: Any
+    ) -> None:
+        """Nor later, when it is switched off again; what came before and comes after is."""
+        with Metrics() as metrics, watch(client, name="carts", clock=clock):
+            client.ping()
+            assert metrics.durations("carts")["wait"][0] == 1
+            switch_on(MetricGroup.CONNECTION_ADVANCED)
+            for _ in range(4):
+                client.ping()
+            told = metrics.durations("carts")
+            assert (told["wait"][0], told["use"][0]) == (1, 5)
+
+            switch_on(MetricGroup.COMMAND)
+            client.ping()
+            told = metrics.durations("carts")
+            assert (told["wait"][0], told["use"][0]) == (2, 6)
 
     def test_other_groups_are_none_of_our_business(self, client: Any, switch_on: Any) -> None:
         """Such as commands; nor is what it was told not to report."""
