@@ -165,6 +165,8 @@ def test_lets_choose_what_there_is(board: Board):
     assert instance == 'label_values({__name__=~"resilient_.+", job=~"$service"}, instance)'
     if board.names:
         assert faults(policy.removeprefix("query_result")) == []
+        labels = {label for series in known().values() for label in series.labels}
+        assert set(re.findall(r'"(\w+_name)"', policy)) <= labels  # what is copied into the other
     else:
         assert policy.startswith("label_values({")
         assert policy.endswith(", resilient_policy_name)")
@@ -255,21 +257,101 @@ def test_lines_are_those_of_the_alerts(alert: str, limit: float):
     assert f"> {limit:g}\n" in expr
 
 
-def test_prometheus_can_read_what_they_ask(tmp_path: Path):
-    """Every expression parses, with something chosen for each variable."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
+def promtool(command: str, file: Path, content: dict[str, Any]) -> str:
+    """Have promtool look at *content* and return what it says; skip the test where there is none."""
+    program = shutil.which("promtool")
+    if program is None:
         pytest.skip("promtool is not installed")
-    recorded = []
-    for number, (_, expr) in enumerate(ASKED):
-        for variable, value in CHOSEN.items():
-            expr = expr.replace(variable, value)  # noqa: PLW2901
-        recorded.append({"record": f"asked:{number}", "expr": expr})
-    file = tmp_path / "asked.yaml"
-    file.write_text(json.dumps({"groups": [{"name": "asked", "rules": recorded}]}))
-    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"{len(ASKED)} rules found" in done.stdout
+    file.write_text(json.dumps(content))  # which is YAML, too
+    done = subprocess.run([program, command, "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def filled_in(expr: str) -> str:
+    """Return *expr* with something chosen for each variable."""
+    for variable, value in CHOSEN.items():
+        expr = expr.replace(variable, value)
+    return expr
+
+
+def test_prometheus_can_read_what_they_ask(tmp_path: Path):
+    """Every expression parses."""
+    recorded = [
+        {"record": f"asked:{number}", "expr": filled_in(expr)} for number, (_, expr) in enumerate(ASKED)
+    ]
+    told = promtool("check", tmp_path / "asked.yaml", {"groups": [{"name": "asked", "rules": recorded}]})
+    assert f"{len(ASKED)} rules found" in told
+
+
+def series(name: str, /, instance: str = "a", **labels: str) -> str:
+    """Return a series in Prometheus's notation; *labels* without what ours begin with."""
+    own = "db_client_connection_" if name.startswith("db_") else "resilient_"
+    pairs = {"job": "shop", "instance": instance, **{own + label: value for label, value in labels.items()}}
+    return name + "{" + ",".join(f'{label}="{value}"' for label, value in pairs.items()) + "}"
+
+
+PAYMENTS = {"policy_kind": "circuit_breaker", "policy_name": "payments"}
+ONE_OF_TWO_IS_OPEN: dict[str, float] = {
+    series("resilient_circuit_breaker_status", instance, **PAYMENTS, circuit_breaker_state=state): value
+    for instance, now in (("a", "closed"), ("b", "open"))
+    for state, value in ({"closed": 0, "half_open": 0, "open": 0} | {now: 1}).items()
+}
+SHOWN: dict[str, tuple[tuple[str, str], dict[str, float], dict[str, float]]] = {
+    "the worst state of several instances": (
+        ("circuit-breaker", "Breakers"),
+        ONE_OF_TWO_IS_OPEN,
+        {'{job="shop",resilient_policy_name="payments"}': 2},
+    ),
+    "how many there are": (("overview", "Open"), ONE_OF_TWO_IS_OPEN, {"{}": 1}),
+    "no share of no calls": (
+        ("retry", "Retries per first attempt"),
+        {
+            series(
+                "resilient_retry_attempts_total", policy_kind="retry", policy_name="pay", attempt_type=which
+            ): 7
+            for which in ("original", "retry")
+        },
+        {},
+    ),
+    "that none is spent": (
+        ("overview", "Budgets spent"),
+        {series("resilient_retry_budget_balance", policy_name="pay"): 5},
+        {"{}": 0},
+    ),
+    "a share of what all instances have": (
+        ("connection-pool", "Connections lent"),
+        {
+            series("db_client_connection_count", "a", pool_name="orders", state="used"): 9,
+            series("db_client_connection_count", "b", pool_name="orders", state="used"): 7,
+            series("db_client_connection_count", "b", pool_name="orders", state="idle"): 3,
+            series("db_client_connection_max", "a", pool_name="orders"): 10,
+            series("db_client_connection_max", "b", pool_name="orders"): 10,
+        },
+        {"{}": 0.8},
+    ),
+    "a ratio by its other name": (
+        ("cache", "Hit ratio since the start"),
+        {series("resilient_cache_hit_ratio_ratio", policy_name="rates"): 0.5},
+        {'{job="shop",resilient_policy_name="rates"}': 0.5},
+    ),
+}
+"""Which panel shows what of which series, by its labels."""
+
+
+def test_panels_show_what_they_say(tmp_path: Path):
+    """Of several instances the worst or the sum, and nothing where there is nothing."""
+    tests = []
+    for (name, title), given, expected in SHOWN.values():
+        panel = next(panel for panel in panels(DASHBOARDS[name]) if panel["title"] == title)
+        asked = {
+            "expr": filled_in(panel["targets"][0]["expr"]),
+            "eval_time": "1m",
+            "exp_samples": [{"labels": labels, "value": value} for labels, value in expected.items()],
+        }
+        inputs = [{"series": one, "values": f"{value}+0x2"} for one, value in given.items()]
+        tests.append({"interval": "30s", "input_series": inputs, "promql_expr_test": [asked]})
+    assert "SUCCESS" in promtool("test", tmp_path / "shown.yaml", {"tests": tests})
 
 
 def test_command_lists_them(capsys: pytest.CaptureFixture[str]):
