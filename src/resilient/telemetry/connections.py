@@ -11,7 +11,21 @@ from ..engine.measure import Instrument, Measure, Metric
 if TYPE_CHECKING:
     from ..engine.latency import Histogram
 
-__all__ = ["DURATIONS", "ConnectionCounts", "of_connections"]
+__all__ = [
+    "COUNT",
+    "CREATE_TIME",
+    "DURATIONS",
+    "IDLE_MAX",
+    "IDLE_MIN",
+    "LEAKED",
+    "MAX",
+    "PENDING",
+    "TIMEOUTS",
+    "USE_TIME",
+    "WAIT_TIME",
+    "ConnectionCounts",
+    "of_connections",
+]
 
 _POOL: Final = "db.client.connection.pool.name"
 
