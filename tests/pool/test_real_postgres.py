@@ -18,6 +18,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from tests.pool.collecting import Metrics
 from tests.pool.load import acallers, callers
 from tests.support.postgres import PostgresServer
 from tests.support.tcp_proxy import TcpProxy
@@ -297,6 +298,37 @@ class TestCancellation:
         assert ends["cancelled"] > 10
         assert ends["good"] > 10
         assert_nothing_leaked(pool)
+
+
+class TestMetrics:
+    async def test_what_took_long_is_in_the_buckets_of_that(self, server: PostgresServer) -> None:
+        """One waits for the only connection while the server takes 60 ms, in both kinds of pool."""
+        query = "SELECT pg_sleep(0.06)"
+        with Metrics() as metrics:
+            with pool_of(server, name="threads", max_size=1, timeout=60.0) as pool:
+                with pool.connection() as conn:
+                    other = asyncio.create_task(asyncio.to_thread(say, pool, "word"))
+                    await await_until(lambda: pool.stats().waiting == 1, "the other waits")
+                    conn.execute(query)
+                await other
+                threads = metrics.of("threads")
+            async with apool_of(server, name="tasks", max_size=1, timeout=60.0) as apool:
+                async with apool.connection() as aconn:
+                    other = asyncio.create_task(asay(apool, "word"))
+                    await await_until(lambda: apool.stats().waiting == 1, "the other waits")
+                    await aconn.execute(query)
+                await other
+                tasks = metrics.of("tasks")
+
+        for seen in (threads, tasks):
+            assert seen["count"] == {("idle",): 1, ("used",): 0}
+            points = {what: seen[f"{what}_time"][()] for what in ("create", "wait", "use")}
+            assert {what: point.count for what, point in points.items()} == {"create": 1, "wait": 2, "use": 2}
+            assert 0.0 < points["create"].sum < 60.0
+            for what in ("wait", "use"):
+                assert points[what].max > 0.05
+                beyond = points[what].explicit_bounds.index(0.05) + 1
+                assert sum(points[what].bucket_counts[beyond:]) >= 1
 
 
 class TestFork:
