@@ -81,17 +81,17 @@ class Latency:
 
     @property
     def p50(self) -> float | None:
-        """Seconds that half of them took at most, within some 7 %."""
+        """Seconds that half of them took at most, within some 8 %."""
         return self.histogram.quantile(0.5)
 
     @property
     def p95(self) -> float | None:
-        """Seconds that 95 % of them took at most, within some 7 %."""
+        """Seconds that 95 % of them took at most, within some 8 %."""
         return self.histogram.quantile(0.95)
 
     @property
     def p99(self) -> float | None:
-        """Seconds that 99 % of them took at most, within some 7 %."""
+        """Seconds that 99 % of them took at most, within some 8 %."""
         return self.histogram.quantile(0.99)
 
     def __eq__(self, other: object) -> bool:
@@ -190,7 +190,7 @@ class Histogram:
         below = sum(self.bins[:number])
         low = EDGES[number - 1] if number else 0.0
         high = EDGES[number] if number < len(EDGES) else max(low, self.longest)
-        value = low + (high - low) * (rank - below) / self.bins[number]
+        value = low + (high - low) * (rank - below - 0.5) / self.bins[number]
         return min(max(value, self.shortest), self.longest)
 
 

@@ -57,7 +57,7 @@ class Metric:
     Attributes:
         name: as OpenTelemetry has it, such as "resilient.calls".
         instrument: what kind of number it is.
-        unit: in UCUM, such as "s" or "{call}"; "1" for ratios and states.
+        unit: in UCUM, such as "s" or "{call}"; "1" for ratios and states; empty where it differs.
         description: what it tells, in one sentence.
         attributes: what it is told by, beside the kind and the name of whatever it is measured on.
         boundaries: the upper bounds of the buckets, for histograms; otherwise empty.

@@ -26,7 +26,7 @@ CHECK_DURATION: Final = gauge(
 CHECK_AGE: Final = gauge("resilient.health.check.age", "s", "How old what a check found is.", _CHECK)
 CHECK_VALUE: Final = gauge(
     "resilient.health.check.value",
-    "1",
+    "",
     "The one figure that says most about what a check looks at, in the unit that is told with it.",
     _CHECK,
     "resilient.health.check.unit",

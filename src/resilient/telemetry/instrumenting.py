@@ -127,13 +127,18 @@ def include(*sources: Metered) -> None:
 
 def _checked(sources: tuple[Any, ...]) -> tuple[Metered, ...]:
     for source in sources:
-        if not isinstance(source, Metered):
-            params.refuse(TypeError, "sources", "must have kind, name and measures()", source)
+        if not (
+            isinstance(source, Metered) and isinstance(source.kind, str) and isinstance(source.name, str)
+        ):
+            rule = "must have measures(), and a kind and a name that are texts"
+            params.refuse(TypeError, "sources", rule, source)
     return sources
 
 
 def _check(parameter: str, provider: object, method: str) -> None:
-    if provider is not None and not callable(getattr(provider, method, None)):
+    if provider is None:
+        return
+    if isinstance(provider, type) or not callable(getattr(provider, method, None)):
         rule = f"must be one of OpenTelemetry's providers, with {method}(), or None"
         params.refuse(TypeError, parameter, rule, provider)
 

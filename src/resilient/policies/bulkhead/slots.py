@@ -378,6 +378,7 @@ class Slots:
 
     def _give_up(self, turn: Turn) -> None:
         now = self._clock()
+        self._books.waits.record(now - turn.since)
         with self._books.lock:
             self._line.remove(turn)
             permit, turn.permit = turn.permit, None
