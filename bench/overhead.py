@@ -12,10 +12,11 @@ from fnmatch import fnmatchcase
 from operator import attrgetter
 from pathlib import Path
 
-from bench import arithmetic, report, startup, targets, waiting
+from bench import arithmetic, report, startup, targets, telemetry, waiting
 from bench.harness import Absent, Harness, Runner, reason
 from bench.report import Count, Results, Series
 from bench.subjects import SUBJECTS, Subject
+from bench.telemetry import Stack
 from bench.waiting import QUEUES, Queue, Waited
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,6 +30,11 @@ CROWD_ROUNDS = 8
 
 QUEUE_ROUNDS = 5
 """A queue's sample is longer still: everybody in it has to have many turns."""
+
+TELEMETRY_ROUNDS = 6
+"""Slices of a second with telemetry on, and as many in each other way."""
+
+COLLECTING_ROUNDS = 12
 
 SAMPLE = 0.006
 QUICK_SAMPLE = 0.001
@@ -99,6 +105,13 @@ def run(only: str | None, rounds: int, sample: float) -> Results:
         measured += _waits(waited)
         counts += _counts(waited)
         absent.update({name: reason(error) for queue, error in failed.items() for name in sorted(queue.ids)})
+    stacks = [one for one in telemetry.STACKS if any(matches(only, name) for name in one.ids)]
+    collects = any(matches(only, name) for name in telemetry.COLLECTED)
+    if stacks or collects:
+        selected = selected.union(*(one.ids for one in stacks), telemetry.COLLECTED if collects else ())
+        packages.append(telemetry.PACKAGE)
+        measured += _measure_telemetry(stacks, rounds, sample, absent) if stacks else []
+        measured += _measure_collecting(rounds, absent) if collects else []
     if any(matches(only, name) for name in startup.STATEMENTS):
         selected |= startup.STATEMENTS.keys()
         packages += startup.PACKAGES
@@ -165,6 +178,33 @@ def _counts(waited: Mapping[Queue, Waited]) -> Iterator[Count]:
             yield Count(queue.rushed, queue.name, arithmetic.spread(found.made), max(found.made))
 
 
+def _measure_telemetry(
+    stacks: Sequence[Stack], rounds: int, sample: float, absent: dict[str, str]
+) -> list[Series]:
+    turns, seconds = min(rounds, TELEMETRY_ROUNDS), telemetry.SECONDS * sample / SAMPLE
+    expected = len(stacks) * len(telemetry.Way) * turns * seconds
+    _say(f"{len(stacks)} stacks with telemetry and without, {turns} rounds: about {expected:.0f} s")
+    samples, failed = telemetry.measure(stacks, turns, seconds)
+    absent.update({name: reason(error) for one, error in failed.items() for name in sorted(one.ids)})
+    return _named(samples)
+
+
+def _measure_collecting(rounds: int, absent: dict[str, str]) -> list[Series]:
+    turns = min(rounds, COLLECTING_ROUNDS)
+    _say(f"{telemetry.COLLECTING}, {turns} rounds")
+    try:
+        samples = telemetry.measure_collecting(turns)
+    except Exception as error:
+        absent.update(dict.fromkeys(sorted(telemetry.COLLECTED), reason(error)))
+        return []
+    return _named(samples)
+
+
+def _named(samples: Mapping[str, Sequence[float]]) -> list[Series]:
+    named = [(*name.partition("/"), taken) for name, taken in samples.items()]
+    return [Series(family, name, taken) for family, _, name, taken in named]
+
+
 def _measure_startup(rounds: int, absent: dict[str, str]) -> list[Series]:
     _say(f"imports in fresh interpreters, {rounds} rounds")
     try:
@@ -172,7 +212,7 @@ def _measure_startup(rounds: int, absent: dict[str, str]) -> list[Series]:
     except startup.StartupError as error:
         absent.update(dict.fromkeys(startup.STATEMENTS, reason(error)))
         return []
-    return [Series(startup.FAMILY, name.partition("/")[2], taken) for name, taken in samples.items()]
+    return _named(samples)
 
 
 def _say(line: str) -> None:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import arithmetic, waiting
+from bench import arithmetic, telemetry, waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,11 @@ TARGETS: tuple[Target, ...] = (
     Target("redis decision/resilient (lease=100)", "redis decision/resilient", 0.05),
     Target("async redis decision/resilient", "async redis decision/bare EVALSHA", 1.1),
     Target("async redis decision/resilient (lease=100)", "async redis decision/resilient", 0.05),
+    *(
+        Target(f"{stack}/resilient", f"{stack}/{telemetry.Way.OFF}", 1.1)
+        for stack in (telemetry.STACK, telemetry.ASYNC_STACK)
+    ),
+    Target(f"{telemetry.COLLECTING}/resilient", f"{telemetry.COLLECTING}/{telemetry.RECORDED}", 1.3),
     Target("import/resilient", "import/its five dependencies", 1.2),
 )
 

@@ -13,15 +13,24 @@ from functools import partial
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from time import sleep
+from time import process_time, sleep
 from typing import Any
 
 import pytest
 import redis
-from bench import arithmetic, crowd, overhead, report, resources, startup, targets, waiting
+from bench import arithmetic, crowd, overhead, report, resources, startup, targets, telemetry, waiting
 from bench.arithmetic import Spread
 from bench.crowd import Together
-from bench.harness import Absent, Harness, Runner, WrongBehaviourError, own_loop, reason, verify
+from bench.harness import (
+    WARM_UP_CALLS,
+    Absent,
+    Harness,
+    Runner,
+    WrongBehaviourError,
+    own_loop,
+    reason,
+    verify,
+)
 from bench.report import Count, Results, Series
 from bench.subjects import SUBJECTS, Outcome, Subject, Work, bulkheads
 from bench.subjects.baselines import bare, plain_wrapper, plain_wrapper_async
@@ -32,6 +41,7 @@ from bench.subjects.pools import Setting, lifo_queue
 from bench.subjects.requests import driven, served
 from bench.subjects.shared_limiters import CALLED, bare_evalsha
 from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
+from bench.telemetry import Stack, Way
 from bench.waiting import Queue
 
 from tests.support.valkey import client_for
@@ -180,7 +190,8 @@ def test_target_outside_the_selection_is_not_judged(monkeypatch: pytest.MonkeyPa
 
 def _listed() -> set[str]:
     """Return all there is to be measured, but for imports."""
-    return {subject.id for subject in SUBJECTS}.union(*(queue.ids for queue in waiting.QUEUES))
+    several = (*waiting.QUEUES, *telemetry.STACKS)
+    return {subject.id for subject in SUBJECTS}.union(telemetry.COLLECTED, *(one.ids for one in several))
 
 
 def test_every_promise_speaks_of_subjects_that_exist() -> None:
@@ -525,6 +536,97 @@ def test_counts_are_told_in_every_form() -> None:
     )
     assert "pool: made\n  subject  median  most\n  mine     2       4" in report.text(results)
     assert report.as_data(results)["counts"][0]["most"] == 4.0
+
+
+# -- telemetry -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", telemetry.STACKS)
+def test_each_way_of_a_stack_is_called_in_turn(chosen: Stack) -> None:
+    """A sample of each in each round, each call told of where it should be, and nothing told afterwards."""
+    samples, failed = telemetry.measure([chosen], rounds=2, seconds=0.01)
+
+    assert not failed
+    assert samples.keys() == chosen.ids
+    assert {len(taken) for taken in samples.values()} == {2}
+    provider, reader = telemetry._sdk()
+    assert telemetry._count_points(reader) == 0
+    provider.shutdown()
+
+
+def test_collection_falls_into_every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice that is over before the reader has collected goes on, and what that takes is in its time."""
+
+    def slow(collect: Callable[..., None], *args: Any) -> None:
+        end = process_time() + 0.03
+        while process_time() < end:
+            pass
+        collect(*args)
+
+    reader = telemetry._sdk()[1]
+    monkeypatch.setattr(reader, "collect", partial(slow, reader.collect))
+    called = telemetry._Called(bare(_echo), _PLAIN, reader)
+
+    nanoseconds = asyncio.run(called.slice(0.0))
+
+    assert nanoseconds * (called.called - WARM_UP_CALLS) >= 0.03e9
+
+
+def _echo(x: int) -> int:
+    return x
+
+
+_PLAIN = Stack("s", lambda work, name: work, awaited=False)
+
+
+def _deaf(work: Work, name: str) -> Work:
+    """Leave out the breaker, by which calls are counted."""
+    return work
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda work, name: _missing(work), "ImportError"),
+        (lambda work, name: lambda x: None, "WrongBehaviourError: a call gave None"),
+        (_deaf, "WrongBehaviourError: 0 were told of, not"),
+    ],
+)
+def test_stack_that_fails_is_absent_in_all_its_ways(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[[Work, str], Work], why: str
+) -> None:
+    """A stack that nobody hears of has its telemetry for nothing."""
+    monkeypatch.setattr(telemetry, "STACKS", (Stack("t", build, awaited=False),))
+    ids = [f"t/{way}" for way in (Way.ON, Way.OFF)]
+    _promise(monkeypatch, ratios=(Target(ids[0], ids[1], 9.0),))
+
+    results = overhead.run("t/*", rounds=1, sample=0.0001)
+
+    assert results.absent.keys() == {f"t/{way}" for way in Way}
+    assert all(one.startswith(why) for one in results.absent.values())
+    assert [one.verdict for one in results.targets] == [Verdict.ABSENT]
+
+
+def test_collection_is_compared_with_one_of_as_many_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a sample for each round, and recording takes its time on top of collecting."""
+    monkeypatch.setattr(telemetry, "EACH", 2)
+
+    results = overhead.run("collecting*", rounds=2, sample=0.001)
+
+    assert not results.absent
+    took = {row.name: row.ns.median for row in results.rows}
+    assert took.keys() == {Way.ON, telemetry.READY_MADE, telemetry.RECORDED}
+    assert took[telemetry.RECORDED] > took[telemetry.READY_MADE]
+
+
+def test_collection_without_the_sdk_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, in each of its figures."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.metrics", None)
+
+    results = overhead.run("collecting*", rounds=1, sample=0.001)
+
+    assert results.absent.keys() == telemetry.COLLECTED
+    assert {why.partition(":")[0] for why in results.absent.values()} == {"ModuleNotFoundError"}
 
 
 # -- what subjects need ----------------------------------------------------------------------------------

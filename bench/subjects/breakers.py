@@ -1,4 +1,4 @@
-"""Circuit breakers: closed and calm, closed with every call failing, open."""
+"""Circuit breakers: closed and calm, closed with every call failing, open; and what it takes to read ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from bench.subjects.model import Outcome, Row, Subject, Work, family
+from bench.subjects.model import ARGUMENT, Outcome, Row, Subject, Work, family
 
 Build = Callable[[Work, int], Work]
 
@@ -135,6 +135,32 @@ def _pyresilience(work: Work, trip_after: int, **settings: Any) -> Work:
     return guarded
 
 
+def resilient_stats(work: Work) -> Work:
+    """Ask ours what it has counted."""
+    from resilient import CircuitBreaker
+
+    breaker = CircuitBreaker("bench")
+    breaker.call(work, ARGUMENT)
+    return lambda _: breaker.stats()
+
+
+def resilient_measures(work: Work) -> Work:
+    """Ask ours for all that metrics tell of it."""
+    from resilient import CircuitBreaker
+
+    breaker = CircuitBreaker("bench")
+    breaker.call(work, ARGUMENT)
+    return lambda _: [*breaker.measures()]
+
+
+def _counted_by_stats(stats: Any) -> object:
+    return stats.calls
+
+
+def _counted_by_measures(measures: Any) -> object:
+    return sum(value for metric, value, _ in measures if metric.name == "resilient.calls")
+
+
 Library = tuple[str, str, Build]
 
 _BOTH: tuple[Library, ...] = (
@@ -182,4 +208,11 @@ SUBJECTS = (
     *_three_states("", _SYNC, awaited=False),
     *family("breaker", *_rows(_VARIANTS, TRIP_AFTER)),
     *_three_states("async ", _ASYNC, awaited=True),
+    *(
+        Subject("breaker, read", name, build, "resilient-py", outcome=Outcome.REMEMBERS, read=counted)
+        for name, build, counted in (
+            ("stats()", resilient_stats, _counted_by_stats),
+            ("measures()", resilient_measures, _counted_by_measures),
+        )
+    ),
 )
