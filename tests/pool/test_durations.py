@@ -68,7 +68,7 @@ def test_durations_that_nobody_puts_into_bins_do_not_pile_up() -> None:
 def test_threads_have_each_duration_told_once_in_exact_numbers(world: World) -> None:
     """Lent at once, after a wait, and not at all."""
     with Metrics() as metrics:
-        pool = world.pool(max_size=2, min_size=1, timeout=4.0)
+        pool = world.pool(name="of threads", max_size=2, min_size=1, timeout=4.0)
         with pool.connection():  # waits for it to be made, which takes no time here
             world.clock.advance(2.0)
             with pool.connection():
@@ -84,7 +84,7 @@ def test_threads_have_each_duration_told_once_in_exact_numbers(world: World) -> 
         world.meanwhile.append(return_one)
         pool.putconn(pool.getconn())
 
-        told, stats = metrics.durations("orders"), pool.stats()
+        told, stats = metrics.durations("of threads"), pool.stats()
         assert told["create"] == (2, 0.0, 0.0, 0.0)
         assert told["wait"] == (5, 1.5, 0.0, 1.5)
         assert told["use"] == (4, 7.0 + 5.0 + 1.5, 0.0, 7.0)
@@ -106,14 +106,14 @@ async def test_tasks_have_each_duration_told_once_in_exact_numbers(world: World)
             await asyncio.sleep(seconds)
 
     with Metrics() as metrics:
-        pool = world.async_pool(connect=connect, max_size=1)
+        pool = world.async_pool(name="of tasks", connect=connect, max_size=1)
         await asyncio.gather(borrow(1.0), borrow(2.0), borrow(0.0))
         await borrow(4.0)
         with pytest.raises(PoolTimeoutError):
             await asyncio.gather(borrow(6.0), borrow(0.0))
         await asyncio.sleep(2.0)
 
-        told = metrics.durations("orders")
+        told = metrics.durations("of tasks")
         assert told["create"] == (1, 0.25, 0.25, 0.25)
         assert told["wait"] == (5, 0.25 + 1.25 + 3.25, 0.0, 3.25)
         assert told["use"] == (5, 13.0, 0.0, 6.0)

@@ -296,27 +296,27 @@ async def test_what_fails_here_reaches_nobody(
 async def test_durations_are_recorded(library: Library, clock: Clock) -> None:
     """How long it took to get a connection, to make one, and how long each was used."""
     with Metrics() as metrics:
-        with watch(library.pool, name="orders", clock=clock):
+        with watch(library.pool, name="timed", clock=clock):
             held = [await library.borrow(), await library.borrow()]
             clock.now += 3.0
             for connection in held:
                 await library.give_back(connection)
-            seen, counted = metrics.durations("orders"), metrics.of("orders")["count"]
+            seen, counted = metrics.durations("timed"), metrics.of("timed")["count"]
             assert seen["wait"] == (2, 0.0, 0.0, 0.0)
             assert seen["use"] == (2, 6.0, 3.0, 3.0)
             assert seen["create"] in {(1, 0.0, 0.0, 0.0), (2, 0.0, 0.0, 0.0)}
             assert counted["used",] == 0
 
-        assert "count" not in metrics.of("orders"), "the watch has ended"
+        assert "count" not in metrics.of("timed"), "the watch has ended"
 
 
 @every_library
 async def test_metrics_may_be_switched_off(library: Library, clock: Clock) -> None:
     """Then there are none of this pool, and nothing piles up."""
-    with Metrics() as metrics, watch(library.pool, name="orders", clock=clock, metrics=False) as watching:
+    with Metrics() as metrics, watch(library.pool, name="untimed", clock=clock, metrics=False) as watching:
         await library.give_back(await library.borrow())
 
-        assert metrics.of("orders") == {}
+        assert metrics.of("untimed") == {}
         assert watching._ledger.timings is None
         assert watching.stats().checkouts == 1
 
