@@ -104,12 +104,13 @@ class Quick(metaclass=ABCMeta):
         # returns it: by then there is another token in its place.
         if since is None or member.reported == since or member.ref() is not token:
             return False
+        member.returned = now
+        member.since = member.thread = None
+        # After that: an interrupt must not have it taken for forgotten, and timed once more.
         if now - since < BRIEF:
             next(self._brief)
         else:
             self._used(now - since)
-        member.returned = now
-        member.since = member.thread = None
         self._append(token)
         # Whoever began to wait just now has seen the token, or has said so before we look.
         if self.alert:

@@ -9,7 +9,6 @@ import random
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, cast
 
@@ -417,7 +416,7 @@ class Stock:
         """Return what was counted under the lock, and where the pool stands, by the names of `PoolStats`."""
         members = [*self.roster]
         return dict(
-            **asdict(self.counts),
+            **{name: getattr(self.counts, name) for name in Counts.__slots__},
             size=len(members),
             idle=len(self.idle),
             used=sum(member.since is not None for member in members),
