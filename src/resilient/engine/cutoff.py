@@ -26,7 +26,7 @@ class Cutoff(Instant):
     seconds: float  # how long the call was given
     task: asyncio.Task[Any] | None  # None once the call has ended
     fired: bool  # whether it was cut off
-    heeded: list[bool]  # not empty where there is more to its end than to leave the queue
+    heeded: bool  # whether there is more to its end than to leave the queue: it is timed, or was cut off
     cancelling: int  # how often the task had been asked to cancel before
     queue: CutoffQueue | None  # where it stands; None if it has a timer of its own
     timer: asyncio.TimerHandle | None
@@ -35,7 +35,7 @@ class Cutoff(Instant):
         """Cancel the call, if it is still under way."""
         if self.task is not None:
             self.fired = True
-            self.heeded = [True]
+            self.heeded = True
             self.task.cancel()
 
 

@@ -296,21 +296,22 @@ class Recorder:
 class Stopwatch:
     """Tells which calls to time, and gathers what they took.
 
+    Whether a call is timed is decided when it begins, and what was begun is recorded however long it takes:
+    of a burst, the slow ones count as well as the quick ones.
+
     Attributes:
         good: of calls that came to something.
         bad: of calls that failed.
-        running: not empty while calls are to be timed.
-        resumes: when a rest is over; until then no call need be timed.
+        resumes: calls that begin before this need not be timed: a rest lasts until then.
 
-    Concurrency: safe from any thread; `running` is read without a lock.
+    Concurrency: safe from any thread; `resumes` is read without a lock.
     """
 
-    __slots__ = ("_begun", "bad", "good", "resumes", "running")
+    __slots__ = ("_begun", "bad", "good", "resumes")
 
     def __init__(self, clock: Clock) -> None:
         self.good, self.bad = Recorder(clock), Recorder(clock)
-        self.running = [True]
-        self._begun = clock()
+        self._begun = clock()  # when this batch began
         self.resumes = -math.inf
 
     def rest(self, now: float) -> None:
@@ -318,27 +319,13 @@ class Stopwatch:
         self.good.fold()
         over = self._begun + _SLICE
         if now < over:
-            self.resumes = over
-            self.running.clear()
-        self._begun = now
-
-    def resume(self, now: float) -> bool:
-        """Go on timing, unless the rest is not over; return whether calls are to be timed."""
-        if not self.running and not now < self.resumes:
+            self.resumes = self._begun = over
+        else:
             self._begun = now
-            self.running.append(True)
-        return bool(self.running)
 
     def lately(self) -> Latency:
         """Return what calls took lately, whether they came to something or not."""
         return Latency(self.good.span(), self.bad.span())
-
-
-class _Idle(Stopwatch):
-    """Times nothing, ever: for limits that are made for one block, or one request, and forgotten."""
-
-    def resume(self, now: float) -> bool:  # noqa: ARG002
-        return False
 
 
 _EMPTY: Final = Histogram((0,) * _BINS, 0, 0.0, math.inf, -math.inf)
@@ -354,5 +341,6 @@ def _count(batch: list[float], bins: array[int]) -> None:
         first = after
 
 
-IDLE: Final[Stopwatch] = _Idle(lambda: 0.0)
-IDLE.running.clear()
+IDLE: Final = Stopwatch(lambda: 0.0)
+"""Times nothing, ever: for limits that are made for one block, or one request, and forgotten."""
+IDLE.resumes = math.inf

@@ -96,7 +96,7 @@ class Limit:
         """Count, announce and describe a call that took too long."""
         with self.lock:
             self.timed_out += 1
-        if self.stopwatch.resume(self.clock()):
+        if not self.clock() < self.stopwatch.resumes:
             self.stopwatch.bad.record(seconds)
         if self.announcer.heard:
             self.announcer.announce(CallTimedOut(self.name, seconds, running))
@@ -105,7 +105,6 @@ class Limit:
 
     def stats(self, abandoned: int) -> TimeoutStats:
         """Return what has been counted so far."""
-        self.stopwatch.resume(self.clock())
         latency = self.stopwatch.lately()
         with self.lock:
             return TimeoutStats(self.calls.read(), self.timed_out, self.rejected, abandoned, latency)

@@ -74,8 +74,8 @@ class _CutoffGate:
         self._queues = _Queues()
         self._queue: CutoffQueue | None = None  # the one used last, of whatever thread
         self._is_real_time = limit.clock is MONOTONIC
-        self._stopwatch = watch = limit.stopwatch
-        self._running, self._took, self._pending = watch.running, watch.good.add, watch.good.pending
+        self._stopwatch = limit.stopwatch
+        self._took, self._pending = limit.stopwatch.good.add, limit.stopwatch.good.pending
 
     def admit(self, _fn: Any, _args: Any, _kwargs: Any) -> Cutoff:
         loop = get_running_loop()
@@ -93,11 +93,12 @@ class _CutoffGate:
             raise self._no_task()
         next(self._ticker)
         cutoff.seconds = self._seconds
-        cutoff.when = MONOTONIC() + self._seconds
+        now = MONOTONIC()
+        cutoff.when = now + self._seconds
         cutoff.clock = MONOTONIC
         cutoff.outer = None
         cutoff.over = cutoff.fired = False
-        cutoff.heeded = self._running
+        cutoff.heeded = now >= self._stopwatch.resumes
         cutoff.cancelling = task.cancelling()
         cutoff.queue = queue
         queue.entries.append(cutoff)
@@ -111,7 +112,7 @@ class _CutoffGate:
     def success(self, cutoff: Cutoff, _result: Any) -> None:
         queue = cutoff.queue
         if queue is None or cutoff.heeded or queue.entries[0] is not cutoff:
-            if self._running:
+            if cutoff.heeded and not cutoff.fired:
                 now = self._limit.clock()
                 self._took(now - (cutoff.when - cutoff.seconds))
                 if len(self._pending) >= BATCH:
@@ -143,7 +144,7 @@ class _CutoffGate:
         cutoff.seconds = seconds = self._limit.begin(cutoff)
         cutoff.task = task
         cutoff.fired = False
-        cutoff.heeded = self._running
+        cutoff.heeded = cutoff.begun >= self._stopwatch.resumes
         cutoff.cancelling = task.cancelling()
         # Out of the queue's order, it gets a timer of its own.
         cutoff.queue = None

@@ -127,11 +127,10 @@ def include(*sources: Metered) -> None:
 
 def _checked(sources: tuple[Any, ...]) -> tuple[Metered, ...]:
     for source in sources:
-        if not (
-            isinstance(source, Metered) and isinstance(source.kind, str) and isinstance(source.name, str)
-        ):
-            rule = "must have measures(), and a kind and a name that are texts"
-            params.refuse(TypeError, "sources", rule, source)
+        # Whatever a class of somebody else's says it has.
+        words: tuple[Any, ...] = (getattr(source, "kind", None), getattr(source, "name", None))
+        if not (isinstance(source, Metered) and all(isinstance(word, str) for word in words)):
+            params.refuse(TypeError, "sources", "must have kind, name and measures()", source)
     return sources
 
 

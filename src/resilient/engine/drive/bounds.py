@@ -32,7 +32,7 @@ def bound_function(
     stopwatch: Stopwatch,
 ) -> Callable[..., Any]:
     """Return the function *fn* with each of its calls within an instant that *begin* sets."""
-    running, took, pending = stopwatch.running, stopwatch.good.add, stopwatch.good.pending
+    took, pending = stopwatch.good.add, stopwatch.good.pending
 
     @functools.wraps(fn)
     def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -41,10 +41,11 @@ def bound_function(
         # thread, and when it had passed, every later call would be refused.
         try:
             begin(instant)
+            timed = instant.begun >= stopwatch.resumes
             result = fn(*args, **kwargs)
         finally:
             instant.over = True
-        if running:
+        if timed:
             now = instant.clock()
             took(now - instant.begun)
             if len(pending) >= BATCH:

@@ -44,7 +44,6 @@ class BreakerCore(BreakerMachine):
         self._judge = judge
         self._judge_result = judge_result
         self._throw_new_error_on_trip = throw_new_error_on_trip
-        self._running = self.stopwatch.running
         self._durations = self.stopwatch.good.pending
         self._took = self.stopwatch.good.add
 
@@ -78,10 +77,9 @@ class BreakerCore(BreakerMachine):
             took = now - ticket[1]
             if now < self._edge and (slow_after is None or took <= slow_after):
                 next(self._ok)
-                if self._running:
-                    self._took(took)
-                    if len(self._durations) >= BATCH:
-                        self._rest(now)
+                self._took(took)
+                if len(self._durations) >= BATCH:
+                    self._rest(now)
                 return
         self._succeed_carefully(ticket, result)
 

@@ -344,14 +344,14 @@ class BreakerMachine:
         """Set what the fast path reads, from everything it must not have to look at."""
         period, rules = self._period, self.rules
         calm = period.state is State.CLOSED and now >= period.ramp_until and self.hooks is None
-        watched = self.stopwatch.resume(now)
-        timed = watched or rules.slow_after is not None
+        resting = now < self.stopwatch.resumes
+        timed = not resting or rules.slow_after is not None
         self._pass = period if calm and not timed else None
         self._timed = period if calm and timed else None
         self._edge = -math.inf
         if calm and not self._judges_results and self._settled():
             self._edge = self._window.edge
-            if not watched:
+            if resting:
                 self._edge = min(self._edge, self.stopwatch.resumes)
             if self._override is not None:
                 self._edge = min(self._edge, self._override.until)
