@@ -36,7 +36,10 @@ def sentinels() -> Iterator[SentinelFleet]:
 
 @contextmanager
 def flowing(uri: str, name: str, rate: object = f"{LIMIT}/hour") -> Iterator[tuple[RateLimiter, Traffic]]:
-    """Let requests flow as long as the block lasts, at first for half a second without a fault."""
+    """Let requests flow as long as the block lasts, and then until there are no permits left.
+
+    At first for half a second without a fault.
+    """
     limiter = RateLimiter(
         rate, name=name, storage=uri, instances=INSTANCES, decision_timeout=DECISION_TIMEOUT
     )
@@ -44,6 +47,7 @@ def flowing(uri: str, name: str, rate: object = f"{LIMIT}/hour") -> Iterator[tup
         traffic.flow(0.5)
         wait_until_back(limiter)  # a busy machine may be late with the first connections
         yield limiter, traffic
+        traffic.use_up()
 
 
 def wait_until_back(limiter: RateLimiter) -> None:

@@ -7,12 +7,14 @@ and the shared limit once more if the server came back empty.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
+import redis
 from tests.fleet.leftovers import assert_tidy
 from tests.support.hammer import Hammers, Job, total
 from tests.support.tcp_proxy import Forward, Latency, ResetPeer, Slicer, TcpProxy, Timeout, Toxic
@@ -120,8 +122,13 @@ class Scene:
 
 
 @contextmanager
-def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
-    """Let the requests flow as long as the block lasts, at first for a moment without a fault."""
+def scene(
+    server: ValkeyServer, *, echo: Callable[[], object] | None = None, **options: object
+) -> Iterator[Scene]:
+    """Let the requests flow as long as the block lasts, and then until there are no permits left.
+
+    At first for a moment without a fault.
+    """
     with TcpProxy(server.port) as proxy, capture_events() as events:
         options = {
             "on_outage": "local",
@@ -131,12 +138,13 @@ def scene(server: ValkeyServer, **options: object) -> Iterator[Scene]:
         limiter = RateLimiter(
             f"{LIMIT}/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", **options
         )
-        with closing(limiter), Traffic(limiter, KEYS) as traffic:
+        with closing(limiter), Traffic(limiter, KEYS, echo=echo) as traffic:
             traffic.flow(0.4)
             if server.running:  # a busy machine may be late with the first connections
                 wait_until(lambda: limiter.stats().rung == "shared", "all is well", within=BACK_WITHIN)
                 events.clear()
             yield Scene(server, proxy, limiter, traffic, events)
+            traffic.use_up()
 
 
 OUTAGES = pytest.mark.parametrize(
@@ -190,8 +198,13 @@ def test_outage_is_met_as_told(valkey: ValkeyServer, on_outage: str, admitted: b
 @pytest.mark.parametrize("command", ["SCRIPT FLUSH", "CLIENT KILL TYPE normal"])
 def test_hiccup_is_no_outage(valkey: ValkeyServer, command: str):
     """Scripts that are gone are loaded again, connections made again: the count goes on where it was."""
+
+    def echo() -> None:
+        with suppress(redis.ConnectionError), valkey.client(timeout=5.0) as client:
+            client.ping()
+
     # With patience, so that a server that is late for reasons of its own changes nothing.
-    with scene(valkey, decision_timeout=5.0) as play:
+    with scene(valkey, echo=echo, decision_timeout=5.0) as play:
         for _ in range(5):
             with valkey.client() as client:
                 client.execute_command(command)
@@ -300,8 +313,10 @@ async def test_answer_lost_after_the_count_is_not_asked_for_again(valkey: Valkey
                 "1000/hour", name="door", storage=f"redis://{proxy.host}:{proxy.port}/0", decision_timeout=0.2
             )
             async with aclosing(limiter):
-                limiter.peek()  # connected, and the script is there
-                await limiter.apeek()
+                # Connected, and the script is there; and no answer is still on its way that came too late.
+                wait_until(lambda limiter=limiter: limiter.peek().rung == "shared", "it is connected")
+                while (await limiter.apeek()).rung != "shared":  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0.01)
                 with proxy.toxic(Once(toxic)):
                     decision = limiter.hit() if times % 2 else await limiter.ahit()
 
