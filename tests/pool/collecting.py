@@ -12,6 +12,7 @@ from resilient import telemetry
 
 POOL: Final = "db.client.connection.pool.name"
 _PREFIX: Final = "db.client.connection."
+_LEAKED: Final = "resilient.pool.leaked"
 
 
 class Metrics:
@@ -38,7 +39,8 @@ class Metrics:
                 for metric in scope.metrics:
                     for point in metric.data.data_points:
                         attributes = dict(point.attributes or {})
-                        if attributes.pop(POOL, None) != pool:
+                        subject = "resilient.policy.name" if metric.name == _LEAKED else POOL
+                        if attributes.pop(subject, None) != pool:
                             continue
                         series = found[metric.name.removeprefix(_PREFIX)]
                         labels = tuple(value for _, value in sorted(attributes.items()))
