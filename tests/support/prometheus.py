@@ -17,7 +17,7 @@ BINARY = shutil.which("prometheus")
 
 
 class PrometheusServer(ServerProcess):
-    """Scrape *target* ("host:port") several times a second, and go by *rules*: their files, and what is in them."""
+    """Scrape *target* ("host:port") several times a second, and go by *rules*: files and what is in them."""
 
     def __init__(self, target: str, rules: Mapping[str, str]) -> None:
         super().__init__()
