@@ -65,6 +65,18 @@ def test_durations_that_nobody_puts_into_bins_do_not_pile_up() -> None:
     assert durations.count == 50_001
 
 
+def test_rounds_put_into_bins_what_has_piled_up(world: World) -> None:
+    """Though nobody asks for it."""
+    pool = world.pool()
+    with pool.connection():
+        world.clock.advance(1.0)
+    timings = pool.core.stock.timings.by_name().values()
+    assert any(durations._recorder.pending for durations in timings)
+
+    pool.round()
+    assert not any(durations._recorder.pending for durations in timings)
+
+
 def test_threads_have_each_duration_told_once_in_exact_numbers(world: World) -> None:
     """Lent at once, after a wait, and not at all."""
     with Metrics() as metrics:

@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
-from tests.pool.collecting import Metrics
+from tests.pool.collecting import POOL, Metrics
 from tests.support.valkey import ValkeyServer
 
 from resilient import ConnectionPool, telemetry
 from resilient.engine.latency import EDGES, Histogram
 from resilient.engine.measure import Instrument, Measure
 from resilient.pool import watch
-from resilient.telemetry.connections import DURATIONS, ConnectionCounts, of_connections
+from resilient.telemetry.connections import DURATIONS, MAX, ConnectionCounts, of_connections
+from resilient.telemetry.reading import Reader
 from resilient.testing import FakeClock
 
 
@@ -111,6 +112,9 @@ def test_pools_of_one_name_are_added_up(metrics: Metrics) -> None:
     kept = [Pool("same", **ALL), Pool("same", **ALL), OtherPool("same", **ALL)]
     assert metrics.of("same")["max"] == {(): 30}
     assert metrics.of("same")["count"] == {("idle",): 9, ("used",): 6}
+    values, attributes = Reader().read(frozenset()).columns[MAX]
+    # As one point, whatever an SDK makes of two.
+    assert [value for value, one in zip(values, attributes, strict=True) if one == {POOL: "same"}] == [30]
 
     kept.pop()
     gc.collect()

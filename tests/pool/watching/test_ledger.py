@@ -283,3 +283,17 @@ def test_threads_lose_no_loan() -> None:
     assert {type(event) for event in books.heard} == {ConnectionCollected}
     assert books.ledger.collected == threads * each // 10
     assert (books.ledger.loans, books.ledger.lent, books.ledger.pending) == (threads * each, 0, 0)
+
+
+def test_rounds_put_durations_into_bins(books: Books, clock: Clock) -> None:
+    """Though nobody asks for them."""
+    connection = Connection()
+    books.lend(connection)
+    clock.now += 2.0
+    books.ledger.take_back(connection)
+    timings = books.ledger.timings
+    assert timings is not None
+
+    books.rounds()
+    assert not any(durations._recorder.pending for durations in timings.by_name().values())
+    assert (timings.use.count, timings.use.total, timings.wait.total) == (1, 2.0, 0.0)
