@@ -126,7 +126,7 @@ def _serves(node: ClusterNode, slot: int) -> bool:
 def _migrate_keys(slot: int, source: ClusterNode, target: ClusterNode) -> None:
     with source.client() as client:
         while keys := client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            client.migrate(target.host, target.port, keys, 0, timeout=1_000)
+            client.migrate(target.host, target.port, keys, 0, timeout=5_000)
 
 
 def _is_complete(node: ClusterNode) -> bool:

