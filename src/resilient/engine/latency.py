@@ -81,17 +81,17 @@ class Latency:
 
     @property
     def p50(self) -> float | None:
-        """Seconds that half of them took at most, within some 8 %."""
+        """Seconds that half of them took at most, to within its bin: 17 % at most."""
         return self.histogram.quantile(0.5)
 
     @property
     def p95(self) -> float | None:
-        """Seconds that 95 % of them took at most, within some 8 %."""
+        """Seconds that 95 % of them took at most, to within its bin: 17 % at most."""
         return self.histogram.quantile(0.95)
 
     @property
     def p99(self) -> float | None:
-        """Seconds that 99 % of them took at most, within some 8 %."""
+        """Seconds that 99 % of them took at most, to within its bin: 17 % at most."""
         return self.histogram.quantile(0.99)
 
     def __eq__(self, other: object) -> bool:
@@ -151,15 +151,18 @@ class Histogram:
         """Return what has come since *earlier*; its shortest and longest are as exact as the bins."""
         if not earlier.count:
             return self
-        if earlier.count == self.count:
+        count, total = self.count - earlier.count, max(0.0, self.total - earlier.total)
+        if not count:
             return _EMPTY
         bins = tuple(map(sub, self.bins, earlier.bins))
         first = next(number for number, times in enumerate(bins) if times)
         last = next(number for number in reversed(range(_BINS)) if bins[number])
+        if count == 1:
+            return Histogram(bins, 1, total, total, total)
         return Histogram(
             bins,
-            self.count - earlier.count,
-            max(0.0, self.total - earlier.total),
+            count,
+            total,
             max(self.shortest, math.nextafter(EDGES[first - 1], math.inf)) if first else self.shortest,
             min(self.longest, EDGES[last]) if last < len(EDGES) else self.longest,
         )

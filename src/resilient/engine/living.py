@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Final
 
 from .measure import Metered
 
-__all__ = ["Place", "all_living", "forget", "remember", "when_one_comes"]
+__all__ = ["Place", "all_living", "forget", "remember"]
 
 _FEW: Final = 64
 
@@ -34,7 +33,6 @@ class Place(weakref.ref[Metered]):
 # at any moment, and Python code in them would lose an interrupt. Who is gone is swept out now and then.
 _places: dict[int, Place] = {}
 _sweep_at = _FEW
-_told: list[Callable[[], object]] = []
 
 
 def remember(source: Metered, *, counts: bool = True) -> None:
@@ -53,25 +51,20 @@ def remember(source: Metered, *, counts: bool = True) -> None:
     _places[id(source)] = place
     if len(_places) >= _sweep_at:
         _sweep()
-    for tell in _told:
-        tell()
 
 
-def forget(source: Metered) -> None:
-    """Have *source* found no more."""
+def forget(source: Metered) -> Place | None:
+    """Have *source* found no more; return where it was, if it was anywhere."""
     place = _places.get(id(source))
-    if place is not None and place() is source:
-        place.excluded = True
+    if place is None or place() is not source:
+        return None
+    place.excluded = True
+    return place
 
 
 def all_living() -> list[Place]:
     """Return all that there are now. Some may be gone when they are asked."""
     return [place for place in list(_places.values()) if not place.excluded and place() is not None]
-
-
-def when_one_comes(tell: Callable[[], object]) -> None:
-    """Have *tell* called whenever there is something new."""
-    _told.append(tell)
 
 
 def _sweep() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias, runtime_checkable
+
+from . import params
 
 if TYPE_CHECKING:
     from .latency import Histogram
@@ -15,13 +20,17 @@ __all__ = [
     "Measure",
     "Metered",
     "Metric",
-    "count_defined",
     "counter",
+    "define",
     "defined",
     "gauge",
     "histogram",
     "up_down",
 ]
+
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.\-/]{0,254}")
+_LONGEST_UNIT: Final = 63
 
 
 class Instrument(Enum):
@@ -37,20 +46,7 @@ class Instrument(Enum):
     """How values are distributed, in seconds. Those of sources of one name are put together."""
 
 
-_defined: Final[list[Metric]] = []
-
-
-def defined() -> list[Metric]:
-    """Return all metrics there are, in the order in which they were defined."""
-    return list(_defined)
-
-
-def count_defined() -> int:
-    """Return how many metrics there are."""
-    return len(_defined)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Metric:
     """A metric: its name and what it means. Its name never changes, as dashboards and alerts go by it.
 
@@ -72,8 +68,40 @@ class Metric:
     boundaries: tuple[float, ...] = ()
     subject: str | None = None
 
-    def __post_init__(self) -> None:
-        _defined.append(self)
+    def __hash__(self) -> int:
+        # It is looked up for each of thousands of measures; its name is enough.
+        return hash(self.name)
+
+
+_defined: Final[dict[str, Metric]] = {}
+
+
+def define(metric: Metric) -> Metric:
+    """Return *metric*, of which there is one from now on.
+
+    Raises:
+        TypeError: a part of it has the wrong type.
+        ValueError: a part of it is not what OpenTelemetry takes, or there is another one of its name.
+    """
+    if not _NAME.fullmatch(params.named("name", metric.name)):
+        params.refuse(ValueError, "name", "must be letters, digits and _ . - / after a letter", metric.name)
+    if not str(metric.unit).isascii() or len(metric.unit) > _LONGEST_UNIT:
+        params.refuse(ValueError, "unit", f"must be at most {_LONGEST_UNIT} of ASCII", metric.unit)
+    params.named("description", metric.description)
+    for attribute in metric.attributes:
+        params.named("attributes", attribute)
+    bounds = metric.boundaries
+    if any(not low < high for low, high in pairwise(bounds)) or not all(map(math.isfinite, bounds)):
+        params.refuse(ValueError, "boundaries", "must increase, and be finite", bounds)
+    known = _defined.setdefault(metric.name, metric)
+    if known != metric:
+        params.refuse(ValueError, "name", f"is that of another metric, {known}", metric)
+    return known
+
+
+def defined() -> list[Metric]:
+    """Return all metrics there are, in the order in which they were defined."""
+    return list(_defined.values())
 
 
 Measure: TypeAlias = "tuple[Metric, float | Histogram, tuple[str, ...]]"
@@ -118,9 +146,13 @@ def counter(name: str, unit: str, description: str, *attributes: str) -> Metric:
         *attributes: what it is told by, beside the kind and the name of whatever it is measured on.
 
     Returns:
-        The metric. To be defined once, when a module is loaded: there is no undoing it.
+        The metric; the same as before where it was defined before. There is no undoing it.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is not what OpenTelemetry takes, or there is another metric of the name.
     """
-    return Metric(name, Instrument.COUNTER, unit, description, attributes)
+    return define(Metric(name, Instrument.COUNTER, unit, description, attributes))
 
 
 def up_down(name: str, unit: str, description: str, *attributes: str) -> Metric:
@@ -134,8 +166,12 @@ def up_down(name: str, unit: str, description: str, *attributes: str) -> Metric:
 
     Returns:
         The metric.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: as for `counter`.
     """
-    return Metric(name, Instrument.UP_DOWN_COUNTER, unit, description, attributes)
+    return define(Metric(name, Instrument.UP_DOWN_COUNTER, unit, description, attributes))
 
 
 def gauge(name: str, unit: str, description: str, *attributes: str) -> Metric:
@@ -149,8 +185,12 @@ def gauge(name: str, unit: str, description: str, *attributes: str) -> Metric:
 
     Returns:
         The metric.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: as for `counter`.
     """
-    return Metric(name, Instrument.GAUGE, unit, description, attributes)
+    return define(Metric(name, Instrument.GAUGE, unit, description, attributes))
 
 
 def histogram(
@@ -166,5 +206,9 @@ def histogram(
 
     Returns:
         The metric. Its values are those of a `Recorder`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: as for `counter`, or *boundaries* do not increase.
     """
-    return Metric(name, Instrument.HISTOGRAM, "s", description, attributes, boundaries)
+    return define(Metric(name, Instrument.HISTOGRAM, "s", description, attributes, tuple(boundaries)))

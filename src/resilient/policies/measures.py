@@ -53,7 +53,8 @@ CALLS: Final = counter(
 REJECTIONS: Final = counter(
     "resilient.rejections",
     "{call}",
-    "Calls that a policy refused (enforced), and those it would refuse if it enforced (detected).",
+    "Calls that a policy refused (enforced), and those that it would have refused, and let through because "
+    "it only observes (detected).",
     "resilient.enforcement",
 )
 CALL_DURATION: Final = histogram(
@@ -83,16 +84,24 @@ BREAKER_TRANSITIONS: Final = counter(
     _STATE,
 )
 BREAKER_FAILURE_RATIO: Final = gauge(
-    "resilient.circuit_breaker.failure_ratio", "1", "The share of the calls in the window that failed."
+    "resilient.circuit_breaker.failure_ratio",
+    "1",
+    "The share of the calls in a breaker's window that failed.",
 )
 BREAKER_SLOW_RATIO: Final = gauge(
-    "resilient.circuit_breaker.slow_ratio", "1", "The share of the calls in the window that were slow."
+    "resilient.circuit_breaker.slow_ratio",
+    "1",
+    "The share of the calls in a breaker's window that were slow.",
 )
 BREAKER_WINDOW: Final = up_down(
-    "resilient.circuit_breaker.window.calls", "{call}", "Calls in the window that the ratios are of."
+    "resilient.circuit_breaker.window.count",
+    "{call}",
+    "Calls in the window of a breaker, which its ratios are of.",
 )
 BREAKER_SLOW: Final = counter(
-    "resilient.circuit_breaker.slow_calls", "{call}", "Calls that took longer than slow_after."
+    "resilient.circuit_breaker.slow_calls",
+    "{call}",
+    "Calls through a breaker that took longer than slow_after.",
 )
 
 RETRY_ATTEMPTS: Final = counter(
@@ -109,12 +118,12 @@ RETRY_CALLS: Final = counter(
     _OUTCOME,
 )
 RETRY_AMPLIFICATION: Final = gauge(
-    "resilient.retry.amplification", "1", "Attempts per call, since the start."
+    "resilient.retry.amplification", "1", "Attempts of a retry per call, since the start."
 )
 BUDGET_BALANCE: Final = up_down(
-    "resilient.retry_budget.balance", "{retry}", "Retries that could be made now."
+    "resilient.retry_budget.balance", "{retry}", "Retries that a budget would grant now."
 )
-BUDGET_DENIED: Final = counter("resilient.retry_budget.denied", "{retry}", "Retries that were refused.")
+BUDGET_DENIED: Final = counter("resilient.retry_budget.denied", "{retry}", "Retries that a budget refused.")
 
 TIMEOUT_OVERRUNS: Final = counter(
     "resilient.timeout.overruns",
@@ -126,7 +135,7 @@ TIMEOUT_ABANDONED: Final = up_down(
 )
 
 THROTTLE_PROBABILITY: Final = gauge(
-    "resilient.adaptive_throttle.probability", "1", "The share of calls that is refused now."
+    "resilient.adaptive_throttle.probability", "1", "The share of calls that a throttle refuses now."
 )
 
 LIMITER_STATUS: Final = up_down(
@@ -143,18 +152,28 @@ LIMITER_FALLBACKS: Final = counter(
 LIMITER_ERRORS: Final = counter(
     "resilient.rate_limiter.errors", "{error}", "Requests to the shared store that failed or were too slow."
 )
-LIMITER_KEYS: Final = up_down("resilient.rate_limiter.keys", "{key}", "Keys that are kept in this process.")
-LIMITER_EVICTIONS: Final = counter("resilient.rate_limiter.evictions", "{key}", "Keys that had to make room.")
+LIMITER_KEYS: Final = up_down(
+    "resilient.rate_limiter.key.count", "{key}", "Keys of which a rate limiter keeps account in this process."
+)
+LIMITER_EVICTIONS: Final = counter(
+    "resilient.rate_limiter.evictions", "{key}", "Keys of a rate limiter that had to make room."
+)
 
-BULKHEAD_LIMIT: Final = up_down("resilient.bulkhead.limit", "{call}", "How many calls may run.")
-BULKHEAD_ACTIVE: Final = up_down("resilient.bulkhead.active", "{call}", "Calls that run.")
-BULKHEAD_QUEUED: Final = up_down("resilient.bulkhead.queued", "{call}", "Calls that wait to run.")
+BULKHEAD_LIMIT: Final = up_down(
+    "resilient.bulkhead.limit", "{call}", "How many calls a bulkhead lets run at a time."
+)
+BULKHEAD_ACTIVE: Final = up_down("resilient.bulkhead.active", "{call}", "Calls that run in a bulkhead.")
+BULKHEAD_QUEUED: Final = up_down(
+    "resilient.bulkhead.queued", "{call}", "Calls that wait for a slot of a bulkhead."
+)
 BULKHEAD_ABANDONED: Final = up_down(
     "resilient.bulkhead.abandoned",
     "{call}",
     "Calls that run on in a thread, and keep their slot, though nobody waits for them any more.",
 )
-BULKHEAD_KEYS: Final = up_down("resilient.bulkhead.keys", "{key}", "Keys that are kept.")
+BULKHEAD_KEYS: Final = up_down(
+    "resilient.bulkhead.key.count", "{key}", "Keys for which a bulkhead keeps slots."
+)
 BULKHEAD_RTT: Final = gauge(
     "resilient.bulkhead.rtt", "s", "What a good call took in the last window of an adaptive limit."
 )
@@ -175,13 +194,19 @@ CACHE_REQUESTS: Final = counter(
     "resilient.cache.result",
 )
 CACHE_RESCUED: Final = counter(
-    "resilient.cache.rescued", "{request}", "Misses that the last known good answered."
+    "resilient.cache.rescued", "{request}", "Misses of a cache that the last known good answered."
 )
 CACHE_LOADS: Final = counter(
-    "resilient.cache.loads", "{load}", "Loads begun, refreshes in the background included."
+    "resilient.cache.loads",
+    "{load}",
+    "Loads of a cache that were begun, refreshes in the background included.",
 )
-CACHE_LOAD_FAILURES: Final = counter("resilient.cache.load_failures", "{load}", "Loads that failed.")
-CACHE_LOAD_DURATION: Final = histogram("resilient.cache.load.duration", "How long loads took.", _OUTCOME)
+CACHE_LOAD_FAILURES: Final = counter(
+    "resilient.cache.load_failures", "{load}", "Loads of a cache that failed."
+)
+CACHE_LOAD_DURATION: Final = histogram(
+    "resilient.cache.load.duration", "How long loads of a cache took.", _OUTCOME
+)
 CACHE_HIT_RATIO: Final = gauge(
     "resilient.cache.hit_ratio",
     "1",
@@ -192,8 +217,10 @@ CACHE_STALE_AGE: Final = gauge(
     "s",
     "The age of the oldest value past its time that was served in the last minute; 0 if none was.",
 )
-CACHE_ENTRIES: Final = up_down("resilient.cache.entries", "{entry}", "Entries that are kept.")
-CACHE_EVICTIONS: Final = counter("resilient.cache.evictions", "{entry}", "Entries that had to make room.")
+CACHE_ENTRIES: Final = up_down("resilient.cache.entry.count", "{entry}", "Entries that a cache keeps.")
+CACHE_EVICTIONS: Final = counter(
+    "resilient.cache.evictions", "{entry}", "Entries of a cache that had to make room."
+)
 
 MAINTENANCE_ON: Final = up_down(
     "resilient.maintenance.on", "1", "Whether a service is closed for maintenance: 1, or 0."
@@ -212,7 +239,7 @@ def of_breaker(stats: BreakerStats, watch: Stopwatch) -> Iterator[Measure]:
     yield CALLS, stats.abandoned, ("abandoned",)
     yield CALLS, stats.ignored, ("ignored",)
     yield REJECTIONS, stats.rejected, ("enforced",)
-    yield REJECTIONS, stats.rejected + stats.unenforced, ("detected",)
+    yield REJECTIONS, stats.unenforced, ("detected",)
     yield CALL_DURATION, watch.good.histogram(), ("success",)
     yield CALL_DURATION, watch.bad.histogram(), ("failure",)
     yield from _status(BREAKER_STATUS, _STATES, _word(stats.state))
@@ -233,7 +260,7 @@ def of_throttle(stats: ThrottleStats) -> Iterator[Measure]:
     yield CALLS, stats.rejected, ("rejected",)
     yield CALLS, stats.abandoned, ("abandoned",)
     yield CALLS, stats.ignored, ("ignored",)
-    yield from _enforced(stats.rejected)
+    yield REJECTIONS, stats.rejected, ("enforced",)
     yield THROTTLE_PROBABILITY, stats.probability, ()
 
 
@@ -258,7 +285,7 @@ def of_timeout(stats: TimeoutStats, watch: Stopwatch) -> Iterator[Measure]:
     """Return what can be told of a time limit."""
     yield CALLS, stats.calls, ("admitted",)
     yield CALLS, stats.rejected, ("rejected",)
-    yield from _enforced(stats.rejected)
+    yield REJECTIONS, stats.rejected, ("enforced",)
     yield CALL_DURATION, watch.good.histogram(), ("success",)
     yield CALL_DURATION, watch.bad.histogram(), ("failure",)
     yield TIMEOUT_OVERRUNS, stats.timed_out, ()
@@ -275,7 +302,7 @@ def of_rate_limiter(stats: RateLimiterStats, waits: Histogram, *, shared: bool) 
     """Return what can be told of a rate limiter; where it is not *shared*, there is no ladder to be on."""
     yield CALLS, stats.allowed, ("admitted",)
     yield CALLS, stats.denied, ("rejected",)
-    yield from _enforced(stats.denied)
+    yield REJECTIONS, stats.denied, ("enforced",)
     yield WAIT_DURATION, waits, ()
     yield LIMITER_KEYS, stats.keys, ()
     yield LIMITER_EVICTIONS, stats.evicted, ()
@@ -291,7 +318,7 @@ def of_bulkhead(stats: BulkheadStats, waits: Histogram) -> Iterator[Measure]:
     yield CALLS, stats.calls, ("admitted",)
     yield CALLS, refused, ("rejected",)
     yield CALLS, stats.gave_up, ("gave_up",)
-    yield from _enforced(refused)
+    yield REJECTIONS, refused, ("enforced",)
     yield WAIT_DURATION, waits, ()
     yield BULKHEAD_LIMIT, stats.limit, ()
     yield BULKHEAD_ACTIVE, stats.in_use, ()
@@ -325,12 +352,6 @@ def of_cache(stats: CacheStats, loads: Stopwatch) -> Iterator[Measure]:
     yield CACHE_STALE_AGE, stats.stale_age, ()
     yield CACHE_ENTRIES, stats.size, ()
     yield CACHE_EVICTIONS, stats.evictions, ()
-
-
-def _enforced(refused: int) -> Iterator[Measure]:
-    """Return the refusals of a policy that enforces whatever it detects."""
-    yield REJECTIONS, refused, ("enforced",)
-    yield REJECTIONS, refused, ("detected",)
 
 
 def _status(metric: Metric, words: tuple[str, ...], current: str | None) -> Iterator[Measure]:

@@ -15,7 +15,7 @@ __all__ = ["of_pool", "of_replicas"]
 
 _REPLICA: Final = "resilient.replica.name"
 
-CHECKOUTS: Final = counter("resilient.pool.checkouts", "{connection}", "How often a connection was lent.")
+CHECKOUTS: Final = counter("resilient.pool.checkouts", "{connection}", "How often a pool lent a connection.")
 REFUSED: Final = counter(
     "resilient.pool.refused",
     "{call}",

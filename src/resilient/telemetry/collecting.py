@@ -16,7 +16,8 @@ from typing import Final
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter
 
 from .. import __version__
-from ..engine.measure import Instrument, Metric, count_defined, defined
+from ..engine.measure import Instrument, Metric, defined
+from ..events import log_fault
 from .bulk import is_heard, record
 from .reading import Column, Reader
 
@@ -51,13 +52,14 @@ class Collector:
         While it collects, the SDK holds a lock that making an instrument takes; so it is not done under the
         lock that a collection takes.
         """
-        if len(self._made) == count_defined():
-            return
         with self._making:
             for metric in defined():
                 if metric not in self._made:
-                    self._make(metric)
                     self._made.add(metric)
+                    try:
+                        self._make(metric)
+                    except Exception:  # noqa: BLE001 - what one provider will not have is not told there
+                        log_fault("%r has no instrument for %s", self._meter, metric.name)
 
     def _make(self, metric: Metric) -> None:
         name, unit, says = metric.name, metric.unit, metric.description

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ..engine.measure import Instrument, Measure, Metric
+from ..engine.measure import Instrument, Measure, Metric, define, up_down
 
 if TYPE_CHECKING:
     from ..engine.latency import Histogram
@@ -31,11 +31,11 @@ _POOL: Final = "db.client.connection.pool.name"
 
 
 def _up_down(name: str, unit: str, description: str, *attributes: str) -> Metric:
-    return Metric(name, Instrument.UP_DOWN_COUNTER, unit, description, attributes, subject=_POOL)
+    return define(Metric(name, Instrument.UP_DOWN_COUNTER, unit, description, attributes, subject=_POOL))
 
 
 def _histogram(name: str, description: str, *boundaries: float) -> Metric:
-    return Metric(name, Instrument.HISTOGRAM, "s", description, boundaries=boundaries, subject=_POOL)
+    return define(Metric(name, Instrument.HISTOGRAM, "s", description, boundaries=boundaries, subject=_POOL))
 
 
 COUNT: Final = _up_down(
@@ -58,14 +58,16 @@ PENDING: Final = _up_down(
     "{request}",
     "The number of pending requests for a connection.",
 )
-TIMEOUTS: Final = Metric(
-    "db.client.connection.timeouts",
-    Instrument.COUNTER,
-    "{timeout}",
-    "The number of callers that waited for a connection of the pool in vain.",
-    subject=_POOL,
+TIMEOUTS: Final = define(
+    Metric(
+        "db.client.connection.timeouts",
+        Instrument.COUNTER,
+        "{timeout}",
+        "The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
+        subject=_POOL,
+    )
 )
-LEAKED: Final = _up_down(
+LEAKED: Final = up_down(
     "resilient.pool.leaked",
     "{connection}",
     "The number of connections that are lent, and were reported as held too long.",

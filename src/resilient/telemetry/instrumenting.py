@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..engine import living, params
 from ..engine.measure import Metered
@@ -18,14 +19,41 @@ if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
     from opentelemetry.metrics import MeterProvider
 
+# Where metrics are defined. Instruments are made of all of them at once, and not when the first pool is made:
+# that may be within a collection, whose lock making one would wait for.
+_DEFINING: Final = ("..policies.measures", "..pool.measures", "..health.measures", ".connections")
+
 __all__ = ["exclude", "include", "instrument", "uninstrument"]
+
+
+class _Excluded:
+    """The names of which nothing is to be told: those of the excluded that live."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[living.Place]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        places = self._places.get(name) if isinstance(name, str) else None  # nearly always None
+        return places is not None and any(place.excluded and place() is not None for place in places)
+
+    def add(self, source: Metered) -> None:
+        """Have nothing told of *source*."""
+        place = living.forget(source)
+        for name, places in list(self._places.items()):
+            left = [one for one in places if one.excluded and one() is not None and one is not place]
+            self._places[name] = left
+            if not left:
+                del self._places[name]
+        if place is not None:
+            self._places.setdefault(source.name, []).append(place)
+
 
 # One for each provider, for ever: the SDK keeps instruments that were made once, and a second set of them
 # would be reported beside the first.
 _collectors: weakref.WeakKeyDictionary[Any, Collector] = weakref.WeakKeyDictionary()
 _of_application: list[Collector] = []
 _listening: list[Narrator | Annotator] = []
-_excluded: set[str] = set()  # names
+_excluded = _Excluded()
 _lock = threading.RLock()
 
 
@@ -38,8 +66,9 @@ def instrument(
 ) -> None:
     """Report to OpenTelemetry what every policy, pool, check and limiter counts, and what happens to them.
 
-    Metrics are read when somebody collects: calls cost no more than before. What was counted before is told,
-    too. Called again, it reports to what it is given then, in place of what it was given before.
+    Metrics are read when somebody collects: calls that go well cost no more than before. What was counted
+    before is told, too. Called again, it reports to what it is given then, and no more to what it was given
+    before.
 
     Args:
         meter_provider: where metrics go. None: to the application's, which may be set later.
@@ -64,6 +93,8 @@ def instrument(
         listeners.append(Annotator(exclude=_excluded))
     with _lock:
         uninstrument()
+        for module in _DEFINING:
+            importlib.import_module(module, __package__)
         collector = _collector_for(meter_provider)
         collector.enabled = True
         collector.make_instruments()
@@ -97,12 +128,13 @@ def exclude(*sources: Metered) -> None:
     Concurrency: safe from any thread.
     """
     for source in _checked(sources):
-        living.forget(source)
-        _excluded.add(source.name)
+        _excluded.add(source)
 
 
 def include(*sources: Metered) -> None:
     """Report *sources* from now on, for as long as they live: those that were excluded, or others' own.
+
+    Not to be called while metrics are collected: their instruments are made here.
 
     Args:
         *sources: policies, pools, or anything that has `kind`, `name` and `measures()`.
@@ -117,12 +149,12 @@ def include(*sources: Metered) -> None:
             living.remember(source, counts=False)
         except TypeError:
             params.refuse(TypeError, "sources", "must be such that they can be referred to weakly", source)
-        _excluded.discard(source.name)
         try:
             list(source.measures())  # by now its metrics are defined
         except Exception:  # noqa: BLE001 - it may do better when it is collected
             log_fault("the measures of %r cannot be read", source)
-    _make_instruments()
+    for collector in _all():
+        collector.make_instruments()
 
 
 def _checked(sources: tuple[Any, ...]) -> tuple[Metered, ...]:
@@ -154,16 +186,6 @@ def _collector_for(provider: MeterProvider | None) -> Collector:
 
 def _all() -> list[Collector]:
     return [*_of_application, *_collectors.values()]
-
-
-def _make_instruments() -> None:
-    """Have what is new measured, too."""
-    for collector in _all():
-        if collector.enabled:
-            collector.make_instruments()
-
-
-living.when_one_comes(_make_instruments)
 
 
 def _renew() -> None:

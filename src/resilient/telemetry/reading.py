@@ -21,7 +21,7 @@ _KIND: Final = "resilient.policy.kind"
 _NAME: Final = "resilient.policy.name"
 _CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _OURS: Final = __name__.partition(".")[0]
-_MOST_DEPARTED: Final = 2000  # names of which what those that are gone have counted is kept
+_MOST_DEPARTED: Final = 200  # names of which what those that are gone have counted is kept
 
 Attributes: TypeAlias = dict[str, str]
 """Of a series. Made once, and shared: nobody changes them."""
@@ -133,7 +133,7 @@ class Reader:
         if source is None or place in self._names:
             return
         try:
-            self._names[place] = (_snake(source.kind), sys.intern(source.name))
+            self._names[place] = (_snake(source.kind), _printable(source.name))
             if type(source).__module__.partition(".")[0] != _OURS:
                 self._strange.add(place)
         except Exception:  # noqa: BLE001 - of somebody else's class
@@ -301,12 +301,17 @@ def _with_attributes(
     return [(_attributes(metric, name, labels), values) for (name, labels), values in series.items()]
 
 
+def _printable(name: str) -> str:
+    """Return *name* such that every exporter can write it: as UTF-8, which knows no halves of pairs."""
+    return sys.intern(name.encode("utf-8", "backslashreplace").decode())
+
+
 @lru_cache(maxsize=256)
 def _snake(kind: str) -> str:
     return _CAPITAL.sub("_", kind).replace(".", "_").lower()
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=5_000)
 def _attributes(metric: Metric, name: _Name, labels: _Labels) -> Attributes:
     own = dict(zip(metric.attributes, labels, strict=True))
     if metric.subject is not None:

@@ -173,7 +173,6 @@ class Maintenance(Announcing):
         stats = self.stats()
         yield CALLS, stats.refused, ("rejected",)
         yield REJECTIONS, stats.refused, ("enforced",)
-        yield REJECTIONS, stats.refused, ("detected",)
         yield MAINTENANCE_ON, int(stats.on), ()
 
     def stats(self) -> MaintenanceStats:
