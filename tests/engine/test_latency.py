@@ -96,9 +96,19 @@ class TestHistogram:
         assert (list(later.bins), later.count) == (list(recorded(*after).bins), len(after))
         assert later.total == pytest.approx(math.fsum(after), abs=1e-9)
         if after:
-            assert bin_of(min(after))[0] <= later.shortest <= min(after)
-            assert max(after) <= later.longest <= bin_of(max(after))[1]
-            assert now.shortest <= later.shortest <= later.longest <= now.longest
+            assert (bin_of(later.shortest), bin_of(later.longest)) == (bin_of(min(after)), bin_of(max(after)))
+            assert later.shortest <= min(after) + 1e-9
+            assert later.longest >= max(after) - 1e-9
+            assert now.shortest - 1e-9 <= later.shortest <= later.longest <= now.longest
+
+    @pytest.mark.parametrize("edge", [EDGES[0], 0.005, 0.1, 1.3, EDGES[-1]])
+    def test_single_one_stays_in_its_bin(self, edge: float) -> None:
+        """However large the sum is that its duration is the difference of."""
+        before = [1234.567891] * 1000
+        later = recorded(*before, edge) - recorded(*before)
+
+        assert later.count == 1
+        assert bin_of(later.longest) == bin_of(later.shortest) == bin_of(edge)
 
     @given(st.lists(SECONDS, min_size=1, max_size=60), st.sampled_from(SHARES))
     def test_quantiles_are_in_the_bin_of_the_true_one(self, seconds: list[float], share: float) -> None:
@@ -319,7 +329,7 @@ def timed(watch: Stopwatch, clock: FakeClock, calls: int, every: float) -> list[
     told = []
     for _ in range(calls):
         clock.advance(every)
-        told.append(bool(watch.running) or watch.resume(clock()))
+        told.append(clock() >= watch.resumes)
         if told[-1]:
             watch.good.add(0.01)
             if len(watch.good.pending) >= BATCH:
@@ -355,23 +365,29 @@ class TestStopwatch:
         clock = FakeClock()
         watch = Stopwatch(clock)
         timed(watch, clock, BATCH, 1 / 1_000_000)
-        assert not watch.resume(clock())
+        assert clock() < watch.resumes
         clock.advance(1.0)
 
-        assert watch.resume(clock())
         assert all(timed(watch, clock, 2 * BATCH, 0.001))
 
-    @pytest.mark.parametrize("now", [math.nan, -math.inf, math.inf, -1e9], ids=str)
-    def test_survives_a_broken_clock(self, now: float) -> None:
-        """It goes on timing once the clock makes sense again."""
+    def test_rests_for_as_long_as_all_that_came_at_once_should_have_taken(self):
+        """Ten batches of calls that were under way together: a second, and not a tenth of it."""
         clock = FakeClock()
         watch = Stopwatch(clock)
-        watch.rest(now)
-        watch.resume(now)
-        clock.advance(3600.0)
+        for _ in range(10):
+            watch.rest(clock())
 
-        assert watch.resume(clock()) or now == math.inf
-        assert watch.good.histogram().count == 0
+        assert watch.resumes == pytest.approx(1.0)
+
+    def test_survives_a_clock_that_makes_no_sense_for_a_while(self):
+        """It goes on timing afterwards."""
+        clock = FakeClock()
+        watch = Stopwatch(clock)
+        watch.rest(math.nan)
+        watch.rest(-math.inf)
+        clock.advance(1.0)
+
+        assert all(timed(watch, clock, 2 * BATCH, 0.001))
 
     def test_tells_good_and_bad_ones_together(self):
         """In stats; metrics tell them apart."""
