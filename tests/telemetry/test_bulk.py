@@ -106,6 +106,24 @@ def test_is_the_same_for_a_reader_of_what_is_new(rounds: list[list[float]]) -> N
                 assert_same(readers[0])
 
 
+@pytest.mark.parametrize("edge", [0.005, 0.1, 1.0, EDGES[0], EDGES[-1], 2 * EDGES[-1]])
+def test_durations_on_a_bound_stay_there(edge: float) -> None:
+    """Though they are what is left of two sums: of one, and of several, in the buckets of theirs."""
+    before = [1234.567891] * 1000
+    for number in (1, 2, 3):
+        reader = InMemoryMetricReader()
+        with provided(reader) as provider:
+            twins = Twins(provider)
+            later = [edge] * number
+            record(twins.bulk, [(KEPT, histogram(*before, *later) - histogram(*before))])
+            for one in later:
+                twins.single.record(one, KEPT)
+            bulk, single = (one.point for one in series(reader))
+
+            assert (bulk.count, bulk.bucket_counts) == (single.count, single.bucket_counts)
+            assert bulk.sum == pytest.approx(single.sum, abs=1e-8)
+
+
 def test_is_the_same_where_views_change_what_is_kept() -> None:
     """Renamed, with other bounds, with fewer attributes, kept twice, and dropped."""
     reader = InMemoryMetricReader()

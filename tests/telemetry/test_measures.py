@@ -344,7 +344,8 @@ class TestRetry:
     def test_attempts_and_ends(self):
         """First attempts and further ones, and what came of the calls."""
         clock = FakeClock()
-        results = iter([UpstreamError, None, UpstreamError, UpstreamError, UpstreamError, None])
+        failed = UpstreamError
+        results = iter([failed, None, failed, failed, failed, failed, failed, None, None])
         retry = Retry(on=UpstreamError, attempts=3, wait=0.5, budget=None, clock=clock, sleep=clock.sleep)
 
         def work() -> None:
@@ -352,19 +353,19 @@ class TestRetry:
             if error:
                 raise error
 
-        for _ in range(3):
+        for _ in range(4):
             with contextlib.suppress(UpstreamError):
                 retry.call(work)
 
         assert counted(retry) == {
-            "retry.attempts original": 3,
-            "retry.attempts retry": 3,
-            "retry.calls recovered": 1,
+            "retry.attempts original": 4,
+            "retry.attempts retry": 5,
+            "retry.calls recovered": 2,
             "retry.calls exhausted": 1,
-            "wait.duration": 3,
+            "wait.duration": 5,
         }
-        assert told(retry)["retry.amplification"] == 2.0
-        assert retry.stats().waited.histogram.total == pytest.approx(1.5)
+        assert told(retry)["retry.amplification"] == 2.25
+        assert retry.stats().waited.histogram.total == pytest.approx(2.5)
         assert retry.stats().waited.p99 == pytest.approx(0.5, rel=0.1)
 
     def test_budget(self):
