@@ -12,7 +12,8 @@ import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
-from itertools import accumulate
+from itertools import accumulate, compress, repeat, starmap
+from itertools import count as numbers
 from operator import add, sub
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +22,6 @@ from .clock import MONOTONIC
 from .fork import renew_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..typing import Clock
 
 __all__ = ["BATCH", "EDGES", "IDLE", "Histogram", "Latency", "Recorder", "Stopwatch"]
@@ -124,9 +123,7 @@ class Histogram:
 
     __slots__ = ("bins", "count", "longest", "shortest", "total")
 
-    def __init__(
-        self, bins: Sequence[int], count: int, total: float, shortest: float, longest: float
-    ) -> None:
+    def __init__(self, bins: array[int], count: int, total: float, shortest: float, longest: float) -> None:
         self.bins = bins
         self.count = count
         self.total = total
@@ -139,8 +136,11 @@ class Histogram:
             return self
         if not self.count:
             return other
+        bins = array("Q", self.bins)
+        some = other._filled
+        bins[some] = array("Q", map(add, bins[some], other.bins[some]))
         return Histogram(
-            tuple(map(add, self.bins, other.bins)),
+            bins,
             self.count + other.count,
             self.total + other.total,
             min(self.shortest, other.shortest),
@@ -154,18 +154,21 @@ class Histogram:
         count, total = self.count - earlier.count, max(0.0, self.total - earlier.total)
         if not count:
             return _EMPTY
-        bins = tuple(map(sub, self.bins, earlier.bins))
-        first = next(number for number, times in enumerate(bins) if times)
-        last = next(number for number in reversed(range(_BINS)) if bins[number])
-        if count == 1:
-            return Histogram(bins, 1, total, total, total)
-        return Histogram(
-            bins,
-            count,
-            total,
-            max(self.shortest, math.nextafter(EDGES[first - 1], math.inf)) if first else self.shortest,
-            min(self.longest, EDGES[last]) if last < len(EDGES) else self.longest,
-        )
+        bins = array("Q", self.bins)
+        some = self._filled
+        bins[some] = new = array("Q", map(sub, bins[some], earlier.bins[some]))
+        first = next(compress(numbers(some.start), new))
+        last = next(compress(numbers(some.stop - 1, -1), reversed(new)))
+        shortest = max(self.shortest, math.nextafter(EDGES[first - 1], math.inf)) if first else self.shortest
+        longest = min(self.longest, EDGES[last]) if last < len(EDGES) else self.longest
+        if count == 1:  # the sum tells which; but for rounding, which must not put it into another bin
+            shortest = longest = min(max(total, shortest), longest)
+        return Histogram(bins, count, total, shortest, longest)
+
+    @property
+    def _filled(self) -> slice:
+        """Those bins outside of which there is nothing: the others need not be looked at."""
+        return slice(bisect_left(EDGES, self.shortest), bisect_left(EDGES, self.longest) + 1)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Histogram) and self._facts == other._facts
@@ -270,7 +273,9 @@ class Recorder:
 
     def _put_into_bins(self) -> None:
         # No more than there are now: others go on appending.
-        taken = [self.pending.popleft() for _ in range(len(self.pending))]
+        taken = [*starmap(self.pending.popleft, repeat((), len(self.pending)))]
+        if not taken:
+            return
         batch, total = sorted(taken), sum(taken)
         if not (batch and batch[0] >= 0.0 and total < math.inf):
             # A clock that was set back, or makes no sense, must not spoil the rest.
@@ -279,7 +284,7 @@ class Recorder:
         if not batch:
             return
         before = self._everything
-        bins = array("Q", before.bins)
+        bins = before.bins[:]
         _count(batch, bins)
         # As a whole: an interrupt before this loses the batch, and nothing disagrees with anything.
         self._everything = Histogram(
@@ -331,7 +336,7 @@ class Stopwatch:
         return Latency(self.good.span(), self.bad.span())
 
 
-_EMPTY: Final = Histogram((0,) * _BINS, 0, 0.0, math.inf, -math.inf)
+_EMPTY: Final = Histogram(array("Q", bytes(8 * _BINS)), 0, 0.0, math.inf, -math.inf)
 
 
 def _count(batch: list[float], bins: array[int]) -> None:

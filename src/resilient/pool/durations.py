@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ BRIEF: Final = EDGES[0]
 
 _RECENTLY: Final = 60.0  # seconds, as `Recorder` has it
 _MOST: Final = 20_000  # durations that wait for the next round
-_OTHER_BINS: Final = (0,) * len(EDGES)
+_OTHER_BINS: Final = [0] * len(EDGES)
 
 
 class Durations:
@@ -99,4 +100,4 @@ class Timings:
 
 
 def _brief_ones(count: int) -> Histogram:
-    return Histogram((count, *_OTHER_BINS), count, 0.0, 0.0, 0.0)
+    return Histogram(array("Q", [count, *_OTHER_BINS]), count, 0.0, 0.0, 0.0)

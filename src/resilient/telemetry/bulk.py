@@ -1,12 +1,14 @@
 """Recording many values of a histogram at once.
 
 OpenTelemetry has no histogram that is observed; `record` takes one value, and five microseconds. Where the
-instrument is that of the SDK and its insides are those that are known, one value is recorded in the usual
-way and the others are added to what that has become part of. Anywhere else, each is recorded.
+instrument is that of the SDK and its insides are those that are known, values are added to the series that
+is there; where there is none yet, one value is recorded in the usual way and the others are added to what
+that has become part of. Anywhere else, each is recorded.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -40,9 +42,11 @@ def record(instrument: Instrument, batches: Sequence[Batch]) -> None:
                 for _ in range(times):
                     instrument.record(value, attributes)
         return
+    if len(matches) == 1:  # with more of them, a value that one of them lacks would be recorded in all
+        batches = _add(matches[0], batches)
     rest = [(attributes, _without_one(instrument, attributes, values)) for attributes, values in batches]
     for match in matches:
-        _add(match, [(attributes, values) for attributes, values in rest if values.count])
+        _add(match, [(attributes, values) for attributes, values in rest if values.count], surplus=True)
 
 
 def _real(instrument: Any) -> Any:
@@ -54,10 +58,9 @@ def _real(instrument: Any) -> Any:
 
 def _without_one(instrument: Instrument, attributes: Mapping[str, str], values: Histogram) -> Histogram:
     """Record one of *values*, the longest, in the usual way; return the others."""
-    number = max(number for number, times in enumerate(values.bins) if times)
     instrument.record(values.longest, attributes)
-    bins = [*values.bins]
-    bins[number] -= 1
+    bins = array("Q", values.bins)
+    bins[bisect_left(EDGES, values.longest)] -= 1
     return Histogram(bins, values.count - 1, values.total - values.longest, values.shortest, values.longest)
 
 
@@ -74,8 +77,10 @@ def _matches(instrument: Any) -> list[Any]:
     ]
 
 
-def _add(match: Any, batches: Iterable[Batch]) -> None:
+def _add(match: Any, batches: Iterable[Batch], *, surplus: bool = False) -> list[Batch]:
+    """Add *batches* to the series that are there, or with *surplus* to that of the surplus; return others."""
     kept = match._view._attribute_keys  # noqa: SLF001
+    others: list[Batch] = []
     # Under its lock: a collection by another reader in between may begin with new aggregations.
     with match._lock:  # noqa: SLF001
         series = {
@@ -86,9 +91,12 @@ def _add(match: Any, batches: Iterable[Batch]) -> None:
             key = frozenset(
                 (name, value) for name, value in attributes.items() if kept is None or name in kept
             )
-            aggregation = series.get(key) or series.get(_OVERFLOW)
+            aggregation = series.get(key) or (series.get(_OVERFLOW) if surplus else None)
             if aggregation is not None:
                 _put(aggregation, values)
+            else:
+                others.append((attributes, values))
+    return others
 
 
 def _put(aggregation: Any, values: Histogram) -> None:
@@ -123,10 +131,9 @@ def _tell_one_by_one(aggregation: Any, values: Histogram) -> None:
 
 def _values(histogram: Histogram) -> Iterator[tuple[float, int]]:
     """Return for each bin a value in it, and how many there are. The shortest is the first."""
-    first = True
-    for number, times in enumerate(histogram.bins):
-        if times and first:
-            first = False
+    first, last = bisect_left(EDGES, histogram.shortest), bisect_left(EDGES, histogram.longest)
+    for number, times in enumerate(histogram.bins[first : last + 1], first):
+        if times and number == first:
             yield histogram.shortest, 1
             times -= 1  # noqa: PLW2901
         if times:

@@ -11,8 +11,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Final
 
+from opentelemetry.context import Context, set_value
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter
 
 from .. import __version__
@@ -22,6 +24,10 @@ from .bulk import is_heard, record
 from .reading import Column, Reader
 
 __all__ = ["SCHEMA", "Collector"]
+
+# Whoever collects may do so within a span, which is none of what was counted; and the SDK need not look for a
+# context for each of thousands of observations. Not an empty one: that would be as good as none.
+_NOWHERE: Final = set_value("resilient.telemetry", "collecting", Context())
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 
@@ -97,7 +103,9 @@ class Collector:
             here.columns = self._read()
         here.taken.add(metric)
         column = here.columns.pop(metric, None)
-        return () if column is None else map(Observation, column.values, column.attributes)
+        if column is None:
+            return ()
+        return map(Observation, column.values, column.attributes, repeat(_NOWHERE))
 
     def _read(self) -> dict[Metric, Column]:
         heard = frozenset(metric for metric, one in [*self._histograms.items()] if is_heard(one))

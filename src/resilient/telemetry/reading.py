@@ -29,6 +29,7 @@ Attributes: TypeAlias = dict[str, str]
 _Labels: TypeAlias = tuple[str, ...]
 _Name: TypeAlias = tuple[str, str]
 """The kind and the name of a source."""
+_Durations: TypeAlias = tuple[Metric, Histogram, _Labels]
 _Series: TypeAlias = tuple[Metric | None, _Labels, Attributes]
 _Counts: TypeAlias = dict[tuple[Metric, _Labels], float]
 _Totals: TypeAlias = dict[tuple[Metric, _Name, _Labels], float]
@@ -91,21 +92,24 @@ class Reader:
         totals: _Totals = {}
         with self._lock:
             places = all_living()
+            # Until they have been asked: who is collected as garbage meanwhile would take along what it counted.
+            held = [place() for place in places]
             self._let_go(set(places))
             for place in places:
                 self._look(place)
             shared = self._shared_names()
             for place in places:
                 measures = self._ask(place)
-                self._note_durations(place, measures, heard, fresh)
                 if place in self._before_fork or self._names.get(place) in shared:
-                    self._add_up(place, measures, totals)
+                    durations = self._add_up(place, measures, totals)
                 else:
-                    self._tell(place, measures, columns)
+                    durations = self._tell(place, measures, columns)
+                self._note_durations(place, durations, heard, fresh)
             for name, counted in self._departed.items():
                 for (metric, labels), value in counted.items():
                     key = (metric, name, labels)
                     totals[key] = totals.get(key, 0) + value
+            del held
         for (metric, name, labels), value in totals.items():
             column = columns[metric]
             column.values.append(value)
@@ -178,12 +182,16 @@ class Reader:
             self._begin_from(place, measures)
         return measures
 
-    def _tell(self, place: Place, measures: Sequence[Measure], columns: dict[Metric, Column]) -> None:
-        """Tell what a source has to tell that has its name for itself: the usual case."""
+    def _tell(
+        self, place: Place, measures: Sequence[Measure], columns: dict[Metric, Column]
+    ) -> list[_Durations]:
+        """Tell what a source has to tell that has a name for itself, as is usual. Return its histograms."""
+        durations: list[_Durations] = []
         series = self._series_of(place, measures)
         counted = self._counted[place] = []
         for number, (metric, value, labels) in enumerate(measures):
             if isinstance(value, Histogram):
+                durations.append((metric, value, labels))
                 counted.append(0.0)
                 continue
             known, known_labels, attributes = series[number]
@@ -194,15 +202,18 @@ class Reader:
             values.append(value)
             all_attributes.append(attributes)
             counted.append(value)
+        return durations
 
-    def _add_up(self, place: Place, measures: Sequence[Measure], totals: _Totals) -> None:
-        """Add what a source has to tell to what others of its name have, from the fork on."""
+    def _add_up(self, place: Place, measures: Sequence[Measure], totals: _Totals) -> list[_Durations]:
+        """Add what a source has to tell to what others of its name have, from the fork on, as `_tell`."""
+        durations: list[_Durations] = []
         name, before = self._names[place], self._before_fork.get(place, {})
         series = self._series_of(place, measures)
         counted = self._counted[place] = []
         for number, (metric, value, labels) in enumerate(measures):
             series[number] = (metric, labels, _attributes(metric, name, labels))
             if isinstance(value, Histogram):
+                durations.append((metric, value, labels))
                 counted.append(0.0)
                 continue
             key = (metric, name, labels)
@@ -213,6 +224,7 @@ class Reader:
             own = value - before.get((metric, labels), 0)
             totals[key] = totals.get(key, 0) + own
             counted.append(own)
+        return durations
 
     def _series_of(self, place: Place, measures: Sequence[Measure]) -> list[_Series]:
         series = self._series.get(place)
@@ -221,11 +233,11 @@ class Reader:
         return series
 
     def _note_durations(
-        self, place: Place, measures: Sequence[Measure], heard: frozenset[Metric], fresh: _Fresh
+        self, place: Place, durations: Sequence[_Durations], heard: frozenset[Metric], fresh: _Fresh
     ) -> None:
         """Note what has come to histograms since they were recorded last."""
-        for metric, value, labels in measures:
-            if not isinstance(value, Histogram) or not value.count or metric not in heard:
+        for metric, value, labels in durations:
+            if not value.count or metric not in heard:
                 continue
             recorded = self._recorded.setdefault(place, {})
             before = recorded.get((metric, labels))
