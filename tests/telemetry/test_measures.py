@@ -26,6 +26,7 @@ from resilient import (
     Retry,
     RetryBudget,
     Timeout,
+    current_priority,
 )
 from resilient.asgi import Maintenance
 from resilient.engine.latency import BATCH, Histogram
@@ -547,6 +548,26 @@ class TestBulkhead:
         waited = bulkhead.stats().waited
         assert (waited.histogram.total, waited.histogram.longest) == (8.0, 3.0)
 
+    async def test_one_that_has_to_make_room_is_refused_too(self):
+        """It waited, and its place in the queue went to a more important call."""
+        bulkhead = Bulkhead("b", 1, max_wait=60.0, max_queue=1, priority=current_priority, reserve=0)
+
+        async def wait(level: str) -> None:
+            async with bulkhead.calling(priority=level):
+                pass
+
+        async with bulkhead.calling(priority="critical"):
+            tasks = [asyncio.create_task(wait("sheddable"))]
+            await asyncio.sleep(0)
+            tasks.append(asyncio.create_task(wait("critical")))
+            await asyncio.wait(tasks[:1])
+        await asyncio.wait(tasks)
+
+        found = counted(bulkhead)
+        assert bulkhead.stats().put_out == 1
+        assert (found["calls rejected"], found["rejections enforced"]) == (1, 1)
+        assert isinstance(tasks[0].exception(), RejectedError)
+
     def test_adaptive_limit_tells_where_it_stands(self):
         """Once it has seen anything."""
         bulkhead = Bulkhead("b", Gradient(initial=10))
@@ -572,8 +593,8 @@ class TestCache:
                 raise UpstreamError
             return key
 
-        load("a")
-        load("a")
+        for _ in range(4):
+            load("a")
         clock.advance(20.0)
         fails = True
         load("a")
@@ -583,7 +604,7 @@ class TestCache:
             load("b")
 
         found = counted(cache)
-        assert found["cache.requests hit"] == 1
+        assert found["cache.requests hit"] == 3
         assert found["cache.requests miss"] == 3
         assert found["cache.requests negative"] == 1
         assert found["cache.rescued"] == 1

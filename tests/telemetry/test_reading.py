@@ -153,6 +153,30 @@ class TestComingAndGoing:
         assert found == [301] * 3
         assert values(reader, "survivor")["call.duration success"] == 301
 
+    def test_one_that_dies_as_the_reading_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When it is known who is there, and nobody has been asked yet: in another thread, say."""
+        reader, keep, dying = Reader(), CircuitBreaker("early death"), [CircuitBreaker("early death")]
+        work(keep, 1)
+        work(dying[0], 100)
+
+        def counted() -> float:
+            values, attributes = reader.read(HEARD).columns[CALLS]
+            return sum(
+                value
+                for value, one in zip(values, attributes, strict=True)
+                if (one["resilient.policy.name"], one["resilient.outcome"]) == ("early death", "success")
+            )
+
+        def all_of_which_one_dies() -> list[Any]:
+            places = living.all_living()
+            dying.clear()
+            gc.collect()
+            return places
+
+        assert counted() == 101
+        monkeypatch.setattr("resilient.telemetry.reading.all_living", all_of_which_one_dies)
+        assert [counted() for _ in range(3)] == [101] * 3
+
     def test_nothing_is_kept_alive(self, reader: InMemoryMetricReader) -> None:
         """Not by being collected, and not by being excluded."""
         breaker, excluded = CircuitBreaker("b"), CircuitBreaker("e")
@@ -188,7 +212,7 @@ class TestComingAndGoing:
         }
         assert alive["success"] == 101
         assert len(reader._departed) <= _MOST_DEPARTED + 1
-        assert len(reader._names) < 100
+        assert not [name for _, name in reader._names.values() if name.startswith("gone")]
 
     def test_what_lives_is_found_once_and_forgotten_when_it_is_gone(self) -> None:
         """Thousands of policies that were made and dropped leave nothing."""
