@@ -211,7 +211,8 @@ class TestComingAndGoing:
             if attributes["resilient.policy.name"] == "alive"
         }
         assert alive["success"] == 101
-        assert len(reader._departed) <= _MOST_DEPARTED + 1
+        # Beside them, names that somebody has who lives: those of other tests, say.
+        assert len(reader._departed) <= _MOST_DEPARTED + len(set(reader._names.values()))
         assert not [name for _, name in reader._names.values() if name.startswith("gone")]
 
     def test_what_lives_is_found_once_and_forgotten_when_it_is_gone(self) -> None:

@@ -13,7 +13,10 @@ from typing import Any, Final
 from .clock import MONOTONIC
 from .deadline import Instant
 
-__all__ = ["Cutoff", "CutoffQueue"]
+__all__ = ["TIMED", "Cutoff", "CutoffQueue"]
+
+TIMED: Final = 1
+_FIRED: Final = 2
 
 _SLACK: Final = 64  # finished entries that may stand behind a long call before they are swept out
 
@@ -26,7 +29,7 @@ class Cutoff(Instant):
     seconds: float  # how long the call was given
     task: asyncio.Task[Any] | None  # None once the call has ended
     fired: bool  # whether it was cut off
-    heeded: bool  # whether there is more to its end than to leave the queue: it is timed, or was cut off
+    heeded: int  # not 0 where there is more to its end than to leave the queue: `TIMED`, and what `fire` adds
     cancelling: int  # how often the task had been asked to cancel before
     queue: CutoffQueue | None  # where it stands; None if it has a timer of its own
     timer: asyncio.TimerHandle | None
@@ -35,7 +38,7 @@ class Cutoff(Instant):
         """Cancel the call, if it is still under way."""
         if self.task is not None:
             self.fired = True
-            self.heeded = True
+            self.heeded |= _FIRED
             self.task.cancel()
 
 

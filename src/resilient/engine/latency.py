@@ -38,6 +38,7 @@ All bounds that metrics have are among them, so that bins can be put together ex
 
 BATCH: Final = 250
 """How many durations may be pending."""
+_LONGEST_REST: Final = 1.0  # seconds: after a burst, each batch of it would add to the rest
 _SLICE: Final = 0.1  # seconds that a batch should last, or there is a rest for what is left of it
 _RECENTLY: Final = 60.0
 _BINS: Final = len(EDGES) + 1
@@ -327,7 +328,7 @@ class Stopwatch:
         self.good.fold()
         over = self._begun + _SLICE
         if now < over:
-            self.resumes = self._begun = over
+            self.resumes = self._begun = min(over, now + _LONGEST_REST)
         else:
             self._begun = now
 

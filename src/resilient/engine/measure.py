@@ -25,6 +25,7 @@ __all__ = [
     "defined",
     "gauge",
     "histogram",
+    "is_defined",
     "up_down",
 ]
 
@@ -97,6 +98,11 @@ def define(metric: Metric) -> Metric:
     if known != metric:
         params.refuse(ValueError, "name", f"is that of another metric, {known}", metric)
     return known
+
+
+def is_defined(metric: Metric) -> bool:
+    """Whether *metric* was made by one of the functions here, and not by its constructor."""
+    return _defined.get(metric.name) is metric
 
 
 def defined() -> list[Metric]:

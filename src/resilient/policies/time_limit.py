@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..engine.deadline import Instant, current_deadline
 from ..engine.fork import renew_after_fork
-from ..engine.latency import Latency, Stopwatch
+from ..engine.latency import BATCH, Latency, Stopwatch
 from ..engine.window import Tally
 from ..errors import BulkheadFullError, CallTimeoutError, DeadlineExceededError
 from ..events import Announcer, CallTimedOut
@@ -78,6 +78,13 @@ class Limit:
         instant.over = False
         return seconds
 
+    def answered(self, begun: float) -> None:
+        """Note how long a call took that was *begun* then, and was answered."""
+        now, watch = self.clock(), self.stopwatch
+        watch.good.add(now - begun)
+        if len(watch.good.pending) >= BATCH:
+            watch.rest(now)
+
     def too_late(self, left: float) -> DeadlineExceededError:
         """Count and describe a call whose deadline had passed: *left* seconds, 0 or less, were left."""
         with self.lock:
@@ -92,11 +99,11 @@ class Limit:
         reason = f"none of its threads ({size}) came free in {seconds:.3g} s, the call was not begun"
         return BulkheadFullError(f"{self.kind} {self.name!r}: {reason}", policy=self.name)
 
-    def overrun(self, seconds: float, *, running: bool) -> CallTimeoutError:
-        """Count, announce and describe a call that took too long."""
+    def overrun(self, seconds: float, *, running: bool, timed: bool = False) -> CallTimeoutError:
+        """Count, announce and describe a call that took too long, and that was *timed* or not."""
         with self.lock:
             self.timed_out += 1
-        if not self.clock() < self.stopwatch.resumes:
+        if timed:
             self.stopwatch.bad.record(seconds)
         if self.announcer.heard:
             self.announcer.announce(CallTimedOut(self.name, seconds, running))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from ..engine import params
 from ..engine.clock import MONOTONIC
-from ..engine.cutoff import Cutoff, CutoffQueue
+from ..engine.cutoff import TIMED, Cutoff, CutoffQueue
 from ..engine.deadline import Instant, innermost
 from ..engine.drive.bounds import bound_function, bound_stream
 from ..engine.drive.gates import GateBlock, gate, settle
@@ -112,7 +112,7 @@ class _CutoffGate:
     def success(self, cutoff: Cutoff, _result: Any) -> None:
         queue = cutoff.queue
         if queue is None or cutoff.heeded or queue.entries[0] is not cutoff:
-            if cutoff.heeded and not cutoff.fired:
+            if cutoff.heeded == TIMED:
                 now = self._limit.clock()
                 self._took(now - (cutoff.when - cutoff.seconds))
                 if len(self._pending) >= BATCH:
@@ -133,7 +133,8 @@ class _CutoffGate:
     def abandon(self, cutoff: Cutoff, exc: BaseException) -> None:
         ours = self._end_carefully(cutoff)
         if ours and isinstance(exc, asyncio.CancelledError):
-            raise self._limit.overrun(cutoff.seconds, running=False) from exc
+            timed = bool(cutoff.heeded & TIMED)
+            raise self._limit.overrun(cutoff.seconds, running=False, timed=timed) from exc
 
     def _admit_carefully(self, loop: asyncio.AbstractEventLoop) -> Cutoff:
         """Admit a call by itself: in another deadline, on a clock that is not the real one, or a block."""
@@ -248,14 +249,16 @@ class _ThreadForm:
     def _run(self, call: Callable[[], Any]) -> Any:
         instant = Instant()
         seconds = self._limit.begin(instant)
+        timed = instant.begun >= self._limit.stopwatch.resumes
         job = self._job(call, instant)
         stage = self.workers.carry_out(job, seconds)
         if stage is Stage.QUEUED:
             raise self._limit.no_thread(self.workers.size, seconds)
         if stage is Stage.RUNNING:
-            raise self._limit.overrun(seconds, running=True)
+            raise self._limit.overrun(seconds, running=True, timed=timed)
         outcome = job.outcome()
-        self._limit.stopwatch.good.record(self._limit.clock() - instant.begun)
+        if timed:
+            self._limit.answered(instant.begun)
         return outcome
 
     def _job(self, call: Callable[[], Any], instant: Instant) -> Job:

@@ -34,9 +34,8 @@ def is_heard(instrument: Instrument) -> bool:
 
 def record(instrument: Instrument, batches: Sequence[Batch]) -> None:
     """Record *batches*: each a series of its own."""
-    try:
-        matches = _matches(_real(instrument))
-    except (AttributeError, TypeError):
+    matches = _matches(_real(instrument))
+    if matches is None:
         for attributes, values in batches:
             for value, times in _values(values):
                 for _ in range(times):
@@ -67,14 +66,34 @@ def _without_one(instrument: Instrument, attributes: Mapping[str, str], values: 
 # What follows knows the insides of the SDK, as of 1.30 to 1.45.
 
 
-def _matches(instrument: Any) -> list[Any]:
-    """Return what gathers the values of *instrument*: for each reader, one for each view."""
-    storages = instrument._measurement_consumer._reader_storages.values()  # noqa: SLF001
-    return [
-        match
-        for storage in storages
-        for match in storage._get_or_init_view_instrument_match(instrument)  # noqa: SLF001
-    ]
+def _matches(instrument: Any) -> list[Any] | None:
+    """Return what gathers the values of *instrument*: for each reader, one for each view.
+
+    None, if anything is not what it was: each value is recorded then, before any is added in another way.
+    """
+    try:
+        storages = instrument._measurement_consumer._reader_storages.values()  # noqa: SLF001
+        matches = [
+            match
+            for storage in storages
+            for match in storage._get_or_init_view_instrument_match(instrument)  # noqa: SLF001
+        ]
+    except (AttributeError, TypeError):
+        return None
+    return matches if all(map(_is_as_known, matches)) else None
+
+
+def _is_as_known(match: Any) -> bool:
+    if not all(
+        hasattr(match, name) for name in ("_lock", "_attributes_aggregation", "_aggregation", "_view")
+    ):
+        return False
+    parts = ("_attributes", "_lock", "_value", "_sum", "_min", "_max")
+    aggregation = match._aggregation  # noqa: SLF001
+    is_explicit = hasattr(aggregation, "_boundaries")
+    return hasattr(match._view, "_attribute_keys") and (  # noqa: SLF001
+        not is_explicit or all(hasattr(aggregation, name) for name in parts)
+    )
 
 
 def _add(match: Any, batches: Iterable[Batch], *, surplus: bool = False) -> list[Batch]:

@@ -47,6 +47,7 @@ class Collector:
         self._made: set[Metric] = set()
         self._histograms: dict[Metric, Histogram] = {}
         self._first: Metric | None = None
+        self._faulty = False
         self._reader = Reader()
         self._here = _Here()
         self._making = threading.RLock()
@@ -111,7 +112,12 @@ class Collector:
         heard = frozenset(metric for metric, one in [*self._histograms.items()] if is_heard(one))
         columns, fresh = self._reader.read(heard)
         for metric, series in fresh.items():
-            record(self._histograms[metric], series)
+            try:
+                record(self._histograms[metric], series)
+            except Exception:  # noqa: BLE001 - of the SDK's insides; counters and states are told all the same
+                if not self._faulty:
+                    self._faulty = True
+                    log_fault("durations cannot be recorded; that will not be reported again")
         return columns
 
     def after_fork(self) -> None:

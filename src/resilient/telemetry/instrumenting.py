@@ -128,7 +128,8 @@ def exclude(*sources: Metered) -> None:
     Concurrency: safe from any thread.
     """
     for source in _checked(sources):
-        _excluded.add(source)
+        with _lock:
+            _excluded.add(source)
 
 
 def include(*sources: Metered) -> None:

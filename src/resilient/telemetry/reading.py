@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..engine.latency import Histogram
 from ..engine.living import Place, all_living
-from ..engine.measure import Instrument, Measure, Metric
+from ..engine.measure import Instrument, Measure, Metric, is_defined
 from ..events import log_fault
 
 __all__ = ["Attributes", "Column", "Reader", "Table"]
@@ -92,7 +92,7 @@ class Reader:
         totals: _Totals = {}
         with self._lock:
             places = all_living()
-            # Until they have been asked: who is collected as garbage meanwhile would take along what it counted.
+            # Until they have been asked: who is collected as garbage meanwhile takes along what it counted.
             held = [place() for place in places]
             self._let_go(set(places))
             for place in places:
@@ -280,8 +280,8 @@ def _check(measure: Any) -> None:
         ValueError: it does not have three parts, or other labels than its metric has attributes.
     """
     metric, value, labels = measure
-    if not isinstance(metric, Metric):
-        raise TypeError(f"a measure must begin with a Metric, got {metric!r}")
+    if not isinstance(metric, Metric) or not is_defined(metric):
+        raise TypeError(f"a measure must begin with a Metric of counter() and the like, got {metric!r}")
     kinds = (Histogram,) if metric.instrument is Instrument.HISTOGRAM else (int, float)
     if not isinstance(value, kinds):
         raise TypeError(f"the value of {metric.name} must be {kinds[-1].__name__}, got {value!r}")
