@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics import (
 )
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import DropAggregation, View
+from opentelemetry.sdk.trace import TracerProvider
 from tests.support.collected import instrumented, key, provided, series, values
 from tests.support.naming import named
 from tests.support.waiting import wait_until
@@ -125,6 +126,16 @@ class TestCollection:
                 before = len(asked)
                 values(reader)
                 assert len(asked) - before == 1, number
+
+    def test_span_of_the_collection_is_no_example(self):
+        """Whoever flushes within a span has made none of the calls that are told of."""
+        breaker, reader = CircuitBreaker("b"), InMemoryMetricReader()
+        work(breaker, 3)
+        with instrumented(reader), TracerProvider().get_tracer("t").start_as_current_span("flush"):
+            points = [one.point for one in series(reader)]
+
+        assert points
+        assert [one.exemplars for one in points if one.exemplars] == []
 
     def test_buckets_are_those_of_the_metric(self):
         """As advised, in seconds; what falls where is exact."""

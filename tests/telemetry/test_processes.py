@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+
 ROOT = Path(__file__).parents[2]
 
 _COMMON = """
@@ -47,8 +49,10 @@ def in_child(do):
 
 def run(script: str) -> list[dict[str, Any]]:
     """Run *script* in a process of its own, and return what it says."""
+    whole = _COMMON + dedent(script)
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _COMMON + dedent(script)],
+        # What Python says of forks with threads is what is tried here.
+        [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", whole],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
