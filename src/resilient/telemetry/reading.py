@@ -91,9 +91,9 @@ class Reader:
         fresh: _Fresh = {}
         totals: _Totals = {}
         with self._lock:
-            places = all_living()
             # Until they have been asked: who is collected as garbage meanwhile takes along what it counted.
-            held = [place() for place in places]
+            held = [(place, source) for place in all_living() if (source := place()) is not None]
+            places = [place for place, _ in held]
             self._let_go(set(places))
             for place in places:
                 self._look(place)
