@@ -71,14 +71,16 @@ class Pulse:
     """A thread that asks to be woken every *beat* seconds, and notes when it was.
 
     What it is late, beyond one beat, is time in which a thread of this process that could have run was not
-    let: the processor was another's, or the interpreter's lock was. It does nothing else, and so cannot be
-    held up by what it stands beside, such as an event loop that somebody blocks; but it cannot tell who has
-    the lock. What a client library does in one go without letting others run counts as the machine's.
+    let: the processor was another's, or the interpreter's lock was. Where the system tells how much of it was
+    the wait for a processor, that is left out: another thread has a wait of its own. The pulse does nothing
+    else, and so cannot be held up by what it stands beside, such as an event loop that somebody blocks; but
+    it cannot tell who has the lock. What a client library does in one go without letting others run counts as
+    the machine's.
     """
 
     def __init__(self, beat: float = 0.002) -> None:
         self._beat = beat
-        self._beats: list[float] = []
+        self._beats: list[tuple[float, float]] = []  # when, and how long it had waited for a processor
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse")
 
@@ -91,23 +93,25 @@ class Pulse:
         self._thread.join(_ENDS_WITHIN)
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            self._beats.append(time.perf_counter())
-            time.sleep(self._beat)
+        with Queue() as queue:
+            while not self._over.is_set():
+                self._beats.append((time.perf_counter(), queue.waited()))
+                time.sleep(self._beat)
 
     def lost(self, began: float, ended: float) -> float:
         """Return the seconds between two moments in which this process was not let run."""
         return sum(
-            min(ended, late_until) - max(began, late_from)
-            for late_from, late_until in self._pauses()
+            min(min(ended, late_until) - max(began, late_from), lost)
+            for late_from, late_until, lost in self._pauses()
             if late_from < ended and began < late_until
         )
 
-    def _pauses(self) -> Iterator[tuple[float, float]]:
-        for one, following in itertools.pairwise(self._beats):
+    def _pauses(self) -> Iterator[tuple[float, float, float]]:
+        for (one, before), (following, waited) in itertools.pairwise(self._beats):
             # A beat and its like again for the ordinary cost of waking up: only what is beyond counts.
-            if following - one > 2 * self._beat:
-                yield one + 2 * self._beat, following
+            lost = following - one - 2 * self._beat - (waited - before)
+            if lost > 0:
+                yield one + 2 * self._beat, following, lost
 
 
 class Waits:
@@ -251,9 +255,8 @@ class Traffic:
         ]
 
     def _lost(self, sample: Sample) -> float:
-        # Not their sum: they may have been late at the same time.
         late = 0.0 if self._echoes is None else self._echoes.late(sample.began, sample.ended)
-        return max(late, sample.held_up, self._pulse.lost(sample.began, sample.ended))
+        return max(late, sample.held_up + self._pulse.lost(sample.began, sample.ended))
 
     def figures(self) -> str:
         """Return the spread of the decisions' times, for a person."""
