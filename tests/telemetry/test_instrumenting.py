@@ -129,7 +129,7 @@ class TestCollection:
 
     def test_span_of_the_collection_is_no_example(self):
         """Whoever flushes within a span has made none of the calls that are told of."""
-        breaker, reader = CircuitBreaker("b"), InMemoryMetricReader()
+        breaker, reader = CircuitBreaker("flushed"), InMemoryMetricReader()
         work(breaker, 3)
         with instrumented(reader), TracerProvider().get_tracer("t").start_as_current_span("flush"):
             points = [one.point for one in series(reader)]
@@ -140,11 +140,14 @@ class TestCollection:
     def test_buckets_are_those_of_the_metric(self):
         """As advised, in seconds; what falls where is exact."""
         clock, reader = FakeClock(), InMemoryMetricReader()
-        breaker = CircuitBreaker("n", clock=clock)
+        breaker = CircuitBreaker("buckets", clock=clock)
         for seconds in (0.004, 0.005, 0.006, 0.3, 11.0):
             breaker.call(clock.advance, seconds)
         with instrumented(reader):
-            point = next(one.point for one in series(reader) if one.metric == "resilient.call.duration")
+            found = [
+                one for one in series(reader) if one.attributes.get("resilient.policy.name") == "buckets"
+            ]
+        point = next(one.point for one in found if one.metric == "resilient.call.duration")
 
         bounds = next(one.boundaries for one in defined() if one.name == "resilient.call.duration")
         assert tuple(point.explicit_bounds) == bounds
@@ -159,15 +162,15 @@ class TestReaders:
     def test_reader_of_what_is_new_and_reader_of_everything(self):
         """Two at once, each at its own pace."""
         everything, new = InMemoryMetricReader(), InMemoryMetricReader(preferred_temporality=DELTA)
-        breaker, told = CircuitBreaker("n"), []
+        breaker, told = CircuitBreaker("pace"), []
         with instrumented(everything, new):
             for number in range(1, 6):
                 work(breaker, number)
-                found = values(new, "n")
+                found = values(new, "pace")
                 told.append((found["calls success"], found["call.duration success"]))
                 assert found["circuit_breaker.status closed"] == 1
                 if number % 2:
-                    found = values(everything, "n")
+                    found = values(everything, "pace")
                     total = number * (number + 1) // 2
                     assert (found["calls success"], found["call.duration success"]) == (total, total)
 
@@ -176,7 +179,7 @@ class TestReaders:
     def test_two_that_collect_at_the_same_time(self):
         """In threads of their own, while calls are made: nothing is lost or counted twice."""
         readers = (InMemoryMetricReader(), InMemoryMetricReader(preferred_temporality=DELTA))
-        breaker, over = CircuitBreaker("n"), threading.Event()
+        breaker, over = CircuitBreaker("twice"), threading.Event()
         new: list[dict[str, float]] = []
 
         def collect_everything() -> None:
@@ -185,7 +188,7 @@ class TestReaders:
 
         def collect_what_is_new() -> None:
             while not over.is_set():
-                new.append(values(readers[1], "n"))
+                new.append(values(readers[1], "twice"))
 
         with instrumented(*readers):
             threads = [threading.Thread(target=one) for one in (collect_everything, collect_what_is_new)]
@@ -196,8 +199,8 @@ class TestReaders:
             over.set()
             for thread in threads:
                 thread.join()
-            new.append(values(readers[1], "n"))
-            found = values(readers[0], "n")
+            new.append(values(readers[1], "twice"))
+            found = values(readers[0], "twice")
 
         assert found["calls success"] == sum(one.get("calls success", 0) for one in new) == 2000
         durations = sum(one.get("call.duration success", 0) for one in new)
