@@ -131,7 +131,7 @@ def measure(
     failed: dict[Stack, Exception] = {}
     for one in chosen:
         try:
-            with _Played(one) as played:
+            with _alone(), _Played(one) as played:
                 samples |= {
                     f"{one.title}/{way}": taken for way, taken in played.play(rounds, seconds).items()
                 }
@@ -289,6 +289,11 @@ def measure_collecting(rounds: int) -> dict[str, list[float]]:
     Raises:
         WrongBehaviourError: If what is compared with ours has not as many points.
     """
+    with _alone():
+        return _measure_collecting(rounds)
+
+
+def _measure_collecting(rounds: int) -> dict[str, list[float]]:
     from resilient import Bulkhead, CircuitBreaker, Retry, RetryBudget, Timeout
 
     guarded: list[Callable[[], object]] = []
@@ -390,6 +395,21 @@ def _sdk() -> tuple[Any, Any]:
 
     reader = InMemoryMetricReader()
     return MeterProvider([reader]), reader
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Have nothing told of what others left behind: some of it would die half-way, and its points too."""
+    from resilient import telemetry
+    from resilient.engine.living import all_living
+
+    gc.collect()
+    others = [source for place in all_living() if (source := place()) is not None]
+    telemetry.exclude(*others)
+    try:
+        yield
+    finally:
+        telemetry.include(*others)
 
 
 @contextmanager

@@ -44,6 +44,8 @@ from bench.targets import FrameBudget, Judged, Surplus, Target, Unit, Verdict
 from bench.telemetry import Stack, Way
 from bench.waiting import Queue
 
+from resilient import CircuitBreaker
+from resilient.engine.living import all_living
 from tests.support.valkey import client_for
 
 ROOT = Path(__file__).parents[1]
@@ -617,6 +619,27 @@ def test_collection_is_compared_with_one_of_as_many_points(monkeypatch: pytest.M
     took = {row.name: row.ns.median for row in results.rows}
     assert took.keys() == {Way.ON, telemetry.READY_MADE, telemetry.RECORDED}
     assert took[telemetry.RECORDED] > took[telemetry.READY_MADE]
+
+
+def test_what_others_leave_behind_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be told of as long as it lives; a policy of somebody else's is told of again afterwards."""
+    monkeypatch.setattr(telemetry, "EACH", 1)
+    other = CircuitBreaker("somebody else's")
+
+    found = telemetry._metrics
+    seen: list[str] = []
+
+    def noting(data: Any) -> list[Any]:
+        points = [point for metric in found(data) for point in metric.data.data_points]
+        seen.extend(str(point.attributes.get("resilient.policy.name")) for point in points)
+        return found(data)
+
+    monkeypatch.setattr(telemetry, "_metrics", noting)
+    telemetry.measure_collecting(1)
+
+    assert seen
+    assert other.name not in seen
+    assert other in [place() for place in all_living()]
 
 
 def test_collection_without_the_sdk_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
