@@ -109,7 +109,7 @@ class Reader:
                 for (metric, labels), value in counted.items():
                     key = (metric, name, labels)
                     totals[key] = totals.get(key, 0) + value
-            del held
+        del held  # without the lock: finalizers may do anything
         for (metric, name, labels), value in totals.items():
             column = columns[metric]
             column.values.append(value)
