@@ -28,9 +28,6 @@ _ALONE = (
 )
 # These measure as well, and wait for most of their time: they get on with one another, and begin together.
 _FIRST = (
-    # In a process that has few threads yet: where hundreds wake up, starting one takes long, and what is
-    # interrupted in Python's own `Thread.start` is lost sight of for longer than these tests wait.
-    "tests/stress/test_pool_interrupts.py",
     "tests/incidents/test_a[2568]_demo.py",
     "tests/incidents/test_b1_demo.py",
     "tests/incidents/test_d7_fleet.py",
