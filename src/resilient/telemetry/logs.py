@@ -18,9 +18,9 @@ from opentelemetry.context import (
 
 from .. import __version__
 from ..engine import params
-from ..engine.fork import renew_after_fork
-from ..events import Event, add_listener, remove_listener
+from ..events import Event
 from ..typing import Clock
+from .listening import Listening
 from .narration import NARRATIONS, Fact, Narration
 
 __all__ = ["Narrator", "Sinks", "not_exported"]
@@ -48,7 +48,7 @@ _LEVELS: Final = {
 _narrating: ContextVar[bool] = ContextVar("resilient_narrating", default=False)
 
 
-class Narrator:
+class Narrator(Listening):
     """Writes events to the log, in the trace of the calls that caused them.
 
     Of each event of each policy at most *per_minute* go out in a minute; the next one says how many did not
@@ -86,29 +86,17 @@ class Narrator:
         self._exclude = exclude
         self._allowance = _Allowance(params.count("per_minute", per_minute), params.callback("clock", clock))
         self._logger: Logger | None = None
-        self._lock = threading.RLock()
-        self._started = False
-        renew_after_fork(self)
-
-    def start(self) -> None:
-        """Listen to every policy of this process from now on."""
-        with self._lock:
-            if not self._started:
-                add_listener(self._hear)
-                self._started = True
+        super().__init__()
 
     def stop(self) -> None:
         """Listen no more."""
-        with self._lock:
-            if self._started:
-                self._started = False
-                remove_listener(self._hear)
+        super().stop()
         for handler in _bridges():
             handler.removeFilter(not_exported)
 
     def after_fork(self) -> None:
         """Begin with free locks in a forked child."""
-        self._lock = threading.RLock()
+        super().after_fork()
         self._allowance.after_fork()
 
     def _hear(self, event: Event) -> None:

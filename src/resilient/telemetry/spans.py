@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
 
 from opentelemetry.trace import Span, SpanKind, get_current_span
 
 from .. import events
-from ..engine.fork import renew_after_fork
 from ..engine.resends import resend_count
-from ..events import Event, RetryScheduled, add_listener, remove_listener
+from ..events import Event, RetryScheduled
+from .listening import Listening
 from .narration import Fact
 
 __all__ = ["FACTS", "RESEND_COUNT", "Annotator", "anote_resend", "note_resend"]
@@ -53,7 +52,7 @@ FACTS: Final[Mapping[type[Event], Callable[[Any], dict[str, Fact]]]] = {
 """The attributes that an event leaves on the span of its call, by the class of the event."""
 
 
-class Annotator:
+class Annotator(Listening):
     """Notes on the span of a call what events say of it, if that span is recording.
 
     What happens twice within a span is noted as it was the last time.
@@ -66,27 +65,7 @@ class Annotator:
 
     def __init__(self, *, exclude: Container[str] = frozenset()) -> None:
         self._exclude = exclude
-        self._lock = threading.RLock()
-        self._started = False
-        renew_after_fork(self)
-
-    def start(self) -> None:
-        """Listen to every policy of this process from now on."""
-        with self._lock:
-            if not self._started:
-                add_listener(self._hear)
-                self._started = True
-
-    def stop(self) -> None:
-        """Listen no more."""
-        with self._lock:
-            if self._started:
-                self._started = False
-                remove_listener(self._hear)
-
-    def after_fork(self) -> None:
-        """Begin with a free lock in a forked child."""
-        self._lock = threading.RLock()
+        super().__init__()
 
     def _hear(self, event: Event) -> None:
         facts = FACTS.get(type(event))
