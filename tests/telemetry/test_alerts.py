@@ -46,15 +46,17 @@ def groups() -> list[dict[str, Any]]:
 
 RULES: list[dict[str, Any]] = [rule for group in groups() for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+_OPERATIONS = frozenset({"resilient_policy_kind", "resilient_policy_name"})
+_SHARED = frozenset({"host", "resilient_health_check_name"})
 RECORDED = {
-    rule["record"]: Series(
-        rule["record"],
-        frozenset({"resilient_policy_kind", "resilient_policy_name"}),
-        ({"resilient_policy_kind": None, "resilient_policy_name": None},),
-    )
+    rule["record"]: Series(rule["record"], labels, (dict.fromkeys(labels),))
     for rule in RULES
     if "record" in rule
+    for labels in (_OPERATIONS if "slo" in rule["record"] else _SHARED,)
 }
+# What OpenTelemetry's resource has; a label for each of its attributes.
+_RESOURCE = frozenset({"host_name", "k8s_pod_name"})
+RESOURCE = {"target_info": Series("target_info", _RESOURCE, (dict.fromkeys(_RESOURCE),))}
 
 
 def run(*arguments: str, folder: Path) -> None:
@@ -107,7 +109,7 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
 def test_queries_ask_for_what_there_is(rule: dict[str, Any]) -> None:
     """Metrics, labels and their values, as policies, pools and checks tell them."""
-    assert faults(rule["expr"], REQUESTS | RECORDED) == []
+    assert faults(rule["expr"], REQUESTS | RESOURCE | RECORDED) == []
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_queries_ask_for_what_there_is(rule: dict[str, Any]) -> None:
         ('resilient_calls_total{resilient_outcome!="fail"}', "never has resilient_outcome 'fail'"),
         ('resilient_calls_total{resilient_policy_kind="bulkhead",resilient_outcome="failure"}', "has all of"),
         ('resilient_calls_total{resilient_policy_name=~"$policy"}', None),
-        ('resilient_pool_leaked{resilient_policy_name="db"}', "has no label resilient_policy_name"),
+        ('db_client_connection_max{resilient_policy_name="db"}', "has no label resilient_policy_name"),
         ("sum by (job, policy) (resilient_calls_total)", "nothing has the label policy"),
         ("a / on (job) group_left max(resilient_bulkhead_limit)", "there is no a"),
         ('label_replace(resilient_bulkhead_limit, "host", "$1", "instance", "(.*)")', None),
@@ -210,7 +212,7 @@ def test_reference_has_each_alert() -> None:
         (
             name,
             rule["labels"]["severity"],
-            rule.get("for", "at once").replace("m", " min"),
+            rule.get("for", "at once").replace("m", " min").replace("4h", "4 h"),
             rule["annotations"]["runbook_url"].removeprefix(f"{RUNBOOKS}/").removesuffix(".html"),
         )
         for name, rule in ALERTS.items()
