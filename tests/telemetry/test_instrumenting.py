@@ -137,6 +137,23 @@ class TestCollection:
         assert points
         assert [one.exemplars for one in points if one.exemplars] == []
 
+    def test_counters_are_told_whatever_becomes_of_durations(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An SDK that cannot be told durations is said to be one, once."""
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("no")
+
+        breaker, reader = CircuitBreaker("untimed"), InMemoryMetricReader()
+        monkeypatch.setattr("resilient.telemetry.collecting.record", refuse)
+        with instrumented(reader), caplog.at_level(logging.ERROR, "resilient"):
+            for number in range(1, 4):
+                work(breaker)
+                assert values(reader, "untimed")["calls success"] == number
+
+        assert len([one for one in caplog.records if "durations" in one.getMessage()]) == 1
+
     def test_buckets_are_those_of_the_metric(self):
         """As advised, in seconds; what falls where is exact."""
         clock, reader = FakeClock(), InMemoryMetricReader()
