@@ -36,10 +36,10 @@ EDGES: Final = tuple(float(f"{m}e{e}") for e in range(-5, 3) for m in _MANTISSAS
 All bounds that metrics have are among them, so that bins can be put together exactly.
 """
 
-BATCH: Final = 250
+BATCH: Final = 100
 """How many durations may be pending."""
 _LONGEST_REST: Final = 1.0  # seconds: after a burst, each batch of it would add to the rest
-_SLICE: Final = 0.1  # seconds that a batch should last, or there is a rest for what is left of it
+_SLICE: Final = 0.04  # seconds that a batch should last, or there is a rest for what is left of it
 _RECENTLY: Final = 60.0
 _BINS: Final = len(EDGES) + 1
 

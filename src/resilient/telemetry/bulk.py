@@ -14,15 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias
 
+from opentelemetry.context import Context, set_value
 from opentelemetry.metrics import Histogram as Instrument
 from opentelemetry.metrics import NoOpHistogram
 
 from ..engine.latency import EDGES, Histogram
 
-__all__ = ["is_heard", "record"]
+__all__ = ["NOWHERE", "is_heard", "record"]
 
 Batch: TypeAlias = tuple[Mapping[str, str], Histogram]
 """The attributes of a series, and values that are to be recorded."""
+
+# Whoever collects may do so within a span, which is none of what was counted; and the SDK need not look for a
+# context for each of thousands of observations. Not an empty one: that would be as good as none.
+NOWHERE: Final = set_value("resilient.telemetry", "collecting", Context())
 
 _OVERFLOW: Final = frozenset({("otel.metric.overflow", True)})
 
@@ -39,7 +44,7 @@ def record(instrument: Instrument, batches: Sequence[Batch]) -> None:
         for attributes, values in batches:
             for value, times in _values(values):
                 for _ in range(times):
-                    instrument.record(value, attributes)
+                    instrument.record(value, attributes, NOWHERE)
         return
     if len(matches) == 1:  # with more of them, a value that one of them lacks would be recorded in all
         batches = _add(matches[0], batches)
@@ -57,7 +62,7 @@ def _real(instrument: Any) -> Any:
 
 def _without_one(instrument: Instrument, attributes: Mapping[str, str], values: Histogram) -> Histogram:
     """Record one of *values*, the longest, in the usual way; return the others."""
-    instrument.record(values.longest, attributes)
+    instrument.record(values.longest, attributes, NOWHERE)
     bins = array("Q", values.bins)
     bins[bisect_left(EDGES, values.longest)] -= 1
     return Histogram(bins, values.count - 1, values.total - values.longest, values.shortest, values.longest)

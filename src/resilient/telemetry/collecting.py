@@ -14,20 +14,15 @@ from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Final
 
-from opentelemetry.context import Context, set_value
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter
 
 from .. import __version__
 from ..engine.measure import Instrument, Metric, defined
 from ..events import log_fault
-from .bulk import is_heard, record
+from .bulk import NOWHERE, is_heard, record
 from .reading import Column, Reader
 
 __all__ = ["SCHEMA", "Collector"]
-
-# Whoever collects may do so within a span, which is none of what was counted; and the SDK need not look for a
-# context for each of thousands of observations. Not an empty one: that would be as good as none.
-_NOWHERE: Final = set_value("resilient.telemetry", "collecting", Context())
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
 
@@ -106,7 +101,7 @@ class Collector:
         column = here.columns.pop(metric, None)
         if column is None:
             return ()
-        return map(Observation, column.values, column.attributes, repeat(_NOWHERE))
+        return map(Observation, column.values, column.attributes, repeat(NOWHERE))
 
     def _read(self) -> dict[Metric, Column]:
         heard = frozenset(metric for metric, one in [*self._histograms.items()] if is_heard(one))
