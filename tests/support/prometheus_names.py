@@ -30,7 +30,7 @@ from resilient import (
     RetryBudget,
     Timeout,
 )
-from resilient.engine.latency import Histogram
+from resilient.engine.latency import Recorder
 from resilient.engine.measure import Instrument, Measure, Metric, defined
 from resilient.health import Status
 from resilient.health.measures import of_results
@@ -224,7 +224,7 @@ def _measured() -> Iterator[tuple[str, Measure]]:
     adaptive = Bulkhead("orders", Gradient()).stats()
     assert adaptive.adaptive is not None
     settled = replace(adaptive, adaptive=replace(adaptive.adaptive, rtt=0.1, baseline=0.1))
-    nothing = Histogram((), 0, 0.0, 0.0, 0.0)
+    nothing = Recorder().histogram()
     for one in of_bulkhead(settled, nothing):
         yield "bulkhead", one
     for one in of_connections(ConnectionCounts(1, 1, 1, 1, 1, 1, 1, 1), dict.fromkeys(DURATIONS, nothing)):
