@@ -14,7 +14,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from resilient.engine.latency import _SLICE, BATCH, EDGES, Histogram, Latency, Recorder, Stopwatch
+from resilient.engine.latency import (
+    _LONGEST_REST,
+    _SLICE,
+    BATCH,
+    EDGES,
+    Histogram,
+    Latency,
+    Recorder,
+    Stopwatch,
+)
 from resilient.engine.measure import Instrument, defined
 from resilient.testing import FakeClock
 
