@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from resilient.engine import living
 from tests.support.alone import AloneLast
 from tests.support.naming import ADDRESS
 from tests.support.valkey import ValkeyServer
@@ -63,6 +64,13 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast:
     """Say which tests get on with others."""
     return AloneLast(config, log, _FIRST, _ALONE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_to_measure() -> None:
+    """Have the tests of a module collect metrics of its own policies, not of those that others keep."""
+    living._places.clear()
+    living._sweep_at = living._FEW
 
 
 @pytest.fixture(scope="module", autouse=True)

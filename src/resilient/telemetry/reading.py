@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..engine.latency import Histogram
 from ..engine.living import Place, all_living
-from ..engine.measure import Instrument, Measure, Metric, is_defined
+from ..engine.measure import Instrument, Measure, Metered, Metric, is_defined
 from ..events import log_fault
 
 __all__ = ["Attributes", "Column", "Reader", "Table"]
@@ -92,7 +92,7 @@ class Reader:
         totals: _Totals = {}
         with self._lock:
             # Until they have been asked: who is collected as garbage meanwhile takes along what it counted.
-            held = [(place, source) for place in all_living() if (source := place()) is not None]
+            held = _hold_all()
             places = [place for place, _ in held]
             self._let_go(set(places))
             for place in places:
@@ -289,6 +289,12 @@ def _check(measure: Any) -> None:
         raise TypeError(f"the labels of {metric.name} must be a tuple of texts, got {labels!r}")
     if len(labels) != len(metric.attributes):
         raise ValueError(f"the labels of {metric.name} must fit {metric.attributes}, got {labels!r}")
+
+
+def _hold_all() -> list[tuple[Place, Metered]]:
+    # By itself: a name that is bound in there would stay bound to the last one as long as its frame lives,
+    # which may be long, where a logger keeps the traceback of a source that failed.
+    return [(place, source) for place in all_living() if (source := place()) is not None]
 
 
 def _new_column() -> Column:
