@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -63,8 +64,11 @@ class AloneLast(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         file = self._next()
-        if file is not None:
-            self.workqueue.move_to_end(file, last=False)
+        if file is None:
+            return
+        self.workqueue.move_to_end(file, last=False)
+        # It may have died a moment ago, and nobody been told yet: `remove_node` gives this to others then.
+        with contextlib.suppress(OSError):
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
