@@ -15,7 +15,7 @@ from collections import deque
 from itertools import accumulate, compress, repeat, starmap
 from itertools import count as numbers
 from operator import add, sub
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import params
 from .clock import MONOTONIC
@@ -242,19 +242,24 @@ class Recorder:
             self.fold()
 
     def fold(self) -> None:
-        """Put into bins what is pending."""
-        with self._lock:
-            # A signal handler may come in between, in the same thread, and use the same policy.
-            if self._folding:
-                return
-            try:
+        """Put into bins what is pending, unless somebody is doing so."""
+        # Nobody waits for that. It may be this very thread, which a signal handler has interrupted; or one whose
+        # handler waits for what only those can give who would wait here.
+        if self._folding:
+            return
+        lock: Any = self._lock
+        try:
+            if lock.acquire(blocking=False):
                 self._folding = True
                 self._put_into_bins()
                 now = self._clock()
                 if now - self._marks[-1][0] >= _RECENTLY:
                     self._marks.append((now, self._everything))
-            finally:
+        finally:
+            # Asked and not remembered: an interrupt may come before there is something to remember it by.
+            if lock._is_owned():  # noqa: SLF001 - as threading.Condition does
                 self._folding = False
+                lock.release()
 
     def histogram(self) -> Histogram:
         """Return all that was recorded since the start."""
