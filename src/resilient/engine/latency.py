@@ -243,8 +243,8 @@ class Recorder:
 
     def fold(self) -> None:
         """Put into bins what is pending, unless somebody is doing so."""
-        # Nobody waits for that. It may be this very thread, which a signal handler has interrupted; or one whose
-        # handler waits for what only those can give who would wait here.
+        # Nobody waits for that. It may be this very thread, which a signal handler has interrupted; or one
+        # whose handler waits for what only those can give who would wait here.
         if self._folding:
             return
         lock: Any = self._lock
