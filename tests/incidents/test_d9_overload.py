@@ -33,7 +33,7 @@ async def _play(logs: Path) -> tuple[Settings, Run]:
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Run]:
     """The shop, under ever more load.
 
-    The customers come from a process of their own. In that of the tests, with all that it has loaded, they are
+    The customers come from a process of their own. In that of the tests, with all it has loaded, they are
     so slow that the shop seems to answer less than it can, and four times of that is no four times.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
